@@ -1,0 +1,42 @@
+# Every target does its own set-up: a virtual environment in .venv with this package in it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint typecheck check clean
+
+demo: $(VENV)/.runtime ## train DQN on CartPole in under two minutes
+	$(BIN)/python -m lit_gfs fit --config quickstart
+
+test: $(VENV)/.development ## the test suite, without the tests that train for minutes
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.development ## the tests that train for minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A type checker does not follow an editable install into callbacks/ and datamodules/: check an installed copy.
+typecheck: $(VENV)/.development
+	rm -rf build/typed
+	$(BIN)/pip install --quiet --no-deps --target build/typed .
+	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p lit_gfs
+
+check: lint typecheck test
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "lit_gfs needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.development: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,video]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,206 @@
+"""Losses of the agents, and the densities in them, as pure functions of tensors.
+
+Every loss is a mean over its batch. Tensors whose shapes do not fit are refused, never broadcast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def q_loss(
+    q_values: Tensor, action: Tensor, target: Tensor, kind: Literal["huber", "mse"]
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of the chosen actions' values against their targets.
+
+    Args:
+        q_values: Values of all actions, ``(batch, num_actions)``.
+        action: Indices of the chosen actions, ``(batch,)``.
+        target: Targets, ``(batch,)``; no gradient flows into them.
+        kind: ``huber``: d^2 / 2 up to |d| = 1 and |d| - 1/2 beyond; ``mse``: d^2, without a factor 1/2.
+
+    Returns:
+        The mean loss, and the temporal-difference errors d = target - value ``(batch,)``, without gradient.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    _check_same_shape(action=action, target=target)
+    chosen = _select(q_values, action)
+    target = target.detach()
+    loss = F.huber_loss(chosen, target) if kind == "huber" else F.mse_loss(chosen, target)
+    return loss, target - chosen.detach()
+
+
+def max_q_value(next_q: Tensor) -> Tensor:
+    """Return the value of the best action, ``(batch, num_actions)`` to ``(batch,)`` (Watkins 1989)."""
+    return next_q.amax(-1)
+
+
+def double_q_value(online_next_q: Tensor, target_next_q: Tensor) -> Tensor:
+    """Return the target network's value of the online network's choice (van Hasselt et al. 2016).
+
+    Args:
+        online_next_q: Action values by the online network, ``(batch, num_actions)``.
+        target_next_q: Action values by the target network, ``(batch, num_actions)``.
+
+    Returns:
+        Values, ``(batch,)``.
+    """
+    return _select(target_next_q, online_next_q.argmax(-1))
+
+
+class PolicyLoss(NamedTuple):
+    """The clipped policy loss and how far the policy has moved; only ``loss`` carries a gradient."""
+
+    loss: Tensor
+    """Mean clipped surrogate, negated."""
+    approx_kl: Tensor
+    """Estimate of KL(old policy || policy)."""
+    clip_fraction: Tensor
+    """Share of ratios outside of the trusted interval."""
+
+
+def clipped_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> PolicyLoss:
+    """Return PPO's clipped surrogate loss (Schulman et al. 2017, eq. 7).
+
+    The KL estimate is the mean of (r - 1) - log r over the ratios r, which is unbiased and never negative
+    (Schulman 2020, "Approximating KL divergence", estimator k3).
+
+    Args:
+        log_prob: Log-probabilities of the actions under the policy, ``(batch,)``.
+        old_log_prob: Log-probabilities under the policy that acted, ``(batch,)``.
+        advantage: Advantages, ``(batch,)``.
+        clip: Half-width of the trusted interval around a ratio of 1.
+
+    Returns:
+        Loss, approximate KL divergence and clip fraction, scalars.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    with torch.no_grad():
+        approx_kl = (log_ratio.expm1() - log_ratio).mean()
+        clip_fraction = ((ratio - 1).abs() > clip).float().mean()
+    return PolicyLoss(loss, approx_kl, clip_fraction)
+
+
+def value_loss(
+    value: Tensor, target: Tensor, old_value: Tensor | None = None, clip: float | None = None
+) -> Tensor:
+    """Return half the mean squared error of values, optionally clipped as in OpenAI's baselines.
+
+    With clipping a value gains nothing by moving further than ``clip`` from what it was: the larger of the
+    errors with and without the clipped move counts.
+
+    Args:
+        value: Values, ``(batch,)``.
+        target: Targets, ``(batch,)``.
+        old_value: Values by the network that acted, ``(batch,)``; only used with ``clip``.
+        clip: Half-width to which a value may move; ``None`` does not clip.
+
+    Returns:
+        The mean of (value - target)^2 / 2.
+
+    Raises:
+        ValueError: If the shapes differ, or ``old_value`` is missing.
+    """
+    _check_same_shape(value=value, target=target)
+    error = (value - target).square()
+    if clip is not None:
+        if old_value is None:
+            raise ValueError("a clipped value loss needs old_value")
+        _check_same_shape(value=value, old_value=old_value)
+        clipped = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - target).square())
+    return 0.5 * error.mean()
+
+
+def normalize_advantage(advantage: Tensor) -> Tensor:
+    """Shift and scale advantages to mean 0 and standard deviation 1; a single one is left as it is."""
+    if advantage.numel() < 2:
+        return advantage
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+
+def explained_variance(value: Tensor, target: Tensor) -> Tensor:
+    """Return the share of the targets' variance that the values explain.
+
+    Args:
+        value: Predicted values, of any shape.
+        target: What they are trained towards, of the same shape.
+
+    Returns:
+        1 - Var(target - value) / Var(target): 1 is perfect, 0 no better than a constant. Targets that do
+        not vary leave nothing to explain and give 0.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _check_same_shape(value=value, target=target)
+    total = target.var(correction=0)
+    explained = 1 - (target - value).var(correction=0) / total
+    return torch.where(total > 0, explained, torch.zeros_like(total))
+
+
+def categorical_log_prob(logits: Tensor, action: Tensor) -> Tensor:
+    """Return the log-probabilities ``(*batch,)`` of actions.
+
+    Args:
+        logits: Unnormalized log-probabilities, ``(*batch, num_actions)``.
+        action: Indices of actions, ``(*batch,)``.
+    """
+    return _select(logits.log_softmax(-1), action)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy ``(*batch,)`` in nats of logits ``(*batch, num_actions)``."""
+    log_prob = logits.log_softmax(-1)
+    return -(log_prob.exp() * log_prob).sum(-1)
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """Return log-densities of actions under a Gaussian with independent dimensions.
+
+    Args:
+        mean: Means, ``(*batch, action_dim)``.
+        log_std: Logarithms of the standard deviations, ``(*batch, action_dim)`` or ``(action_dim,)``.
+        action: Actions, ``(*batch, action_dim)``.
+
+    Returns:
+        Log-densities summed over the action's dimensions, ``(*batch,)``.
+    """
+    _check_same_shape(mean=mean, action=action)
+    standardized = (action - mean) * (-log_std).exp()
+    return -(0.5 * standardized.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """Return the entropy ``(*batch,)`` in nats of a Gaussian with independent dimensions.
+
+    Args:
+        log_std: Logarithms of the standard deviations, ``(*batch, action_dim)``.
+    """
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def _select(values: Tensor, index: Tensor) -> Tensor:
+    _check_same_shape(values=values[..., 0], index=index)
+    return values.gather(-1, index.long().unsqueeze(-1)).squeeze(-1)
+
+
+def _check_same_shape(**tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"expected one shape, got {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
+        )

@@ -1,0 +1,23 @@
+"""Networks: an encoder reads the observation, a trunk carries the depth, heads give the outputs."""
+
+from lit_gfs.networks.encoders import Encoder, ImpalaCNN, NatureCNN, PixelEncoder, VectorEncoder
+from lit_gfs.networks.heads import LinearHead
+from lit_gfs.networks.layers import layer_parameters, named_layers
+from lit_gfs.networks.normalization import RunningNorm
+from lit_gfs.networks.trunks import PlainTrunk, ResidualBranch, ResidualTrunk, Trunk
+
+__all__ = [
+    "Encoder",
+    "ImpalaCNN",
+    "LinearHead",
+    "NatureCNN",
+    "PixelEncoder",
+    "PlainTrunk",
+    "ResidualBranch",
+    "ResidualTrunk",
+    "RunningNorm",
+    "Trunk",
+    "VectorEncoder",
+    "layer_parameters",
+    "named_layers",
+]

@@ -1,0 +1,188 @@
+"""Encoders: from observations, pixels or vectors, to flat features."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_gfs.errors import UserError
+
+
+class Encoder(nn.Module):
+    """Base of the encoders.
+
+    ``forward`` maps observations ``(*batch, *observation_shape)``, with any number of batch dimensions, to
+    features ``(*batch, out_features)``.
+
+    Args:
+        observation_shape: Shape of one observation.
+    """
+
+    out_features: int
+    """Number of features per observation."""
+
+    def __init__(self, observation_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.observation_shape = torch.Size(observation_shape)
+
+    def _batch_shape(self, observation: Tensor) -> torch.Size:
+        batch_dims = observation.ndim - len(self.observation_shape)
+        if batch_dims < 0 or observation.shape[batch_dims:] != self.observation_shape:
+            raise ValueError(
+                f"expected observations (*batch, *{tuple(self.observation_shape)}), "
+                f"got {tuple(observation.shape)}"
+            )
+        return observation.shape[:batch_dims]
+
+
+class VectorEncoder(Encoder):
+    """Hands a vector on as flat float32 features; it has no parameters.
+
+    Args:
+        observation_shape: Shape of one observation.
+
+    Raises:
+        UserError: If the observations are images.
+    """
+
+    def __init__(self, observation_shape: tuple[int, ...]) -> None:
+        super().__init__(observation_shape)
+        if len(observation_shape) == 3:
+            raise UserError(
+                f"VectorEncoder reads vectors, but the observations are images {tuple(observation_shape)}; "
+                "use NatureCNN or ImpalaCNN"
+            )
+        self.out_features = math.prod(observation_shape)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map ``(*batch, *observation_shape)`` to float32 ``(*batch, out_features)``."""
+        return observation.reshape(*self._batch_shape(observation), self.out_features).float()
+
+
+class PixelEncoder(Encoder):
+    """Base of the convolutional encoders; a subclass sets `convolutions` and `out_features`.
+
+    Bytes are scaled to [0, 1]; other pixels are taken as they are.
+
+    Args:
+        observation_shape: ``(channels, height, width)``; stacked frames are channels.
+
+    Raises:
+        UserError: If the observations are not images, or too small.
+    """
+
+    smallest_image: ClassVar[int] = 1
+    """The least height and width that leave one output position."""
+
+    convolutions: nn.Module
+    """Maps ``(batch, channels, height, width)`` to ``(batch, features, rows, columns)``."""
+
+    def __init__(self, observation_shape: tuple[int, ...]) -> None:
+        super().__init__(observation_shape)
+        name = type(self).__name__
+        if len(observation_shape) != 3:
+            raise UserError(
+                f"{name} reads images (channels, height, width), but the observations have shape "
+                f"{tuple(observation_shape)}; use VectorEncoder"
+            )
+        _, height, width = observation_shape
+        if min(height, width) < self.smallest_image:
+            raise UserError(
+                f"{name} needs images of at least {self.smallest_image} x {self.smallest_image} pixels, "
+                f"got {height} x {width}"
+            )
+
+    @torch.no_grad()
+    def _count_features(self) -> int:
+        return self.convolutions(torch.zeros(1, *self.observation_shape)).numel()
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map images ``(*batch, channels, height, width)`` to ``(*batch, out_features)``."""
+        batch = self._batch_shape(observation)
+        images = observation.reshape(batch.numel(), *self.observation_shape)
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        return self.convolutions(images).reshape(*batch, self.out_features)
+
+
+class NatureCNN(PixelEncoder):
+    """The three convolutions of Mnih et al. (2015); the 512 units that follow there belong to the trunk.
+
+    Args:
+        observation_shape: ``(channels, height, width)``; stacked frames are channels.
+
+    Raises:
+        UserError: If the observations are not images, or smaller than 36 x 36.
+    """
+
+    smallest_image = 36
+
+    def __init__(self, observation_shape: tuple[int, ...]) -> None:
+        super().__init__(observation_shape)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(observation_shape[0], 32, kernel_size=8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, kernel_size=4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, kernel_size=3, stride=1),
+            nn.ReLU(),
+        )
+        self.out_features = self._count_features()
+
+
+class ImpalaCNN(PixelEncoder):
+    """The deep residual network of Espeholt et al. (2018), up to its last convolution's ReLU.
+
+    Each stage is a convolution, a max-pooling that halves the image, and two residual blocks.
+
+    Args:
+        observation_shape: ``(channels, height, width)``; stacked frames are channels.
+        channels: Output channels of each stage.
+        width_scale: Factor on all of ``channels``.
+
+    Raises:
+        UserError: If the observations are not images, or a number of channels is not positive.
+    """
+
+    def __init__(
+        self,
+        observation_shape: tuple[int, ...],
+        channels: tuple[int, ...] = (16, 32, 32),
+        width_scale: int = 1,
+    ) -> None:
+        super().__init__(observation_shape)
+        widths = [width_scale * count for count in channels]
+        if not widths or min(widths) < 1:
+            raise UserError(
+                f"ImpalaCNN needs positive numbers of channels, got channels={tuple(channels)} times "
+                f"width_scale={width_scale}"
+            )
+        stages = [_impala_stage(before, after) for before, after in pairwise([observation_shape[0], *widths])]
+        self.convolutions = nn.Sequential(*stages, nn.ReLU())
+        self.out_features = self._count_features()
+
+
+class _ImpalaBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.branch(images)
+
+
+def _impala_stage(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+        nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+        _ImpalaBlock(out_channels),
+        _ImpalaBlock(out_channels),
+    )

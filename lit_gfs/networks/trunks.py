@@ -1,0 +1,183 @@
+"""Trunks: the stack of linear layers between encoder and head, whose depth and width are studied."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from lit_gfs.errors import UserError, nearest
+
+Norm = Literal["layer", "rms", "none"]
+"""Normalization over features: LayerNorm, RMSNorm, or nothing."""
+
+Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+def make_norm(norm: Norm, features: int) -> nn.Module:
+    """Build a normalization of ``features`` features; ``none`` is the identity."""
+    if norm == "layer":
+        return nn.LayerNorm(features)
+    if norm == "rms":
+        return nn.RMSNorm(features)
+    return nn.Identity()
+
+
+def make_activation(activation: Activation) -> nn.Module:
+    """Build an activation function; each use is a module of its own, which hooks can tell apart."""
+    return _ACTIVATIONS[activation]()
+
+
+class Trunk(nn.Module):
+    """Base of the trunks: checks the arguments that they share.
+
+    ``forward`` maps features ``(*batch, in_features)`` to ``(*batch, out_features)``. In every trunk
+    ``depth`` counts the linear layers on the longest path, so that equal depth means equal depth.
+
+    Args:
+        in_features: Number of input features.
+        depth: Number of linear layers.
+        width: Number of hidden units.
+        norm: Normalization over features.
+        activation: Activation function.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    smallest_depth = 1
+    """The fewest layers the structure can have."""
+
+    out_features: int
+    """Number of output features."""
+
+    def __init__(self, in_features: int, depth: int, width: int, norm: Norm, activation: Activation) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if depth < self.smallest_depth:
+            raise UserError(f"{name} needs depth >= {self.smallest_depth}, got {depth}")
+        if width < 1:
+            raise UserError(f"{name} needs width >= 1, got {width}")
+        for argument, value, literal in (("norm", norm, Norm), ("activation", activation, Activation)):
+            choices = get_args(literal)
+            if value not in choices:
+                raise UserError(
+                    f"{name} has no {argument} {value!r}; expected one of {', '.join(choices)}"
+                    f"{nearest(str(value), choices)}"
+                )
+        self.in_features = in_features
+        self.out_features = width if depth else in_features
+        self.depth = depth
+        self.width = width
+
+
+class PlainTrunk(Trunk):
+    """A chain: ``depth`` times linear, normalization, activation.
+
+    Args:
+        in_features: Number of input features.
+        depth: Number of linear layers; 0 is the identity.
+        width: Number of units of each layer.
+        norm: Normalization over features, before each activation.
+        activation: Activation function.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    smallest_depth = 0
+
+    def __init__(
+        self,
+        in_features: int,
+        depth: int = 2,
+        width: int = 64,
+        norm: Norm = "none",
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(in_features, depth, width, norm, activation)
+        self.layers = nn.Sequential()
+        for index in range(depth):
+            self.layers.append(nn.Linear(width if index else in_features, width))
+            self.layers.append(make_norm(norm, width))
+            self.layers.append(make_activation(activation))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        return self.layers(features)
+
+
+class ResidualBranch(nn.Module):
+    """What a residual trunk adds to its stream: linear, activation, linear, of the normalized stream.
+
+    Args:
+        width: Number of features of the stream and of the hidden layer.
+        norm: Normalization over features, before the first layer.
+        activation: Activation function between the layers.
+    """
+
+    def __init__(self, width: int, norm: Norm, activation: Activation) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, width)
+        self.first = nn.Linear(width, width)
+        self.activation = make_activation(activation)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """Map the stream ``(*batch, width)`` to what is added to it, of the same shape."""
+        return self.second(self.activation(self.first(self.norm(stream))))
+
+
+class ResidualTrunk(Trunk):
+    """A residual network with pre-normalized branches of two linear layers.
+
+    An input layer opens the stream h; each branch F adds to it, h <- h + F(h) (He et al. 2016, "Identity
+    mappings"); normalization and activation close it. The input layer and the branches take an odd number
+    of layers; an even ``depth`` spends the last one on an output layer with its own normalization and
+    activation. So 4, 8 and 12 layers hold 1, 3 and 5 branches; without branches, at depth 1 and 2, the
+    trunk is that of `PlainTrunk`.
+
+    Args:
+        in_features: Number of input features.
+        depth: Number of linear layers on the path through all branches, at least 1.
+        width: Number of units of each layer.
+        norm: Normalization over features, before each branch and each closing activation.
+        activation: Activation function.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        depth: int = 2,
+        width: int = 64,
+        norm: Norm = "none",
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(in_features, depth, width, norm, activation)
+        self.input = nn.Linear(in_features, width)
+        self.branches = nn.ModuleList(
+            ResidualBranch(width, norm, activation) for _ in range((depth - 1) // 2)
+        )
+        self.output = nn.Sequential(make_norm(norm, width), make_activation(activation))
+        if depth % 2 == 0:
+            self.output.append(nn.Linear(width, width))
+            self.output.append(make_norm(norm, width))
+            self.output.append(make_activation(activation))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        stream = self.input(features)
+        for branch in self.branches:
+            stream = stream + branch(stream)
+        return self.output(stream)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lit_gfs.errors import UserError
+from lit_gfs.networks import Encoder, ImpalaCNN, NatureCNN, VectorEncoder
+
+FRAMES = (4, 84, 84)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "features"),
+    [
+        (NatureCNN(FRAMES), 64 * 7 * 7),
+        (NatureCNN((3, 64, 64)), 64 * 4 * 4),
+        (NatureCNN((1, 36, 36)), 64),
+        (ImpalaCNN(FRAMES), 32 * 11 * 11),
+        (ImpalaCNN(FRAMES, channels=(8, 8), width_scale=2), 16 * 21 * 21),
+        (ImpalaCNN((3, 64, 48)), 32 * 8 * 6),
+    ],
+)
+def test_pixel_encoders_count_their_features(encoder: Encoder, features: int) -> None:
+    assert encoder.out_features == features
+    image = torch.zeros(encoder.observation_shape, dtype=torch.uint8)
+    assert encoder(image).shape == (features,)
+
+
+@pytest.mark.parametrize("encoder", [NatureCNN((2, 40, 40)), ImpalaCNN((2, 40, 40), channels=(4,))])
+def test_any_batch_dimensions_give_the_features_of_single_images(encoder: Encoder) -> None:
+    images = torch.randint(0, 256, (2, 3, 2, 40, 40), dtype=torch.uint8)
+
+    features = encoder(images)
+
+    assert features.shape == (2, 3, encoder.out_features)
+    torch.testing.assert_close(features[1, 2], encoder(images[1, 2]))
+    torch.testing.assert_close(features[0], encoder(images[0]))
+    assert encoder(images[:0]).shape == (0, 3, encoder.out_features)
+
+
+@pytest.mark.parametrize("encoder", [NatureCNN((1, 36, 36)), ImpalaCNN((1, 36, 36), channels=(4,))])
+def test_bytes_are_scaled_to_the_unit_interval(encoder: Encoder) -> None:
+    images = torch.randint(0, 256, (5, 1, 36, 36), dtype=torch.uint8)
+
+    torch.testing.assert_close(encoder(images), encoder(images.double() / 255))
+
+
+@pytest.mark.parametrize("encoder", [NatureCNN(FRAMES), ImpalaCNN(FRAMES)])
+def test_gradient_reaches_every_layer_and_features_are_rectified(encoder: Encoder) -> None:
+    features = encoder(torch.randint(0, 256, (8, *FRAMES), dtype=torch.uint8))
+    features.square().sum().backward()
+
+    assert features.min() == 0
+    assert features.max() > 0
+    gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
+
+
+def test_networks_have_the_published_layers() -> None:
+    def convolutions(encoder: Encoder) -> list[tuple[int, int, int, int]]:
+        found = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+        return [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in found]
+
+    assert convolutions(NatureCNN(FRAMES)) == [(4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]
+    # Espeholt et al. 2018, figure 3: 15 convolutions, 5 a stage.
+    assert convolutions(ImpalaCNN(FRAMES)) == [
+        *[(4, 16, 3, 1), *[(16, 16, 3, 1)] * 4],
+        *[(16, 32, 3, 1), *[(32, 32, 3, 1)] * 4],
+        *[(32, 32, 3, 1)] * 5,
+    ]
+
+
+def test_impala_blocks_are_residual() -> None:
+    encoder = ImpalaCNN((2, 16, 16), channels=(4,))
+    stage = encoder.convolutions[0]
+    for block in (stage[2], stage[3]):
+        nn.init.zeros_(block.branch[-1].weight)
+        nn.init.zeros_(block.branch[-1].bias)
+    images = torch.rand(3, 2, 16, 16)
+
+    torch.testing.assert_close(encoder(images), stage[1](stage[0](images)).relu().flatten(1))
+
+
+@pytest.mark.parametrize(("shape", "features"), [((5,), 5), ((2, 3), 6), ((), 1)])
+def test_vector_encoder_flattens_to_float(shape: tuple[int, ...], features: int) -> None:
+    encoder = VectorEncoder(shape)
+    observation = torch.randint(-9, 9, (4, 2, *shape))
+
+    encoded = encoder(observation)
+
+    assert encoder.out_features == features
+    assert list(encoder.parameters()) == []
+    assert encoded.dtype == torch.float32
+    assert encoded.tolist() == observation.reshape(4, 2, features).tolist()
+
+
+@pytest.mark.parametrize("build", [NatureCNN, ImpalaCNN])
+@pytest.mark.parametrize("shape", [(17,), (), (2, 3)])
+def test_pixel_encoders_refuse_vectors(build: type[Encoder], shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"use VectorEncoder$"):
+        build(shape)
+
+
+def test_vector_encoder_refuses_images() -> None:
+    with pytest.raises(UserError, match=r"images \(4, 84, 84\); use NatureCNN or ImpalaCNN$"):
+        VectorEncoder(FRAMES)
+
+
+def test_too_small_images_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 36 x 36 pixels, got 35 x 84"):
+        NatureCNN((4, 35, 84))
+
+
+def test_impala_refuses_channels_that_are_not_positive() -> None:
+    with pytest.raises(UserError, match="positive numbers of channels"):
+        ImpalaCNN(FRAMES, width_scale=0)
+    with pytest.raises(UserError, match="positive numbers of channels"):
+        ImpalaCNN(FRAMES, channels=())
+
+
+def test_observations_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected observations .*got \(7, 4\)"):
+        VectorEncoder((5,))(torch.zeros(7, 4))
