@@ -8,8 +8,8 @@ All arguments of a call have one shape. Rollouts are ``(num_envs, T)`` or ``(num
 ``next_value[:, t]`` is the value of the observation that step t led to, the final one where the episode
 ended, never that of the reset which follows.
 
-The recursions are TorchRL's. Its vectorized variants cut small weights off (errors of 1e-6) and fail at lambda 0, so the
-plain ones are used.
+The recursions are TorchRL's. Its vectorized variants cut small weights off (errors of 1e-6) and fail at
+lambda 0, so the plain ones are used.
 """
 
 from __future__ import annotations

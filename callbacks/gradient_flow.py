@@ -1,0 +1,196 @@
+"""Watches how gradients flow through a network: their size, direction and balance, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lit_gfs.errors import UserError
+from lit_gfs.metrics.figures import gradient_heat_map
+from lit_gfs.metrics.gradient_flow import max_min_ratio
+from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
+from lit_gfs.metrics.norm_history import NormHistory
+from lit_gfs.networks.layers import named_layers
+
+
+class GradientFlowMonitor(Callback):
+    """Logs each layer's gradient norm before and after interventions, and how steady its direction is.
+
+    Every ``every_n_steps`` optimizer steps, the first step included, it writes to all loggers:
+
+    - ``gradient_flow/norm/<layer>``: 2-norm of the raw gradient, weight and bias together;
+    - ``gradient_flow/norm_applied/<layer>``: of the gradient as the optimizer received it, after all
+      interventions and ``Trainer(gradient_clip_val)``;
+    - ``gradient_flow/cosine/<layer>``: between the raw gradient and that of the optimizer step before; not
+      written where it is undefined, as for a zero gradient;
+    - ``gradient_flow/max_min_ratio``: largest by smallest raw layer norm, of the finite, non-zero ones;
+    - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: over all layers;
+    - ``gradient_flow/nonfinite_layers``: how many raw layer norms are not finite.
+
+    The x axis is the module's ``env_steps`` if it has them, else the Trainer's ``global_step``. TensorBoard
+    also gets ``gradient_flow/heat_map``, the whole run as layer by step, raw beside applied. When it has no
+    room for another column, neighbouring columns are averaged geometrically in pairs.
+
+    Put it before all callbacks that change gradients. It works on any LightningModule, under automatic
+    and manual optimization: layers are those of its ``named_layers()`` method if it has one, else all modules
+    that own trainable parameters directly. The layers are those that the optimizers hold when fitting starts.
+    Each optimizer is measured on its own steps. Under DDP, gradients are equal on all ranks and
+    rank zero measures; sharded strategies are not supported.
+
+    Args:
+        every_n_steps: Optimizer steps from one measurement to the next.
+        figure_every: Measurements from one heat map to the next; one more is drawn when fitting ends. 0 draws
+            only that one.
+        max_columns: The most columns of the heat map, an even number.
+
+    Raises:
+        MisconfigurationException: If an argument is out of range.
+        UserError: If the module has no trainable layer.
+
+    Example::
+
+        trainer = Trainer(callbacks=[GradientFlowMonitor(every_n_steps=100)])
+    """
+
+    def __init__(self, every_n_steps: int = 100, figure_every: int = 50, max_columns: int = 256) -> None:
+        if every_n_steps < 1:
+            raise MisconfigurationException(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if figure_every < 0:
+            raise MisconfigurationException(f"figure_every must be 0 or more, got {figure_every}")
+        if max_columns < 2 or max_columns % 2:
+            raise MisconfigurationException(f"max_columns must be even and at least 2, got {max_columns}")
+        self.every_n_steps = every_n_steps
+        self.figure_every = figure_every
+        self.max_columns = max_columns
+        self._probes: list[GradientProbe] = []
+        self._history = NormHistory([], max_columns)
+        self._restored: dict[str, Any] | None = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is None and trainer.global_step > 0:
+            self._restored = self.state_dict()  # the same Trainer fits on
+        layers = _layers_of(pl_module)
+        self._probes = probes_for(trainer.optimizers, layers)
+        watched = {name for probe in self._probes for name in probe.parameters}
+        if not watched:
+            raise UserError(
+                f"{type(pl_module).__name__} has no trainable layer: expected at least one module with "
+                "parameters that require gradients and belong to an optimizer"
+            )
+        self._history = NormHistory([name for name in layers if name in watched], self.max_columns)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is None:
+            return
+        self._history.load_state_dict(self._restored["history"])
+        for probe, state in zip(self._probes, self._restored["probes"], strict=False):
+            probe.load_state_dict(state)
+        self._restored = None
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if trainer.is_global_zero:
+            self._probes[trainer.optimizers.index(optimizer)].observe(self.every_n_steps)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        measured = [probe for probe in self._probes if probe.raw is not None]
+        if not measured:
+            return
+        names = [name for probe in measured for name in probe.parameters]
+        values = torch.cat([probe.collect().to(pl_module.device) for probe in measured], dim=1)
+        raw, applied, cosines = values.cpu()  # the only transfer to the host
+        step = _x(trainer, pl_module)
+        scalars = _scalars(names, raw, applied, cosines)
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=step)
+        self._history.append(step, names, raw, applied)
+        if self.figure_every and self._history.measurements % self.figure_every == 0:
+            self._draw(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.figure_every == 0 or self._history.measurements % self.figure_every:
+            self._draw(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The heat map is wanted most after a crash.
+        self._draw(trainer, pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._restored is not None:
+            return self._restored
+        return {
+            "history": self._history.state_dict(),
+            "probes": [probe.state_dict() for probe in self._probes],
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The layers are not known before fitting starts.
+        self._restored = state_dict
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not loggers or not self._history.measurements or not trainer.is_global_zero:
+            return
+        raw, applied = self._history.log10_norms()
+        counts_env_steps = getattr(pl_module, "env_steps", None) is not None
+        figure = gradient_heat_map(
+            self._history.layers,
+            self._history.steps,
+            raw,
+            applied,
+            x_label="environment steps" if counts_env_steps else "optimizer steps",
+        )
+        for logger in loggers:
+            logger.experiment.add_figure("gradient_flow/heat_map", figure, global_step=_x(trainer, pl_module))
+
+
+def _layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
+    """Return the module's layers by name; its own direct parameters go under its class name."""
+    own = getattr(pl_module, "named_layers", None)
+    layers = own() if callable(own) else named_layers(pl_module)
+    return {name or type(pl_module).__name__: layer for name, layer in layers.items()}
+
+
+def _scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) -> dict[str, float]:
+    """Name the measured values, ``(M,)`` each, and summarize them."""
+    scalars = {
+        "gradient_flow/global_norm": float(torch.linalg.vector_norm(raw)),
+        "gradient_flow/global_norm_applied": float(torch.linalg.vector_norm(applied)),
+        "gradient_flow/nonfinite_layers": float((~raw.isfinite()).sum()),
+    }
+    ratio = float(max_min_ratio(raw))
+    if ratio == ratio:
+        scalars["gradient_flow/max_min_ratio"] = ratio
+    for name, norm, norm_applied, cosine in zip(
+        names, raw.tolist(), applied.tolist(), cosines.tolist(), strict=True
+    ):
+        scalars[f"gradient_flow/norm/{name}"] = norm
+        scalars[f"gradient_flow/norm_applied/{name}"] = norm_applied
+        if cosine == cosine:
+            scalars[f"gradient_flow/cosine/{name}"] = cosine
+    return scalars
+
+
+def _x(trainer: Trainer, pl_module: LightningModule) -> int:
+    """Return where the run stands: environment steps if the module counts them, else optimizer steps."""
+    env_steps = getattr(pl_module, "env_steps", None)
+    return trainer.global_step if env_steps is None else int(env_steps)

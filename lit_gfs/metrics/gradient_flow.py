@@ -1,0 +1,131 @@
+"""Gradient flow: how large each layer's gradient is, and how steady its direction.
+
+Gradients are mappings from a layer's name to the gradients of its parameters, ``None`` where a parameter has
+none; a layer without any gradient counts as a zero gradient. Every result stays on the gradients' device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+LayerParameters = Mapping[str, Sequence[nn.Parameter]]
+LayerGradients = Mapping[str, Sequence[Tensor | None]]
+
+
+def parameters_by_layer(
+    layers: Mapping[str, nn.Module], trained: Iterable[nn.Parameter] | None = None
+) -> dict[str, list[nn.Parameter]]:
+    """List the trainable parameters that each layer owns directly.
+
+    A parameter that several layers share belongs to the first of them, so that no gradient counts twice.
+    A layer that is left with none is dropped.
+
+    Args:
+        layers: Layers by name, in forward order.
+        trained: The parameters to keep, usually those of an optimizer; ``None`` keeps all trainable ones.
+
+    Returns:
+        Parameters by layer name, in the order of ``layers``.
+    """
+    wanted = None if trained is None else {id(parameter) for parameter in trained}
+    seen: set[int] = set()
+    owned: dict[str, list[nn.Parameter]] = {}
+    for name, layer in layers.items():
+        for parameter in layer.parameters(recurse=False):
+            kept = parameter.requires_grad and (wanted is None or id(parameter) in wanted)
+            if kept and id(parameter) not in seen:
+                seen.add(id(parameter))
+                owned.setdefault(name, []).append(parameter)
+    return owned
+
+
+def gradients_by_layer(parameters: LayerParameters) -> dict[str, list[Tensor | None]]:
+    """Read the current gradients, without a copy; sparse ones are made dense.
+
+    Args:
+        parameters: Parameters by layer name, as from `parameters_by_layer`.
+
+    Returns:
+        Gradients by layer name, one entry per parameter.
+    """
+    return {name: [_gradient(parameter) for parameter in owned] for name, owned in parameters.items()}
+
+
+def layer_norms(gradients: LayerGradients) -> Tensor:
+    """Compute the 2-norm of each layer's gradient, over all its parameters together.
+
+    Args:
+        gradients: Gradients of L layers, of any floating dtype.
+
+    Returns:
+        Norms ``(L,)``, accumulated in float32 or wider; 0 for a layer without a gradient.
+    """
+    present = [[gradient for gradient in layer if gradient is not None] for layer in gradients.values()]
+    flat = [gradient for layer in present for gradient in layer]
+    if not flat:
+        return torch.zeros(len(present))
+    dtype = _accumulation_dtype(flat)
+    norms = torch._foreach_norm(flat, 2, dtype=dtype)
+    squares = torch.stack([norm.to(flat[0].device) for norm in norms]).square()
+    # Each layer is summed by itself: an indexed sum is not deterministic on every device.
+    return torch.stack([layer.sum() for layer in squares.split([len(layer) for layer in present])]).sqrt()
+
+
+def layer_cosines(gradients: LayerGradients, previous: LayerGradients) -> Tensor:
+    """Compute the cosine between each layer's gradient and an earlier one.
+
+    Args:
+        gradients: Gradients of L layers.
+        previous: Earlier gradients of the same layers, with the same shapes.
+
+    Returns:
+        Cosines ``(L,)`` in [-1, 1]; NaN where either gradient is zero, missing or not finite.
+    """
+    norms, earlier_norms = layer_norms(gradients), layer_norms(previous)
+    dots = torch.stack(
+        [
+            _dot(layer, earlier).to(norms)
+            for layer, earlier in zip(gradients.values(), previous.values(), strict=True)
+        ]
+    )
+    products = norms * earlier_norms.to(norms)
+    return torch.where(products.isfinite(), (dots / products).clamp(-1.0, 1.0), torch.nan)
+
+
+def max_min_ratio(norms: Tensor) -> Tensor:
+    """Divide the largest layer norm by the smallest, over those that are finite and not zero.
+
+    Args:
+        norms: Layer norms ``(L,)``.
+
+    Returns:
+        The ratio ``()``, at least 1; NaN if no norm is finite and not zero.
+    """
+    usable = norms.isfinite() & (norms > 0)
+    largest = torch.where(usable, norms, -torch.inf).max()
+    smallest = torch.where(usable, norms, torch.inf).min()
+    return torch.where(usable.any(), largest / smallest, torch.nan)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor | None:
+    if parameter.grad is None:
+        return None
+    gradient = parameter.grad.detach()
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _dot(layer: Sequence[Tensor | None], earlier: Sequence[Tensor | None]) -> Tensor:
+    """Sum the products of two gradients of one layer, ``()``; a missing gradient counts as zero."""
+    pairs = [(a, b) for a, b in zip(layer, earlier, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return torch.zeros(())
+    dtype = _accumulation_dtype([a for a, _ in pairs])
+    return torch.stack([torch.dot(a.flatten().to(dtype), b.flatten().to(dtype)) for a, b in pairs]).sum()
+
+
+def _accumulation_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Return float32, or float64 if any tensor has it."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

@@ -1,0 +1,101 @@
+"""The history of layer norms over a run, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NormHistory:
+    """Layer norms over a whole run, raw and applied, in a bounded number of columns.
+
+    Each column stands for the same number of consecutive measurements, one at first. When all columns are
+    full, neighbours are joined in pairs and from then on each column takes twice as many measurements, so
+    the run is always covered evenly. A cell is the geometric mean of its layer's finite, non-zero norms.
+
+    Args:
+        layers: The names of the L layers, in the order of the rows.
+        max_columns: The most columns kept; even.
+    """
+
+    def __init__(self, layers: Sequence[str], max_columns: int) -> None:
+        self.layers = list(layers)
+        self.max_columns = max_columns
+        self.per_column = 1
+        self.measurements = 0
+        self.steps: list[int] = []
+        """The step at which each of the C columns begins."""
+        # (raw or applied, [sum of log10, finite and non-zero, not finite], column, layer): sums and counts
+        # are joined by addition, without loss.
+        self._cells = torch.zeros(2, 3, max_columns, len(self.layers), dtype=torch.float64)
+
+    def append(self, step: int, layers: Sequence[str], raw: Tensor, applied: Tensor) -> None:
+        """Add one measurement.
+
+        Args:
+            step: Where it stands on the x axis.
+            layers: The names of the M measured layers; the others keep no trace of this measurement.
+            raw: Norms before interventions and clipping, ``(M,)``.
+            applied: Norms as the optimizer received them, ``(M,)``.
+        """
+        if self.measurements == self.max_columns * self.per_column:
+            self._join_neighbours()
+        column = self.measurements // self.per_column
+        if column == len(self.steps):
+            self.steps.append(step)
+        norms = torch.stack([raw, applied]).to("cpu", torch.float64)
+        usable = norms.isfinite() & (norms > 0)
+        logarithms = torch.where(usable, norms, 1.0).log10()
+        rows = [self.layers.index(name) for name in layers]
+        self._cells[:, :, column, rows] += torch.stack([logarithms, usable, ~norms.isfinite()], dim=1)
+        self.measurements += 1
+
+    def log10_norms(self) -> tuple[Tensor, Tensor]:
+        """Return the columns so far.
+
+        Returns:
+            log10 of the raw and of the applied norms, ``(C, L)`` each, float64. Where no norm was finite and
+            non-zero, the cell is NaN if one was not finite, else minus infinity.
+        """
+        sums, usable, not_finite = self._cells[:, :, : len(self.steps)].unbind(1)
+        empty = torch.where(not_finite > 0, torch.nan, -torch.inf)
+        raw, applied = torch.where(usable > 0, sums / usable.clamp(min=1), empty)
+        return raw, applied
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as numbers, strings, lists and tensors."""
+        return {
+            "layers": list(self.layers),
+            "per_column": self.per_column,
+            "measurements": self.measurements,
+            "steps": list(self.steps),
+            "cells": self._cells[:, :, : len(self.steps)].clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue a saved history.
+
+        Layers are matched by name: one that is new has an empty past, one that is gone is forgotten. If the
+        saved columns are more than ``max_columns``, neighbours are joined until they fit.
+        """
+        self.per_column, self.measurements = state["per_column"], state["measurements"]
+        self.steps = list(state["steps"])
+        columns = max(self.max_columns, len(self.steps) + len(self.steps) % 2)
+        self._cells = torch.zeros(2, 3, columns, len(self.layers), dtype=torch.float64)
+        saved = {name: row for row, name in enumerate(state["layers"])}
+        for row, name in enumerate(self.layers):
+            if name in saved:
+                self._cells[:, :, : len(self.steps), row] = state["cells"][..., saved[name]]
+        while len(self.steps) > self.max_columns:
+            self._join_neighbours()
+
+    def _join_neighbours(self) -> None:
+        pairs = self._cells.unflatten(2, (-1, 2)).sum(3)
+        columns = max(self.max_columns, pairs.shape[2] + pairs.shape[2] % 2)
+        self._cells = self._cells.new_zeros(2, 3, columns, len(self.layers))
+        self._cells[:, :, : pairs.shape[2]] = pairs
+        self.steps = self.steps[::2]
+        self.per_column *= 2
