@@ -1,0 +1,166 @@
+"""Speed of the batched environments under a Collector, as ratios to what they are built on.
+
+Every ratio compares two ways that take turns within one run, so that a busy machine slows both. The policy is
+the same everywhere: actions drawn beforehand, so that neither side pays for a network.
+
+    python benchmarks/environments.py --seconds 20 --json environments.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.collectors import Collector
+from torchrl.data import TensorSpec
+from torchrl.envs import EnvBase
+
+from lit_gfs.envs import make_env
+
+Advance = Callable[[], int]
+"""Takes some environment steps and says how many."""
+
+DRAWN = 256
+"""Vector steps whose actions are drawn beforehand."""
+
+
+class DrawnActions(TensorDictModuleBase):
+    """A policy that repeats a table of random actions."""
+
+    in_keys = ["observation"]
+    out_keys = ["action"]
+
+    def __init__(self, action_spec: TensorSpec) -> None:
+        super().__init__()
+        self.table = [action_spec.rand() for _ in range(DRAWN)]
+        self.step = 0
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the next actions."""
+        self.step = (self.step + 1) % DRAWN
+        return tensordict.set("action", self.table[self.step])
+
+
+def collected(env: EnvBase, vector_steps: int) -> Advance:
+    """Step an environment under a Collector."""
+    collector = Collector(
+        env,
+        DrawnActions(env.action_spec),
+        frames_per_batch=env.batch_size.numel() * vector_steps,
+        total_frames=-1,
+        policy_device="cpu",
+        env_device="cpu",
+        storing_device="cpu",
+        track_traj_ids=False,
+        trust_policy=True,
+        auto_register_policy_transforms=False,
+    )
+    pieces: Iterator[TensorDictBase] = iter(collector)
+    return lambda: next(pieces).numel()
+
+
+def stepped(simulator: Any, actions: list[Any], num_envs: int, vector_steps: int) -> Advance:
+    """Step a gymnasium vector environment in a bare loop."""
+    simulator.reset(seed=0)
+    position = 0
+
+    def advance() -> int:
+        nonlocal position
+        for _ in range(vector_steps):
+            position = (position + 1) % DRAWN
+            simulator.step(actions[position])
+        return num_envs * vector_steps
+
+    return advance
+
+
+def compare(ours: Advance, reference: Advance, seconds: float) -> dict[str, float]:
+    """Let two ways take turns; return the medians of their steps per second, and of the ratio per turn."""
+    speeds: list[tuple[float, float]] = []
+    ours(), reference()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(speeds) < 5:
+        # A turn of 0.2 seconds each, short beside the ups and downs of a shared machine.
+        speeds.append((speed(ours, 0.2), speed(reference, 0.2)))
+    return {
+        "steps_per_second": round(statistics.median(mine for mine, _ in speeds)),
+        "reference_steps_per_second": round(statistics.median(theirs for _, theirs in speeds)),
+        "ratio": round(statistics.median(mine / theirs for mine, theirs in speeds), 3),
+        "turns": len(speeds),
+    }
+
+
+def speed(advance: Advance, seconds: float) -> float:
+    """Return steps per second over at least ``seconds``."""
+    steps, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        steps += advance()
+    return steps / (time.perf_counter() - start)
+
+
+def atari(game: str, rom: str, seconds: float) -> dict[str, float]:
+    """Compare 64 games under a Collector with ALE's batched simulator in a bare loop."""
+    from ale_py.vector_env import AtariVectorEnv
+
+    env = make_env(f"ALE/{game}-v5", 64, seed=0)
+    simulator = AtariVectorEnv(
+        rom, 64, repeat_action_probability=0.25, reward_clipping=False, autoreset_mode="SameStep"
+    )
+    actions = [env.action_spec.rand().numpy() for _ in range(DRAWN)]
+    return compare(collected(env, 16), stepped(simulator, actions, 64, 16), seconds)
+
+
+def cartpole(seconds: float) -> dict[str, float]:
+    """Compare 64 poles under a Collector with gymnasium's batched simulator in a bare loop."""
+    import gymnasium
+
+    env = make_env("CartPole-v1", 64, seed=0)
+    simulator = gymnasium.make_vec("CartPole-v1", 64, vectorization_mode="vector_entry_point")
+    actions = [env.action_spec.rand().numpy() for _ in range(DRAWN)]
+    return compare(collected(env, 64), stepped(simulator, actions, 64, 64), seconds)
+
+
+def cheetah(seconds: float) -> dict[str, float]:
+    """Compare 32 cheetahs with TorchRL's own environment, both under a Collector."""
+    env = make_env("dm_control/cheetah-run-v0", 32, seed=0)
+    from torchrl.envs import DMControlEnv
+
+    reference = DMControlEnv("cheetah", "run", device="cpu")
+    return compare(collected(env, 32), collected(reference, 64), seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--seconds", type=float, default=20.0, help="measuring time of each comparison")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "pong_64": {**atari("Pong", "pong", arguments.seconds), "target": 0.7},
+        "breakout_64": {**atari("Breakout", "breakout", arguments.seconds), "target": 0.7},
+        "cheetah_run_32": {**cheetah(arguments.seconds), "target": 10.0},
+        "cartpole_64": {**cartpole(arguments.seconds), "target": 0.35},
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Datamodules: what feeds the agents."""
+
+from lit_gfs.datamodules.replay import ReplayDataModule
+from lit_gfs.datamodules.rollout import RolloutDataModule
+
+__all__ = ["ReplayDataModule", "RolloutDataModule"]

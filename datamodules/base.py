@@ -1,0 +1,173 @@
+"""The datamodule that owns environments: what replay and rollout have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
+from lit_gfs.datamodules.experience import Experience
+from lit_gfs.envs import EnvSpec, make_env
+from lit_gfs.errors import UserError
+from lit_gfs.seeding import derive_seed, run_seed
+from lit_gfs.video import write_video
+
+
+def require_positive(**values: int) -> None:
+    """Check counts that a user gave.
+
+    Raises:
+        UserError: If one of them is less than 1.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; expected a whole number of at least 1")
+
+
+class EnvDataModule(LightningDataModule):
+    """Environments for learning and for evaluation, and the count of environment steps.
+
+    Args:
+        env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
+        num_envs: Environments stepped together, in each process.
+        total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
+        eval_every: Environment steps between evaluations.
+        eval_episodes: Full episodes in an evaluation.
+        env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
+        seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
+        video: Whether ``test`` writes a video of its first episode into the run directory.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        total_steps: int,
+        eval_every: int,
+        eval_episodes: int = 10,
+        env_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+        video: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive(
+            num_envs=num_envs, total_steps=total_steps, eval_every=eval_every, eval_episodes=eval_episodes
+        )
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self.total_steps = total_steps
+        self.eval_every = eval_every
+        self.eval_episodes = eval_episodes
+        self.env_options = env_options or {}
+        self.seed = run_seed() if seed is None else seed
+        self.video = video
+        self.experience: Experience | None = None
+        self._evaluation_env: EnvBase | None = None
+        self._restored_steps = 0
+        probe = self._make_env(1)
+        self._env_spec = EnvSpec.from_env(probe)
+        probe.close()
+
+    @property
+    def env_spec(self) -> EnvSpec:
+        """The environment's spaces, for the agent."""
+        return self._env_spec
+
+    @property
+    def frame_skip(self) -> int:
+        """Simulator frames per environment step."""
+        return self._env_spec.frame_skip
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps collected so far, over all processes."""
+        return self._restored_steps if self.experience is None else self.experience.env_steps
+
+    # -- learning ----------------------------------------------------------------------------------------
+
+    def build_experience(self, steps_per_env: int) -> Experience:
+        """Make the environments and the collector; the agent must be on its device by now."""
+        trainer = cast(Any, self.trainer)
+        experience = Experience(
+            self._make_env(self.num_envs),
+            trainer.lightning_module,
+            steps_per_env,
+            self.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            precision=trainer.precision_plugin.forward_context,
+        )
+        experience.env_steps = self._restored_steps
+        self.experience = experience
+        return experience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step count; being asked for it means that a checkpoint is written: a barrier."""
+        if self.experience is not None:
+            self.experience.request_barrier()
+        return {"env_steps": self.env_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint was written."""
+        self._restored_steps = state_dict["env_steps"]
+        if self.experience is not None:
+            self.experience.env_steps = self._restored_steps
+            self.experience.request_barrier()
+
+    # -- evaluation --------------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Return the evaluation that Lightning runs as validation."""
+        return EvaluationLoader(self._evaluate)
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Return the same evaluation, with a video if one is asked for."""
+        return EvaluationLoader(self._record if self.video else self._evaluate)
+
+    def _evaluate(self) -> TensorDict:
+        if self._evaluation_env is None:
+            self._evaluation_env = self._make_env(min(self.eval_episodes, 16))
+        return self._play(self._evaluation_env, self.eval_episodes)
+
+    def _record(self) -> TensorDict:
+        frames: list[Tensor] = []
+        env = self._make_env(1, render=True)
+        episodes = self._play(env, self.eval_episodes, frames)
+        env.close()
+        write_video(Path(cast(Any, self.trainer).log_dir or ".") / "episode.mp4", torch.stack(frames), fps=30)
+        return episodes
+
+    def _play(self, env: EnvBase, episodes: int, frames: list[Tensor] | None = None) -> TensorDict:
+        trainer = cast(Any, self.trainer)
+        agent = trainer.lightning_module
+        env.set_seed(derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps))
+        # Evaluating must not change what training draws next.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps))
+            with trainer.precision_plugin.forward_context():
+                return run_episodes(
+                    env,
+                    agent.evaluation_policy(),
+                    episodes,
+                    agent.device,
+                    None if frames is None else frames.append,
+                )
+
+    def teardown(self, stage: str) -> None:
+        """Close every environment."""
+        if self.experience is not None:
+            self._restored_steps = self.experience.env_steps
+            self.experience.close()
+            self.experience = None
+        if self._evaluation_env is not None:
+            self._evaluation_env.close()
+            self._evaluation_env = None
+
+    def _make_env(self, num_envs: int, **options: Any) -> EnvBase:
+        return make_env(self.env_id, num_envs, **self.env_options, **options)

@@ -1,0 +1,77 @@
+"""Evaluation as Lightning validation: full episodes of the greedy policy in environments of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.envs import EnvBase
+
+
+@torch.no_grad()
+def run_episodes(
+    env: EnvBase,
+    policy: nn.Module,
+    episodes: int,
+    device: torch.device | str = "cpu",
+    on_frame: Callable[[Tensor], None] | None = None,
+) -> TensorDict:
+    """Play whole episodes from a fresh reset.
+
+    Every environment plays the same number of episodes, so that short ones are not favoured; of the last
+    round, the environments of lowest index are kept.
+
+    Args:
+        env: A batched environment, ``(num_envs,)``.
+        policy: Reads ``observation``, writes ``action``.
+        episodes: How many episodes to report.
+        device: Where the policy lives.
+        on_frame: Called with ``pixels`` of the first environment, ``(H, W, 3)``, at every step.
+
+    Returns:
+        ``episode_return`` and ``episode_length``, ``(episodes,)`` each: raw, over full episodes.
+    """
+    num_envs = env.batch_size.numel()
+    rounds = -(-episodes // num_envs)
+    returns = torch.zeros(rounds, num_envs)
+    lengths = torch.zeros(rounds, num_envs, dtype=torch.int64)
+    played = torch.zeros(num_envs, dtype=torch.int64)
+    quota = torch.full((num_envs,), rounds)
+    quota[: num_envs - (rounds * num_envs - episodes)] = rounds
+    quota[num_envs - (rounds * num_envs - episodes) :] = rounds - 1
+    state: TensorDictBase = env.reset()
+    while (played < quota).any():
+        if on_frame is not None:
+            on_frame(state["pixels"][0])
+        acted = policy(TensorDict({"observation": state["observation"].to(device)}, [num_envs]))
+        state["action"] = acted["action"].to("cpu")
+        step, state = env.step_and_maybe_reset(state)
+        following = step["next"]
+        for index in following["done"].squeeze(-1).nonzero().flatten().tolist():
+            if played[index] < quota[index]:
+                returns[played[index], index] = following["episode_return"][index]
+                lengths[played[index], index] = following["episode_length"][index]
+                played[index] += 1
+    return TensorDict(
+        {"episode_return": returns.flatten()[:episodes], "episode_length": lengths.flatten()[:episodes]},
+        [episodes],
+    )
+
+
+class EvaluationLoader:
+    """A loader of one batch: the episodes of one evaluation.
+
+    Args:
+        evaluate: Plays the episodes when the batch is asked for.
+    """
+
+    def __init__(self, evaluate: Callable[[], TensorDict]) -> None:
+        self._evaluate = evaluate
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        yield self._evaluate()

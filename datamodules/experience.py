@@ -1,0 +1,115 @@
+"""Gathering experience: the one place where environments are stepped for learning, and steps are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+
+from lit_gfs.seeding import derive_seed, seed_generators
+
+
+class CollectingAgent(Protocol):
+    """What a datamodule asks of the agent that it feeds."""
+
+    device: object
+
+    def collection_policy(self) -> nn.Module:
+        """Return the policy that acts: reads ``observation``, writes ``action``."""
+
+    def on_collection_start(self) -> None:
+        """Prepare for the next piece of experience."""
+
+    def on_collection_end(self, experience: TensorDictBase) -> None:
+        """See a piece of experience ``(num_envs, T)`` before it is learned from."""
+
+
+class Experience:
+    """A TorchRL collector whose every draw follows from (run seed, rank, environment steps).
+
+    A checkpoint is a barrier: before the next step is taken, all environments are reset and all generators
+    seeded from the run's seed and the step count, in the run that goes on as in the run that resumes. Their
+    open episodes count as truncated. So a resumed run repeats the uninterrupted one without saving the state
+    of a simulator or of a generator.
+
+    Args:
+        env: The batched environment to step.
+        agent: The agent whose policy acts, and whose weights it shares.
+        steps_per_env: Vector steps in a piece of experience.
+        seed: The seed of the run.
+        rank: This process among ``world_size`` ones, each with environments of its own.
+        world_size: How many processes collect.
+        precision: Makes the context that the policy runs in, so that acting and learning agree in precision.
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        agent: CollectingAgent,
+        steps_per_env: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        precision: Callable[[], AbstractContextManager],
+    ) -> None:
+        self.env = env
+        self.agent = agent
+        self.env_steps = 0
+        self.steps_per_call = env.batch_size.numel() * steps_per_env * world_size
+        self._seed = seed
+        self._rank = rank
+        self._precision = precision
+        self._barrier_due = True
+        self._collector = Collector(
+            env,
+            agent.collection_policy(),
+            frames_per_batch=env.batch_size.numel() * steps_per_env,
+            total_frames=-1,
+            policy_device=agent.device,
+            env_device="cpu",
+            storing_device="cpu",
+            track_traj_ids=False,
+            trust_policy=True,
+            auto_register_policy_transforms=False,
+        )
+        self._pieces = iter(self._collector)
+
+    def request_barrier(self) -> None:
+        """Have everything reset and seeded afresh before the next step: a checkpoint is being written."""
+        self._barrier_due = True
+
+    def pass_barrier(self) -> bool:
+        """Reset and seed what is due to be.
+
+        Returns:
+            Whether there was a barrier: episodes were cut.
+        """
+        if not self._barrier_due:
+            return False
+        self._barrier_due = False
+        seed_generators(derive_seed("generators", self._seed, self._rank, self.env_steps))
+        self.env.set_seed(derive_seed("environments", self._seed, self._rank, self.env_steps))
+        self._collector.reset()
+        return True
+
+    def collect(self) -> TensorDictBase:
+        """Step the environments once more.
+
+        Returns:
+            A piece of experience ``(num_envs, steps_per_env)``, on the CPU.
+        """
+        self.agent.on_collection_start()
+        with self._precision():
+            piece = next(self._pieces)
+        self.env_steps += self.steps_per_call
+        self.agent.on_collection_end(piece)
+        return piece
+
+    def close(self) -> None:
+        """Shut the collector and its environments down."""
+        self._collector.shutdown()

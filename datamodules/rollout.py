@@ -1,0 +1,172 @@
+"""On-policy data: rollouts, learned from a few times and thrown away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.experience import CollectingAgent, Experience
+from lit_gfs.errors import UserError
+
+
+class OnPolicyAgent(CollectingAgent, Protocol):
+    """What rollouts ask of an agent."""
+
+    rollout_exhausted: bool
+    """Whether the rest of the current rollout's minibatches is to be skipped."""
+
+    def process_rollout(self, rollout: TensorDictBase) -> TensorDict:
+        """Turn a rollout ``(num_envs, T)`` into transitions ``(num_envs * T,)``, returns computed once."""
+
+
+class RolloutLoader:
+    """One rollout per pass: ``epochs`` times over it in ``minibatches`` shuffled parts.
+
+    Every batch is one optimizer step. ``None`` is handed out once the agent declares the rollout exhausted;
+    Lightning then skips the step.
+
+    Args:
+        experience: Where rollouts come from.
+        agent: Computes returns and advantages.
+        epochs: Passes over a rollout.
+        minibatches: Parts per pass.
+        on_last_batch: Called before the last batch of a pass is handed out.
+    """
+
+    def __init__(
+        self,
+        experience: Experience,
+        agent: OnPolicyAgent,
+        epochs: int,
+        minibatches: int,
+        on_last_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._experience = experience
+        self._agent = agent
+        self._epochs = epochs
+        self._minibatches = minibatches
+        self._on_last_batch = on_last_batch
+        self._position = 0
+        self._transitions: TensorDict | None = None
+        self._order: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return self._epochs * self._minibatches
+
+    def __iter__(self) -> RolloutLoader:
+        if self._position == len(self):
+            self._position = 0
+        return self
+
+    def __next__(self) -> TensorDict | None:
+        if self._position == len(self):
+            raise StopIteration
+        self._experience.pass_barrier()
+        if self._position == 0:
+            self._transitions = self._agent.process_rollout(self._experience.collect())
+        assert self._transitions is not None
+        part = self._position % self._minibatches
+        if part == 0:
+            order = torch.randperm(len(self._transitions))
+            self._order = order.tensor_split(self._minibatches)
+        self._position += 1
+        if self._position == len(self):
+            self._on_last_batch()
+        if self._agent.rollout_exhausted:
+            return None
+        return self._transitions[self._order[part].to(self._transitions.device)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and, in the middle of a rollout, the rollout and its order."""
+        state: dict[str, Any] = {"position": self._position}
+        if 0 < self._position < len(self):
+            assert self._transitions is not None
+            state["transitions"] = {str(key): value.cpu() for key, value in self._transitions.items()}
+            state["order"] = list(self._order)
+            state["exhausted"] = self._agent.rollout_exhausted
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the next minibatch of the same rollout."""
+        self._position = state_dict["position"]
+        if "transitions" in state_dict:
+            columns = state_dict["transitions"]
+            self._transitions = TensorDict(columns, [len(next(iter(columns.values())))]).to(
+                cast(Any, self._agent).device
+            )
+            self._order = tuple(state_dict["order"])
+            self._agent.rollout_exhausted = state_dict["exhausted"]
+
+
+class RolloutDataModule(EnvDataModule):
+    """Rollouts for on-policy agents: one rollout per Lightning epoch, ``epochs x minibatches`` steps on it.
+
+    The run ends with the rollout in which ``total_steps`` is reached.
+
+    Args:
+        env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
+        num_envs: Environments stepped together, in each process.
+        total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
+        eval_every: Environment steps between evaluations, rounded up to whole rollouts.
+        eval_episodes: Full episodes in an evaluation.
+        env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
+        seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
+        video: Whether ``test`` writes a video of its first episode into the run directory.
+        rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions.
+        epochs: Passes over a rollout.
+        minibatches: Optimizer steps per pass.
+
+    Raises:
+        UserError: If a count is not positive, or there are more minibatches than transitions.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 8,
+        total_steps: int = 1_000_000,
+        eval_every: int = 50_000,
+        eval_episodes: int = 10,
+        env_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+        video: bool = False,
+        rollout_steps: int = 128,
+        epochs: int = 4,
+        minibatches: int = 4,
+    ) -> None:
+        require_positive(
+            num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches
+        )
+        if minibatches > num_envs * rollout_steps:
+            raise UserError(
+                f"minibatches is {minibatches}, more than the {num_envs * rollout_steps} transitions of a "
+                f"rollout (num_envs {num_envs} x rollout_steps {rollout_steps}); expected at most that many"
+            )
+        super().__init__(env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video)
+        self.rollout_steps = rollout_steps
+        self.epochs = epochs
+        self.minibatches = minibatches
+
+    def train_dataloader(self) -> RolloutLoader:
+        """Build environments, collector and loader."""
+        trainer = cast(Any, self.trainer)
+        agent = trainer.lightning_module
+        if not hasattr(agent, "process_rollout"):
+            raise UserError(f"{type(agent).__name__} learns from replay; use ReplayDataModule")
+        experience = self.build_experience(self.rollout_steps)
+        return RolloutLoader(experience, agent, self.epochs, self.minibatches, self._schedule_validation)
+
+    def _schedule_validation(self) -> None:
+        # Lightning counts validations in epochs (rollouts), users in environment steps, so the trainer is
+        # told at the end of each rollout whether one is due: a period of 1 always divides, epoch + 2 never.
+        trainer = cast(Any, self.trainer)
+        assert self.experience is not None
+        before = self.env_steps - self.experience.steps_per_call
+        due = self.env_steps // self.eval_every > before // self.eval_every
+        due = due or self.env_steps >= self.total_steps
+        trainer.check_val_every_n_epoch = 1 if due else trainer.current_epoch + 2

@@ -1,0 +1,7 @@
+"""Agents: LightningModules, one algorithm a file."""
+
+from lit_gfs.agents.base import Agent
+from lit_gfs.agents.dqn import DQN
+from lit_gfs.agents.ppo import PPO
+
+__all__ = ["DQN", "PPO", "Agent"]

@@ -1,0 +1,308 @@
+"""Proximal policy optimization (Schulman et al. 2017), for discrete and continuous actions."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_gfs.agents.base import (
+    Agent,
+    EncoderFactory,
+    Initialization,
+    Network,
+    OptimizerFactory,
+    Policy,
+    TrunkFactory,
+)
+from lit_gfs.envs import EnvSpec
+from lit_gfs.losses import (
+    categorical_entropy,
+    categorical_log_prob,
+    clipped_policy_loss,
+    explained_variance,
+    gaussian_entropy,
+    gaussian_log_prob,
+    normalize_advantage,
+    value_loss,
+)
+from lit_gfs.networks import LinearHead, PlainTrunk, RunningNorm, named_layers
+from lit_gfs.returns import generalized_advantage
+
+
+class ActorCritic(nn.Module):
+    """Policy and value, on one network or on two of the same shape.
+
+    The policy head gives logits ``(*batch, num_actions)`` or Gaussian means ``(*batch, action_dim)`` whose
+    standard deviation does not depend on the state.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: EncoderFactory | None,
+        trunk: TrunkFactory,
+        initialization: Initialization,
+        shared: bool,
+        normalize_observation: bool,
+    ) -> None:
+        super().__init__()
+        self.observation_norm = RunningNorm(spec.observation_shape) if normalize_observation else None
+        self.policy_network = Network(spec, encoder, trunk, initialization)
+        self.value_network = None if shared else Network(spec, encoder, trunk, initialization)
+        features = self.policy_network.out_features
+        outputs = spec.num_actions if spec.num_actions is not None else spec.action_dim
+        self.policy_head = LinearHead(features, outputs, gain=0.01)
+        self.value_head = LinearHead(features, 1, gain=1.0)
+        self.log_std = None if spec.is_discrete else nn.Parameter(torch.zeros(spec.action_dim))
+
+    def normalize(self, observation: Tensor) -> Tensor:
+        """Normalize observations with the statistics committed so far."""
+        return observation if self.observation_norm is None else self.observation_norm(observation)
+
+    def policy(self, observation: Tensor) -> Tensor:
+        """Map observations ``(*batch, *shape)`` to logits or means, float32."""
+        return self.policy_head(self.policy_network(self.normalize(observation))).float()
+
+    def value(self, observation: Tensor) -> Tensor:
+        """Map observations ``(*batch, *shape)`` to state values ``(*batch,)``, float32."""
+        network = self.value_network or self.policy_network
+        return self.value_head(network(self.normalize(observation))).squeeze(-1).float()
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the policy head's output and the value, ``(*batch, n)`` and ``(*batch,)``."""
+        observation = self.normalize(observation)
+        features = self.policy_network(observation)
+        value_features = features if self.value_network is None else self.value_network(observation)
+        return self.policy_head(features).float(), self.value_head(value_features).squeeze(-1).float()
+
+
+class PPO(Agent):
+    """Proximal policy optimization.
+
+    Continuous actions: the log-probability is that of the unclipped Gaussian sample; only the environment
+    sees it clipped to [-1, 1] and scaled to its bounds.
+
+    Args:
+        env_spec: The environment's spaces; the command line fills it in.
+        encoder: Builds the encoder; ``null`` picks Nature CNN for pixels, a flat vector otherwise.
+        trunk: Builds the trunk (two of them where policy and value do not share).
+        optimizer: Builds the optimizer.
+        initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
+        shared_network: Whether policy and value share encoder and trunk.
+        gamma: Discount per environment step.
+        lambda_: Decay of generalized advantage estimation.
+        clip: Half-width of the trusted interval around a probability ratio of 1.
+        clip_value: Half-width to which a value may move per rollout; ``null`` does not clip.
+        value_coefficient: Weight of the value loss (which carries a factor 1/2).
+        entropy_coefficient: Weight of the entropy bonus.
+        normalize_advantage: Whether advantages are standardized in each minibatch.
+        normalize_observation: Whether observations (vectors) are standardized by running statistics, which
+            are part of the model: saved, and frozen in evaluation.
+        anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
+        target_kl: Approximate KL divergence from the collecting policy after which the rest of a rollout's
+            minibatches is skipped; ``null`` never stops.
+        clip_reward: Whether the learner sees rewards clipped to [-1, 1]; reported returns stay raw.
+        end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
+        sample_in_evaluation: Whether evaluation samples from the policy instead of taking its mode; usual on
+            Atari, where a mode that never presses FIRE again waits for the time limit.
+    """
+
+    def __init__(
+        self,
+        env_spec: EnvSpec,
+        encoder: EncoderFactory | None = None,
+        trunk: TrunkFactory = PlainTrunk,
+        optimizer: OptimizerFactory = Adam,
+        initialization: Initialization = "orthogonal",
+        shared_network: bool = False,
+        gamma: float = 0.99,
+        lambda_: float = 0.95,
+        clip: float = 0.2,
+        clip_value: float | None = None,
+        value_coefficient: float = 0.5,
+        entropy_coefficient: float = 0.0,
+        normalize_advantage: bool = True,
+        normalize_observation: bool = False,
+        anneal_learning_rate: bool = True,
+        target_kl: float | None = None,
+        clip_reward: bool = False,
+        end_of_life_is_terminal: bool = False,
+        sample_in_evaluation: bool = False,
+    ) -> None:
+        super().__init__(env_spec)
+        self.actor_critic = ActorCritic(
+            env_spec, encoder, trunk, initialization, shared_network, normalize_observation
+        )
+        self.build_optimizer = optimizer
+        self.gamma = gamma
+        self.lambda_ = lambda_
+        self.clip = clip
+        self.clip_value = clip_value
+        self.value_coefficient = value_coefficient
+        self.entropy_coefficient = entropy_coefficient
+        self.normalize_advantage = normalize_advantage
+        self.anneal_learning_rate = anneal_learning_rate
+        self.target_kl = target_kl
+        self.clip_reward = clip_reward
+        self.end_of_life_is_terminal = end_of_life_is_terminal
+        self.sample_in_evaluation = sample_in_evaluation
+        self.rollout_exhausted = False
+        if not env_spec.is_discrete:
+            self.register_buffer("action_low", torch.tensor(env_spec.action_low), persistent=False)
+            self.register_buffer("action_high", torch.tensor(env_spec.action_high), persistent=False)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The policy's trunk, which may be the value's too."""
+        return self.actor_critic.policy_network.trunk
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Layers named from the two networks down; the policy's free standard deviation is no layer."""
+        layers = named_layers(self.actor_critic)
+        return {name: layer for name, layer in layers.items() if layer is not self.actor_critic}
+
+    # -- acting ------------------------------------------------------------------------------------------
+
+    def collection_policy(self) -> Policy:
+        """Sample actions; keep what learning needs: the sample, its log-probability, the state's value."""
+        return Policy(self._explore, ["action", "sample", "log_prob", "value"])
+
+    def evaluation_policy(self) -> Policy:
+        """Take the most probable action, or sample one where that was asked for."""
+        choose = self._sample if self.sample_in_evaluation else self._mode
+        return Policy(
+            lambda observation: {"action": self._to_env(choose(self.actor_critic.policy(observation)))},
+            ["action"],
+        )
+
+    def _explore(self, observation: Tensor) -> dict[str, Tensor]:
+        output, value = self.actor_critic(observation)
+        sample = self._sample(output)
+        return {
+            "action": self._to_env(sample),
+            "sample": sample,
+            "log_prob": self._log_prob(output, sample),
+            "value": value,
+        }
+
+    def _sample(self, output: Tensor) -> Tensor:
+        if self.env_spec.is_discrete:
+            return torch.multinomial(output.softmax(-1), 1).squeeze(-1)
+        return torch.normal(output, self._std(output))
+
+    def _mode(self, output: Tensor) -> Tensor:
+        return output.argmax(-1) if self.env_spec.is_discrete else output
+
+    def _to_env(self, sample: Tensor) -> Tensor:
+        if self.env_spec.is_discrete:
+            return sample
+        unit = (sample.clamp(-1, 1) + 1) / 2
+        return self.action_low + unit * (self.action_high - self.action_low)
+
+    def _std(self, mean: Tensor) -> Tensor:
+        assert self.actor_critic.log_std is not None
+        return self.actor_critic.log_std.exp().expand_as(mean)
+
+    def _log_prob(self, output: Tensor, sample: Tensor) -> Tensor:
+        if self.env_spec.is_discrete:
+            return categorical_log_prob(output, sample)
+        assert self.actor_critic.log_std is not None
+        return gaussian_log_prob(output, self.actor_critic.log_std, sample)
+
+    def _entropy(self, output: Tensor) -> Tensor:
+        if self.env_spec.is_discrete:
+            return categorical_entropy(output)
+        assert self.actor_critic.log_std is not None
+        return gaussian_entropy(self.actor_critic.log_std.expand_as(output))
+
+    def on_collection_start(self) -> None:
+        """Take in the observations of the rollout before: the statistics never move within a rollout."""
+        self.rollout_exhausted = False
+        if self.actor_critic.observation_norm is not None:
+            self.actor_critic.observation_norm.commit()
+
+    # -- learning ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def process_rollout(self, rollout: TensorDictBase) -> TensorDict:
+        """Compute advantages and value targets once for a rollout ``(num_envs, T)``.
+
+        Truncated episodes bootstrap from the value of their true final observation, terminated ones do not.
+
+        Returns:
+            What minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.
+        """
+        rollout = rollout.to(self.device)
+        following = rollout["next"]
+        done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1)
+        reward, value = following["reward"].squeeze(-1), rollout["value"]
+        if self.clip_reward:
+            reward = reward.clamp(-1, 1)
+        if self.end_of_life_is_terminal:
+            lost = following["end_of_life"].squeeze(-1)
+            terminated, done = terminated | lost, done | lost
+        # Within an episode the next state's value was computed when that state was acted in.
+        next_value = torch.cat([value[:, 1:], value[:, -1:]], dim=1)
+        needs_value = done & ~terminated
+        needs_value[:, -1] = ~terminated[:, -1]
+        if needs_value.any():
+            next_value[needs_value] = self.actor_critic.value(following["observation"][needs_value])
+        advantage, value_target = generalized_advantage(
+            reward, value, next_value, done, terminated, self.gamma, self.lambda_
+        )
+        if self.actor_critic.observation_norm is not None:
+            self.actor_critic.observation_norm.observe(rollout["observation"].flatten(0, 1))
+        self.record({"loss/explained_variance": explained_variance(value, value_target)})
+        transitions = rollout.select("observation", "sample", "log_prob", "value")
+        transitions["advantage"], transitions["value_target"] = advantage, value_target
+        return transitions.flatten(0, 1)
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
+        """Return the loss of a minibatch, ``(batch,)``."""
+        output, value = self.actor_critic(batch["observation"])
+        advantage = batch["advantage"]
+        if self.normalize_advantage:
+            advantage = normalize_advantage(advantage)
+        policy = clipped_policy_loss(
+            self._log_prob(output, batch["sample"]), batch["log_prob"], advantage, self.clip
+        )
+        critic = value_loss(value, batch["value_target"], batch["value"], self.clip_value)
+        entropy = self._entropy(output).mean()
+        loss = policy.loss + self.value_coefficient * critic - self.entropy_coefficient * entropy
+        self.record(
+            {
+                "loss/policy": policy.loss,
+                "loss/value": critic,
+                "loss/entropy": entropy,
+                "loss/approx_kl": policy.approx_kl,
+                "loss/clip_fraction": policy.clip_fraction,
+            }
+        )
+        if self.target_kl is not None:
+            # All ranks must agree, or they would wait for each other's gradients.
+            approx_kl = self.trainer.strategy.reduce(policy.approx_kl.detach(), reduce_op="mean")
+            self.rollout_exhausted = bool(approx_kl > self.target_kl)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer and, where asked for, the schedule over environment steps."""
+        optimizer = self.build_optimizer(self.actor_critic.parameters())
+        if not self.anneal_learning_rate:
+            return optimizer
+        # The schedule ignores Lightning's epoch count: it is a function of environment steps.
+        schedule = LambdaLR(optimizer, lambda _: 1.0 - self.progress)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def schedule_values(self) -> dict[str, float]:
+        """Return the learning rate and, for continuous actions, the mean standard deviation."""
+        values = super().schedule_values()
+        if self.actor_critic.log_std is not None:
+            values["schedule/action_std"] = float(self.actor_critic.log_std.detach().exp().mean())
+        return values
+
+
+__all__ = ["PPO", "ActorCritic"]

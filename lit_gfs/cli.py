@@ -1,0 +1,184 @@
+"""The command line: ``python -m lit_gfs fit --config dqn_cartpole``.
+
+A LightningCLI with four additions: shipped configurations by name, named interventions under ``gfs.*``, a run
+directory, and a user's mistakes told in one line.
+"""
+
+# ruff: noqa: E402 - what the libraries below print while they are imported is silenced first.
+from __future__ import annotations
+
+from lit_gfs.quiet import silence_library_noise
+
+silence_library_noise()
+
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
+
+import jsonargparse
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import lit_gfs.agents
+import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
+from lit_gfs.callbacks import GradientFlowMonitor
+from lit_gfs.callbacks.progress import StepProgressBar, run_description
+from lit_gfs.callbacks.progress_line import format_return
+from lit_gfs.callbacks.summary import RunSummary, print_summary
+from lit_gfs.config_files import CONFIG_NAME, complete_arguments
+from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import UserError
+from lit_gfs.parser_errors import one_line
+from lit_gfs.run_directory import RunDirectory
+
+# A spec is handed over whole, from the datamodule; it is not a group of options.
+jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
+
+
+class RaisingParser(LightningArgumentParser):
+    """A parser that raises what it finds wrong; `main` decides how the process ends."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as it is: an error in a nested value becomes part of the outer one."""
+        raise UserError(message) from ex
+
+
+class GradientFlowCLI(LightningCLI):
+    """Subcommands ``fit``, ``validate`` and ``test`` over any agent and any datamodule."""
+
+    interventions: ClassVar[dict[str, type[Callback]]] = {"gradient_flow": GradientFlowMonitor}
+    """Named callbacks, ``gfs.<name>`` in YAML; the order here is the order in which they see gradients."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=RaisingParser,
+            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_NAME},
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": -1,  # the datamodule's total_steps ends a run
+                "devices": 1,
+                "log_every_n_steps": 50,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={"description": "Deep-RL networks that stay trainable as they grow."},
+            auto_configure_optimizers=False,
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Leave out ``predict``: there is nothing to predict."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run directory, the interventions, and the link from environment to agent."""
+        parser.add_class_arguments(RunDirectory, "run")
+        for name, intervention in self.interventions.items():
+            parser.add_lightning_class_args(intervention, f"gfs.{name}", subclass_mode=True, required=False)
+        parser.link_arguments("data.env_spec", "model.init_args.env_spec", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, without Lightning's warning that arguments were handed over.
+
+        Raises:
+            UserError: With one line about what is wrong.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except UserError as error:
+            raise UserError(one_line(str(error), parser)) from None
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would let a checkpoint's hyperparameters overrule what was typed; ours holds none, and
+        # the configuration beside it was already taken as the first of the configurations.
+        return
+
+    def instantiate_classes(self) -> None:
+        """Build datamodule, agent and Trainer; bring what went wrong out of jsonargparse's wrapping."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            raise _user_error_in(error) or error.__cause__ or error  # noqa: B904 - the cause itself is raised
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with the interventions in order, and a run directory to write to."""
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
+        callbacks: list[Callback] = [callback for callback in chosen if callback is not None]
+        if self.subcommand == "fit":
+            run: RunDirectory = self._get(self.config_init, "run")
+            run.default_name = self._run_name()
+            run.resume_from(self._get(self.config_init, "ckpt_path"))
+            if config["logger"] in (None, True):
+                config["logger"] = run.logger()
+            if config["enable_checkpointing"] is not False:
+                callbacks += run.checkpoints()
+            callbacks.append(RunSummary())
+        else:
+            config["logger"] = False
+            config["enable_checkpointing"] = False
+            self.save_config_callback = None
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(StepProgressBar())
+        try:
+            return self._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; tell a checkpoint that does not fit the model from a bug."""
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise UserError(
+                f"--ckpt_path {self._get(self.config_init, 'ckpt_path')!r} does not fit the model: "
+                f"{str(error).splitlines()[1].strip()}; expected the run's own configuration"
+            ) from error
+
+    def after_validate(self) -> None:
+        """Print the evaluation's scores."""
+        self._print_scores()
+
+    def after_test(self) -> None:
+        """Print the evaluation's scores."""
+        self._print_scores()
+
+    def _print_scores(self) -> None:
+        scores = sorted(self.trainer.callback_metrics.items())
+        rows = [(name, format_return(float(value))) for name, value in scores]
+        if rows and self.trainer.is_global_zero:
+            print_summary(run_description(self.trainer), rows)
+
+    def _run_name(self) -> str:
+        env_id = getattr(self.datamodule, "env_id", type(self.datamodule).__name__)
+        return f"{type(self.model).__name__.lower()}_{env_id.replace('/', '-')}"
+
+
+def _user_error_in(error: BaseException | None) -> UserError | None:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments after the program's name; ``None`` takes the process's own.
+
+    Raises:
+        SystemExit: With status 2 after a user's mistake, told in one line on stderr.
+    """
+    try:
+        GradientFlowCLI(complete_arguments(sys.argv[1:] if args is None else args))
+    except (UserError, MisconfigurationException) as error:
+        print("lit_gfs: error:", " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,8 @@
+"""Environments: many simulators, stepped together, as one TorchRL environment."""
+
+from __future__ import annotations
+
+from lit_gfs.envs.make import make_env
+from lit_gfs.envs.spec import EnvSpec
+
+__all__ = ["EnvSpec", "make_env"]

@@ -1,0 +1,164 @@
+"""Atari games, stepped by ALE's own batched simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchrl.data import Binary, Unbounded
+
+from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, discrete_action, env_seeds
+from lit_gfs.errors import UserError
+
+FRAME_SKIP = 4
+SCREEN = (210, 160)
+"""Height and width of the screen of most games, in pixels."""
+
+_TWO_PLAYER_GAMES = {"combat", "joust", "maze_craze", "warlords"}
+
+
+def atari_games() -> dict[str, str]:
+    """Map ``ALE/<Game>-v5`` to the name that ALE gives the game, for every game of one player."""
+    from ale_py.registration import rom_id_to_name
+    from ale_py.roms import get_all_rom_ids
+
+    return {f"ALE/{rom_id_to_name(rom)}-v5": rom for rom in get_all_rom_ids() if rom not in _TWO_PLAYER_GAMES}
+
+
+class AtariEnv(BatchedEnv):
+    """Full games by the protocol of Machado et al. (2018): raw rewards, sticky actions, all lives.
+
+    Observations are the last 4 of the grey 84 x 84 frames that the agent saw, each the pixel-wise maximum
+    over the last two of the 4 simulator frames that an action lasts. ``end_of_life`` is true where a life was
+    lost or the game is over; it is no part of ``done``.
+
+    Args:
+        env_id: ``ALE/<Game>-v5``.
+        num_envs: Number of games.
+        seed: Seed of the first reset; ``None`` draws one from the operating system.
+        render: Whether to add ``pixels`` in color, ``(num_envs, 210, 160, 3)``. They come from a second
+            simulator that is given the same seeds and actions.
+        repeat_action_probability: How likely a frame repeats the previous action and ignores the new one.
+        full_action_space: Whether to offer all 18 actions, not only those that do something in this game.
+        use_fire_reset: Whether episodes begin with FIRE in games that have it, as ALE's batched simulator and
+            EnvPool do by default; Breakout then begins by itself. Later lives need the agent's own FIRE.
+        noop_max: Frames at the start of an episode are a random number below it, of FIRE and no-ops.
+        max_frames: Simulator frames after which an episode is truncated.
+        num_threads: Threads that step the games; 0 takes one per core.
+
+    Raises:
+        UserError: If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        seed: int | None = None,
+        render: bool = False,
+        repeat_action_probability: float = 0.25,
+        full_action_space: bool = False,
+        use_fire_reset: bool = True,
+        noop_max: int = 30,
+        max_frames: int = 108_000,
+        num_threads: int = 0,
+    ) -> None:
+        from ale_py.vector_env import AtariVectorEnv
+
+        if not 0 <= repeat_action_probability <= 1:
+            raise UserError(
+                f"repeat_action_probability is {repeat_action_probability}; expected a number from 0 to 1"
+            )
+        for name, value, least in (
+            ("noop_max", noop_max, 0),
+            ("max_frames", max_frames, 1),
+            ("num_threads", num_threads, 0),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
+        shared: dict[str, Any] = {
+            "game": atari_games()[env_id],
+            "num_envs": num_envs,
+            # All games in every batch: their order is then fixed.
+            "batch_size": 0,
+            "num_threads": num_threads,
+            "max_num_frames_per_episode": max_frames,
+            "repeat_action_probability": repeat_action_probability,
+            "full_action_space": full_action_space,
+            "autoreset_mode": "SameStep",
+            "frameskip": FRAME_SKIP,
+            "maxpool": True,
+            "noop_max": noop_max,
+            "episodic_life": False,
+            "life_loss_info": False,
+            "reward_clipping": False,
+            "use_fire_reset": use_fire_reset,
+        }
+        simulator: Any = AtariVectorEnv(img_height=84, img_width=84, grayscale=True, stack_num=4, **shared)
+        observations = {
+            "observation": Unbounded((num_envs, 4, 84, 84), dtype=torch.uint8),
+            "end_of_life": Binary(1, shape=(num_envs, 1), dtype=torch.bool),
+        }
+        simulators = {"observation": simulator}
+        if render:
+            height, width = SCREEN
+            simulators["pixels"] = AtariVectorEnv(
+                img_height=height, img_width=width, grayscale=False, stack_num=1, **shared
+            )
+            observations["pixels"] = Unbounded((num_envs, height, width, 3), dtype=torch.uint8)
+        num_actions = int(simulator.single_action_space.n)
+        action = discrete_action(num_actions, num_envs)
+        super().__init__(env_id, num_envs, observations, action, FRAME_SKIP, seed)
+        self._num_actions = num_actions
+        self._simulators = simulators
+        self._lives = np.zeros(num_envs, dtype=np.int32)
+
+    def _simulate(self, action: NDArray[Any]) -> Outcome:
+        # ALE's threads would never answer to an action that does not exist.
+        if action.min() < 0 or action.max() >= self._num_actions:
+            raise ValueError(
+                f"actions go from {action.min()} to {action.max()}; there are {self._num_actions}"
+            )
+        for simulator in self._simulators.values():
+            simulator.send(action)
+        observations: Arrays = {}
+        restarted: Arrays = {}
+        for key, simulator in self._simulators.items():
+            shown, reward, terminated, truncated, info = simulator.recv()
+            ended = terminated | truncated
+            restarted[key] = self._image(key, shown)
+            observations[key] = restarted[key]
+            if ended.any():
+                observations[key] = restarted[key].copy()
+                # Rows of games that go on are uninitialized memory.
+                observations[key][ended] = self._image(key, info["final_obs"])[ended]
+        # At the end of a game the lives are already those of the next one.
+        lost = terminated | (~truncated & (info["lives"] < self._lives))
+        np.copyto(self._lives, info["lives"])
+        observations["end_of_life"] = lost[:, None]
+        restarted["end_of_life"] = (lost & ~ended)[:, None]
+        return Outcome(observations, reward, terminated, truncated, restarted if ended.any() else None)
+
+    def _restart(self, indices: NDArray[np.int64], seed: int | None) -> Arrays:
+        mask = np.zeros(self.num_envs, dtype=np.bool_)
+        mask[indices] = True
+        seeds = None if seed is None else env_seeds(seed, self.num_envs)
+        observations: Arrays = {"end_of_life": np.zeros((len(indices), 1), dtype=np.bool_)}
+        for key, simulator in self._simulators.items():
+            shown, info = simulator.reset(seed=seeds, options={"reset_mask": mask})
+            observations[key] = self._image(key, shown)[indices]
+        self._lives[indices] = info["lives"][indices]
+        return observations
+
+    @staticmethod
+    def _image(key: str, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Drop the stack of one frame that color comes in."""
+        return shown[:, 0] if key == "pixels" else shown
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Stop the simulator's threads."""
+        self._simulators.clear()
+        super().close(raise_if_closed=raise_if_closed)

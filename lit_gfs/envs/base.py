@@ -1,0 +1,273 @@
+"""A batch of simulators as one TorchRL environment."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
+from torchrl.envs import EnvBase
+
+Arrays = dict[str, NDArray[Any]]
+
+_DONE_KEYS = ("done", "terminated", "truncated")
+_CPU = torch.device("cpu")
+
+
+class Outcome(NamedTuple):
+    """What one step of every simulator led to.
+
+    All arrays have ``num_envs`` rows, and nobody else writes to them later.
+    """
+
+    observations: Arrays
+    """What the step led to; where an episode ended, its final observation."""
+    reward: NDArray[Any]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    restarted: Arrays | None = None
+    """Where simulators began the next episode by themselves: the same, but with its first observation.
+
+    ``None`` leaves that to `BatchedEnv`.
+    """
+
+
+def env_seeds(seed: int, num_envs: int) -> NDArray[np.int64]:
+    """Derive one seed in ``[0, 2**31)`` per environment, all of them different."""
+    first = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return (first + np.arange(num_envs)) % 2**31
+
+
+def discrete_action(num_actions: int, num_envs: int) -> Categorical:
+    """Describe actions ``(num_envs,)`` that are one of ``num_actions``."""
+    return Categorical(num_actions, shape=(num_envs,), dtype=torch.int64)
+
+
+def continuous_action(low: NDArray[Any], high: NDArray[Any], num_envs: int) -> Bounded:
+    """Describe actions ``(num_envs, dim)`` between bounds ``(dim,)``."""
+    bounds = [torch.as_tensor(bound, dtype=torch.float32).expand(num_envs, -1) for bound in (low, high)]
+    return Bounded(bounds[0], bounds[1], shape=bounds[0].shape, dtype=torch.float32)
+
+
+class BatchedEnv(EnvBase):
+    """Base of the suites: ``num_envs`` simulators that begin a new episode in the step that ends one.
+
+    ``("next", "observation")`` of an ended episode is its final observation. The first observation of the
+    next episode is kept aside until TorchRL asks for a reset of those environments, which then costs nothing.
+    Stepping on without that reset goes on in the new episode.
+
+    ``episode_return`` (raw) and ``episode_length`` are running totals over the current episode, the latest
+    step included; both are 0 at a reset.
+
+    A full reset after `set_seed` begins a trajectory that is a pure function of the seed and the actions,
+    whatever happened before. Without a new seed, resets go on drawing from the simulators' generators.
+
+    Args:
+        env_id: The id that a user knows this environment by.
+        num_envs: How many simulators there are.
+        observations: What the simulators show, by name, each ``(num_envs, *shape)``.
+        action: What they take, ``(num_envs,)`` or ``(num_envs, dim)``.
+        frame_skip: Simulator frames per step.
+        seed: Seed of the first reset; ``None`` draws one from the operating system.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        observations: dict[str, TensorSpec],
+        action: TensorSpec,
+        frame_skip: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__(device=_CPU, batch_size=torch.Size([num_envs]))
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self._frames_per_step = frame_skip
+        column = (num_envs, 1)
+        self.observation_spec = Composite(
+            **observations,
+            episode_return=Unbounded(column, dtype=torch.float32),
+            episode_length=Unbounded(column, dtype=torch.int64),
+            shape=(num_envs,),
+        )
+        self.action_spec = action
+        self.reward_spec = Unbounded(column, dtype=torch.float32)
+        self.full_done_spec = Composite(
+            {key: Binary(1, shape=column, dtype=torch.bool) for key in _DONE_KEYS}, shape=(num_envs,)
+        )
+        first_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self._episodes = _Episodes(num_envs, first_seed)
+        self._none = np.zeros(num_envs, dtype=np.bool_)
+        # What a step replaces and keeps for the next one. Anything that it neither replaces nor consumes is a
+        # policy's, and carried over.
+        self._state_keys = (*observations, "episode_return", "episode_length", *_DONE_KEYS)
+        self._step_keys = frozenset(("action", "reward", "next", "_reset", *self._state_keys))
+
+    @property
+    def frame_skip(self) -> int:
+        """Simulator frames per step."""
+        # No attribute of the instance: TorchRL would take that for a wish, and repeat every step as often.
+        return self._frames_per_step
+
+    # -- what a suite provides ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def _simulate(self, action: NDArray[Any]) -> Outcome:
+        """Step every simulator.
+
+        Args:
+            action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
+        """
+
+    @abstractmethod
+    def _restart(self, indices: NDArray[np.int64], seed: int | None) -> Arrays:
+        """Begin new episodes.
+
+        Args:
+            indices: Which simulators; all of them, in order, if there is a seed.
+            seed: Decides all that follows; ``None`` goes on with the simulators' generators.
+
+        Returns:
+            The first observations, by name, one row per index.
+        """
+
+    # -- TorchRL -----------------------------------------------------------------------------------------
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self._episodes.seed = seed
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:
+        episodes = self._episodes
+        asked = None if tensordict is None else tensordict.get("_reset", None)
+        mask = np.ones(self.num_envs, dtype=np.bool_) if asked is None else asked.reshape(-1).numpy()
+        if asked is None or not episodes.current or (episodes.seed is not None and mask.all()):
+            first = self._restart(np.arange(self.num_envs), episodes.seed)
+            episodes.seed = None
+            episodes.begin(slice(None), first)
+            episodes.restarted = self._none
+        else:
+            self._begin(np.flatnonzero(mask & ~episodes.restarted))
+        episodes.restarted = episodes.restarted & ~mask
+        # Copies, as collectors write in place into what a reset returned.
+        shown = {key: values.copy() for key, values in episodes.current.items()}
+        return self._tensordict({**_tensors(shown), **self._not_done()})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        following, ended = self._advance(tensordict.get("action"))
+        self._episodes.restarted = ended.copy()
+        return self._tensordict(following)
+
+    def _advance(self, action: Tensor) -> tuple[dict[str, Tensor], NDArray[np.bool_]]:
+        """Step; return what belongs under ``next``, and which episodes ended."""
+        episodes = self._episodes
+        outcome = self._simulate(action.numpy())
+        ended = outcome.terminated | outcome.truncated
+        episodes.returns += outcome.reward
+        episodes.lengths += 1
+        episodes.current = {**outcome.observations, **episodes.totals()}
+        following = _tensors(episodes.current)
+        following["reward"] = _column(outcome.reward.astype(np.float32, copy=False))
+        following["done"] = _column(ended)
+        following["terminated"] = _column(outcome.terminated)
+        following["truncated"] = _column(outcome.truncated)
+        if outcome.restarted is None:
+            self._begin(np.flatnonzero(ended))
+        else:
+            episodes.begin(ended, outcome.restarted)
+        return following, ended
+
+    def _begin(self, indices: NDArray[np.int64]) -> None:
+        """Begin episodes in some simulators, or in none of them."""
+        if len(indices) == 0:
+            return
+        first = self._restart(indices, None)
+        # Earlier arrays stay as they are: they have been handed out.
+        current = {key: self._episodes.current[key].copy() for key in first}
+        for key, rows in first.items():
+            current[key][indices] = rows
+        self._episodes.begin(indices, current)
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """Step, then reset what ended, as `torchrl.envs.EnvBase.step_and_maybe_reset` does.
+
+        TorchRL's way is general: it looks up, filters and merges nested entries, which takes several times as
+        long as a light simulator. Here every entry is a plain tensor and the reset observations are at hand,
+        so the same two tensordicts are put together directly. Any other input goes TorchRL's way.
+        """
+        if not self._is_plain(tensordict):
+            return super().step_and_maybe_reset(tensordict)
+        following, ended = self._advance(tensordict.get("action"))
+        kept = {key: value for key, value in tensordict.items() if key not in self._step_keys}
+        count = np.count_nonzero(ended)
+        if count == 0:
+            state = {key: following[key] for key in self._state_keys}
+        else:
+            state = {**_tensors(self._episodes.current), **self._not_done()}
+            if kept and count < self.num_envs:
+                # TorchRL zeroes what a partial reset does not provide.
+                kept = {key: _zero_rows(value, torch.from_numpy(ended)) for key, value in kept.items()}
+        self._episodes.restarted = self._none
+        tensordict.set("next", self._tensordict(following))
+        return tensordict, self._tensordict({**kept, **state})
+
+    def _is_plain(self, tensordict: TensorDictBase) -> bool:
+        return (
+            type(tensordict) is TensorDict
+            and tensordict.device == _CPU
+            and tensordict.batch_size == self.batch_size
+            and self._episodes.seed is None
+            and "_step" not in tensordict
+            and all(isinstance(value, Tensor) for value in tensordict.values())
+        )
+
+    def _tensordict(self, entries: dict[str, Tensor]) -> TensorDict:
+        # The public constructor checks every entry, which takes longer than a step of CartPole.
+        return TensorDict._new_unsafe(source=entries, batch_size=self.batch_size, device=_CPU)
+
+    def _not_done(self) -> dict[str, Tensor]:
+        return {key: torch.zeros(self.num_envs, 1, dtype=torch.bool) for key in _DONE_KEYS}
+
+
+class _Episodes:
+    """Where every simulator stands in its episode."""
+
+    def __init__(self, num_envs: int, seed: int) -> None:
+        self.seed: int | None = seed
+        """Of the next full reset; ``None`` goes on with the simulators' generators."""
+        self.returns = np.zeros(num_envs)
+        self.lengths = np.zeros(num_envs, dtype=np.int64)
+        self.current: Arrays = {}
+        """What the next action answers to."""
+        self.restarted = np.zeros(num_envs, dtype=np.bool_)
+        """Which simulators have begun an episode that TorchRL has not asked for yet."""
+
+    def begin(self, rows: Any, current: Arrays) -> None:
+        """Begin episodes in some rows, given what every simulator shows then."""
+        self.returns[rows] = 0
+        self.lengths[rows] = 0
+        self.current = {**current, **self.totals()}
+
+    def totals(self) -> Arrays:
+        return {
+            "episode_return": self.returns.astype(np.float32)[:, None],
+            "episode_length": self.lengths[:, None].copy(),
+        }
+
+
+def _tensors(arrays: Arrays) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(values) for key, values in arrays.items()}
+
+
+def _column(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values[:, None])
+
+
+def _zero_rows(values: Tensor, rows: Tensor) -> Tensor:
+    return values.masked_fill(rows.reshape(-1, *(1,) * (values.ndim - 1)), 0)

@@ -1,0 +1,226 @@
+"""Tasks of the DeepMind Control Suite."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchrl.data import Unbounded
+
+from lit_gfs.envs.base import Outcome, continuous_action
+from lit_gfs.envs.serial import SerialEnv
+from lit_gfs.errors import UserError
+
+# Without a display, dm_control may fail to import unless it is told not to look for one. "disable" is no
+# choice against rendering: processes inherit it from those that set it here.
+_GL_CHOSEN_BY_USER = os.environ.setdefault("MUJOCO_GL", "disable") != "disable"
+
+import mujoco  # noqa: E402
+from dm_control import _render, suite  # noqa: E402
+from dm_control.rl.control import PhysicsError  # noqa: E402
+
+_PICTURE = (240, 320)
+_UNLIMITED = 1e10
+"""What dm_control gives as the bound of an actuator without limits."""
+
+
+def dm_control_tasks() -> dict[str, tuple[str, str]]:
+    """Map ``dm_control/<domain>-<task>-v0`` to domain and task, for the whole suite."""
+    return {f"dm_control/{domain}-{task}-v0": (domain, task) for domain, task in suite.ALL_TASKS}
+
+
+class DMControlEnv(SerialEnv):
+    """A task of the suite: flat float32 observations, actions in [-1, 1], episodes of 1,000 steps.
+
+    Observations are concatenated in the suite's own order. Actions are clipped to [-1, 1] and scaled to the
+    task's bounds; actuators without bounds take them as they are. The end of an episode is a truncation if
+    the suite gives it discount 1, and a termination if it gives discount 0.
+
+    Args:
+        env_id: ``dm_control/<domain>-<task>-v0``.
+        num_envs: Number of simulators.
+        seed: Seed of the first reset; ``None`` draws one from the operating system.
+        render: Whether to add ``pixels`` of the first camera, ``(num_envs, 240, 320, 3)``.
+        action_repeat: Control steps that an action lasts; their rewards are summed.
+
+    Raises:
+        UserError: If ``action_repeat`` is not positive, or OpenGL is needed and does not work here.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        seed: int | None = None,
+        render: bool = False,
+        action_repeat: int = 1,
+    ) -> None:
+        if action_repeat < 1:
+            raise UserError(f"action_repeat is {action_repeat}; expected a whole number of at least 1")
+        domain, task = dm_control_tasks()[env_id]
+        if render:
+            _enable_rendering(env_id)
+        with _without_model_warnings():
+            # Some tasks draw their model once (lqr): it is the same whatever the seed of the episodes.
+            load = partial(suite.load, domain, task, task_kwargs={"random": 0})
+            environments = [load() for _ in range(num_envs)]
+        try:
+            first = environments[0].reset()
+            if render:
+                environments[0].physics.render(*_PICTURE, camera_id=0)
+        except RuntimeError as error:
+            raise UserError(
+                f"{env_id!r} needs OpenGL and it does not work here ({error}); "
+                "set the environment variable MUJOCO_GL to 'egl', 'osmesa' or 'glfw'"
+            ) from error
+        size = sum(np.size(value) for value in first.observation.values())
+        bounds = environments[0].action_spec()
+        limited = np.abs([bounds.minimum, bounds.maximum]).max(axis=0) < _UNLIMITED
+        low, high = np.where(limited, bounds.minimum, -1), np.where(limited, bounds.maximum, 1)
+        ones = np.ones(bounds.shape, dtype=np.float32)
+        super().__init__(
+            env_id,
+            num_envs,
+            Unbounded((num_envs, size), dtype=torch.float32),
+            continuous_action(-ones, ones, num_envs),
+            action_repeat,
+            seed,
+            (*_PICTURE, 3) if render else None,
+        )
+        self._simulators = [_Simulator(environment) for environment in environments]
+        self._middle, self._half_width = (high + low) / 2, (high - low) / 2
+
+    def _simulate(self, action: NDArray[Any]) -> Outcome:
+        return super()._simulate(self._middle + self._half_width * np.clip(action, -1, 1))
+
+    def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
+        simulator = self._simulators[index]
+        total = 0.0
+        for _ in range(self.frame_skip):
+            reward, discount = simulator.step(action)
+            total += reward
+            if discount is not None:
+                break
+        simulator.observe(observation)
+        return total, discount == 0, discount is not None and discount > 0
+
+    def _restart_one(self, index: int, seed: int | None, observation: NDArray[Any]) -> None:
+        simulator = self._simulators[index]
+        if seed is not None:
+            simulator.environment.task._random = np.random.RandomState(seed)
+        simulator.reset()
+        simulator.observe(observation)
+
+    def _render_one(self, index: int) -> NDArray[np.uint8]:
+        return self._simulators[index].environment.physics.render(*_PICTURE, camera_id=0)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Release the simulators."""
+        for simulator in self._simulators:
+            simulator.environment.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+
+class _Simulator:
+    """Steps a task as `dm_control.rl.control.Environment` does, bit for bit, at less cost.
+
+    What that class looks up in every step (the integrator, the MuJoCo structures behind their wrappers, the
+    counters of warnings) is looked up once an episode, and observations are only made where they are shown.
+
+    Args:
+        environment: What ``suite.load`` returned.
+    """
+
+    def __init__(self, environment: Any) -> None:
+        self.environment = environment
+        self._task = environment.task
+        self._physics = environment.physics
+        self._substeps = environment._n_sub_steps
+        self._step_limit = environment._step_limit
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self.environment.reset()
+        physics = self._physics
+        self._model, self._data = physics.model.ptr, physics.data.ptr
+        self._runge_kutta = physics.model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4.value
+        self._warnings = physics.data.warning.number
+        self._known_warnings = self._warnings.tobytes()
+        self._steps = 0
+
+    def step(self, action: NDArray[Any]) -> tuple[float, float | None]:
+        """Take one control step.
+
+        Returns:
+            The reward, and the discount if the episode ended, else ``None``.
+
+        Raises:
+            dm_control.rl.control.PhysicsError: If the simulation diverged.
+        """
+        self._task.before_step(action, self._physics)
+        self._advance()
+        self._task.after_step(self._physics)
+        reward = self._task.get_reward(self._physics)
+        self._steps += 1
+        if self._steps >= self._step_limit:
+            return reward, 1.0
+        return reward, self._task.get_termination(self._physics)
+
+    def _advance(self) -> None:
+        # The order of dm_control's `legacy_step`: positions and velocities are brought up to date at the end
+        # of a control step, not at the beginning of the next one.
+        if self._runge_kutta:
+            mujoco.mj_step(self._model, self._data, self._substeps)
+        else:
+            mujoco.mj_step2(self._model, self._data)
+            if self._substeps > 1:
+                mujoco.mj_step(self._model, self._data, self._substeps - 1)
+        mujoco.mj_step1(self._model, self._data)
+        if self._warnings.tobytes() != self._known_warnings:
+            raise PhysicsError("the simulation diverged: MuJoCo counted new warnings in this step")
+
+    def observe(self, row: NDArray[Any]) -> None:
+        """Write what the task shows into ``row``, one named observation after the other."""
+        start = 0
+        for value in self._task.get_observation(self._physics).values():
+            stop = start + value.size
+            row[start:stop] = value if value.ndim < 2 else value.ravel()
+            start = stop
+
+
+@contextmanager
+def _without_model_warnings() -> Iterator[None]:
+    """Drop warnings about the suite's own model files, one for each simulator."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _enable_rendering(env_id: str) -> None:
+    """Bind dm_control to an OpenGL library, if the user did not choose one or none."""
+    if _GL_CHOSEN_BY_USER or _render.BACKEND not in (None, *_render.constants.NO_RENDERER):
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    try:
+        # The library is bound on import, which happened without one if there was another environment before.
+        importlib.reload(_render)
+    except Exception as error:
+        os.environ["MUJOCO_GL"] = "disable"
+        importlib.reload(_render)
+        raise UserError(
+            f"{env_id!r} cannot be rendered: no OpenGL library works here ({error}); "
+            "set the environment variable MUJOCO_GL to 'egl', 'osmesa' or 'glfw'"
+        ) from error

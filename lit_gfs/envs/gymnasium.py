@@ -1,0 +1,196 @@
+"""Gymnasium's environments, and those that a user registers with it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from numpy.typing import NDArray
+from torchrl.data import TensorSpec, Unbounded
+
+from lit_gfs.envs.base import continuous_action, discrete_action
+from lit_gfs.envs.serial import SerialEnv
+from lit_gfs.errors import UserError
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+# Pictures are drawn off screen: there is no window system to look for, or to complain about.
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+_CHOSEN_HERE = {"num_envs", "render_mode", "self"}
+"""Arguments of environments that are not a user's options."""
+
+
+def gymnasium_ids() -> list[str]:
+    """List the ids in gymnasium's registry, without those of other suites."""
+    return [env_id for env_id in gymnasium.registry if not env_id.startswith("ALE/")]
+
+
+def is_registered(env_id: str) -> bool:
+    """Say whether gymnasium knows an id; ``module:id`` imports the module first, which may register it."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"{env_id!r} names a module that cannot be imported: {error}") from error
+    return name in gymnasium.registry
+
+
+def gymnasium_options(env_id: str) -> list[str] | None:
+    """List what ``make_env`` may pass on to an environment; ``None`` if it takes anything."""
+    spec = gymnasium.spec(env_id.rpartition(":")[2])
+    try:
+        entry = spec.entry_point
+        creator: Any = entry if callable(entry) else load_env_creator(str(entry))
+    except ImportError as error:
+        raise _unavailable(env_id, error) from error
+    parameters = inspect.signature(creator).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return ["max_episode_steps", *(name for name in parameters if name not in _CHOSEN_HERE)]
+
+
+def is_natively_batched(env_id: str) -> bool:
+    """Say whether `lit_gfs.envs.cartpole.CartPoleEnv` serves an id."""
+    entry = gymnasium.spec(env_id.rpartition(":")[2]).vector_entry_point
+    return entry == "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
+
+
+class GymnasiumEnv(SerialEnv):
+    """Copies of one of gymnasium's environments, each seeded on its own.
+
+    Observations are boxes, as float32, or a discrete one, as a one-hot vector. Images of bytes stay bytes and
+    become ``(channels, height, width)``. Actions are discrete, or a flat box with finite bounds.
+
+    Args:
+        env_id: An id in gymnasium's registry, or ``module:id`` with the module that registers it.
+        num_envs: Number of copies.
+        seed: Seed of the first reset; ``None`` draws one from the operating system.
+        render: Whether to add ``pixels``, ``(num_envs, height, width, 3)``.
+        options: Arguments of the environment, and ``max_episode_steps``.
+
+    Raises:
+        UserError: If the environment cannot be made or rendered, or has spaces of another kind.
+    """
+
+    def __init__(
+        self, env_id: str, num_envs: int, *, seed: int | None = None, render: bool = False, **options: Any
+    ) -> None:
+        with _quietly():
+            try:
+                simulators: list[Any] = [
+                    gymnasium.make(
+                        env_id,
+                        render_mode="rgb_array" if render else None,
+                        disable_env_checker=True,
+                        **options,
+                    )
+                    for _ in range(num_envs)
+                ]
+            except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+                raise _unavailable(env_id, error) from error
+        space, action_space = simulators[0].observation_space, simulators[0].action_space
+        observation, encode = _observation(env_id, space, num_envs)
+        picture_shape = _picture_shape(env_id, simulators[0]) if render else None
+        action = _action(env_id, action_space, num_envs)
+        super().__init__(env_id, num_envs, observation, action, 1, seed, picture_shape)
+        self._simulators = simulators
+        self._encode = encode
+        self._first_action = int(getattr(action_space, "start", 0))
+
+    def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
+        if self._first_action:
+            action = action + self._first_action
+        shown, reward, terminated, truncated, _ = self._simulators[index].step(action)
+        self._encode(shown, observation)
+        return reward, terminated, truncated
+
+    def _restart_one(self, index: int, seed: int | None, observation: NDArray[Any]) -> None:
+        shown, _ = self._simulators[index].reset(seed=seed)
+        self._encode(shown, observation)
+
+    def _render_one(self, index: int) -> NDArray[np.uint8]:
+        return self._simulators[index].render()
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Release the simulators."""
+        for simulator in self._simulators:
+            simulator.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+
+def _observation(
+    env_id: str, space: Any, num_envs: int
+) -> tuple[TensorSpec, Callable[[Any, NDArray[Any]], None]]:
+    """Describe observations, and give the function that writes one into its row."""
+    if isinstance(space, spaces.Discrete):
+        first = int(space.start)
+
+        def one_hot(shown: Any, row: NDArray[Any]) -> None:
+            row[:] = 0
+            row[int(shown) - first] = 1
+
+        return Unbounded((num_envs, int(space.n)), dtype=torch.float32), one_hot
+    if not isinstance(space, spaces.Box):
+        raise UserError(
+            f"{env_id!r} has observations of type {type(space).__name__}; expected Box or Discrete"
+        )
+    if space.dtype == np.uint8 and len(space.shape) == 3:
+        height, width, channels = space.shape
+
+        def channels_first(shown: Any, row: NDArray[Any]) -> None:
+            row[:] = shown.transpose(2, 0, 1)
+
+        return Unbounded((num_envs, channels, height, width), dtype=torch.uint8), channels_first
+
+    def copy(shown: Any, row: NDArray[Any]) -> None:
+        row[:] = shown
+
+    return Unbounded((num_envs, *(space.shape or (1,))), dtype=torch.float32), copy
+
+
+def _action(env_id: str, space: Any, num_envs: int) -> TensorSpec:
+    if isinstance(space, spaces.Discrete):
+        return discrete_action(int(space.n), num_envs)
+    if (
+        isinstance(space, spaces.Box)
+        and np.issubdtype(space.dtype, np.floating)
+        and len(space.shape) == 1
+        and np.isfinite([space.low, space.high]).all()
+    ):
+        return continuous_action(space.low, space.high, num_envs)
+    raise UserError(f"{env_id!r} has actions {space}; expected Discrete, or a flat Box with finite bounds")
+
+
+def _picture_shape(env_id: str, simulator: Any) -> tuple[int, ...]:
+    try:
+        simulator.reset()
+        return np.shape(simulator.render())
+    except Exception as error:
+        raise UserError(f"{env_id!r} cannot be rendered: {_first_line(error)}") from error
+
+
+def _unavailable(env_id: str, error: Exception) -> UserError:
+    return UserError(f"{env_id!r} cannot be made: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Drop what gymnasium says, once for each simulator, about an id that has a newer version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,79 @@
+"""Where a run writes: ``runs/<name>/<version>`` with configuration, events and checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_gfs.config_files import CONFIG_NAME
+from lit_gfs.errors import UserError
+
+
+class RunDirectory:
+    """The directory ``<root>/<name>/<version>`` of a run.
+
+    Args:
+        root: Directory of all runs, the one that TensorBoard is pointed at.
+        name: Directory of the runs that belong together; ``null`` makes it of agent and environment.
+        version: Directory of this run; ``null`` takes the next free ``version_<n>``.
+    """
+
+    def __init__(self, root: str = "runs", name: str | None = None, version: str | None = None) -> None:
+        self.root = root
+        self.name = name
+        self.version = version
+        self.default_name = "run"
+        self._logger: TensorBoardLogger | None = None
+
+    def resume_from(self, checkpoint: str | None) -> None:
+        """Go on in the directory of a checkpoint, unless another one is named."""
+        if checkpoint is None or self.name is not None or self.version is not None:
+            return
+        directory = Path(checkpoint).resolve().parent
+        if (directory / CONFIG_NAME).is_file():
+            self.root = os.path.relpath(directory.parent.parent)
+            self.name, self.version = directory.parent.name, directory.name
+
+    def logger(self) -> TensorBoardLogger:
+        """Return the TensorBoard logger, having made sure that its directory can be written.
+
+        Raises:
+            UserError: If the directory cannot be made.
+        """
+        if self._logger is None:
+            logger = TensorBoardLogger(
+                self.root, name=self.name or self.default_name, version=self.version, default_hp_metric=False
+            )
+            try:
+                Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
+                if not os.access(logger.log_dir, os.W_OK):
+                    raise PermissionError(13, "Permission denied")
+            except OSError as error:
+                raise UserError(
+                    f"--run.root {self.root!r} cannot be written ({error.strerror}); choose another"
+                ) from error
+            self._logger = logger
+        return self._logger
+
+    def checkpoints(self) -> list[ModelCheckpoint]:
+        """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by evaluation return.
+
+        Both are written after an evaluation. They are two callbacks because one that monitors a value writes
+        its last checkpoint only when the value improves.
+        """
+        directory = self.logger().log_dir
+        best = ModelCheckpoint(
+            directory,
+            filename="best",
+            monitor="eval/episode_return",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+        last = ModelCheckpoint(
+            directory, filename="last", enable_version_counter=False, save_on_train_epoch_end=False
+        )
+        return [best, last]

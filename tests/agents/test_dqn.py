@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from tensordict import TensorDict
+
+from lit_gfs.agents import DQN
+from lit_gfs.datamodules import ReplayDataModule
+from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import UserError
+
+MakeTrainer = Callable[..., Trainer]
+
+SPEC = EnvSpec(
+    env_id="Counting-v0",
+    observation_shape=(2,),
+    observation_dtype="float32",
+    num_actions=3,
+    action_low=None,
+    action_high=None,
+    frame_skip=1,
+)
+
+
+def following(**columns: torch.Tensor) -> TensorDict:
+    count = len(columns["reward"])
+    return TensorDict(
+        {key: value if key == "observation" else value.view(count, 1) for key, value in columns.items()},
+        [count],
+    )
+
+
+NEXT = {
+    "observation": torch.randn(3, 2),
+    "reward": torch.tensor([5.0, -0.5, 1.0]),
+    "terminated": torch.tensor([True, False, False]),
+    "truncated": torch.tensor([False, True, False]),
+    "done": torch.tensor([True, True, False]),
+    "end_of_life": torch.tensor([True, False, True]),
+}
+
+
+def test_targets_bootstrap_unless_terminated() -> None:
+    agent = DQN(SPEC, gamma=0.9)
+
+    target = agent.target(following(**NEXT))
+
+    best = agent.target_network(NEXT["observation"]).max(-1).values
+    expected = torch.stack([torch.tensor(5.0), -0.5 + 0.9 * best[1], 1 + 0.9 * best[2]])
+    torch.testing.assert_close(target, expected)
+
+
+def test_a_lost_life_and_clipped_rewards_change_the_target_only_if_asked() -> None:
+    agent = DQN(SPEC, gamma=0.9, clip_reward=True, end_of_life_is_terminal=True)
+
+    target = agent.target(following(**NEXT))
+
+    best = agent.target_network(NEXT["observation"]).max(-1).values
+    torch.testing.assert_close(
+        target, torch.stack([torch.tensor(1.0), -0.5 + 0.9 * best[1], torch.tensor(1.0)])
+    )
+
+
+def test_double_learning_lets_the_online_network_choose() -> None:
+    torch.manual_seed(0)
+    agent = DQN(SPEC, gamma=0.9, double=True)
+    torch.nn.init.normal_(agent.q_network.head.weight)
+    observation = torch.randn(200, 2)
+    no = torch.zeros(200, dtype=torch.bool)
+
+    target = agent.target(following(observation=observation, reward=torch.zeros(200), terminated=no, done=no))
+
+    choice = agent.q_network(observation).argmax(-1, keepdim=True)
+    valued = agent.target_network(observation)
+    torch.testing.assert_close(target, 0.9 * valued.gather(-1, choice).squeeze(-1))
+    assert (target < 0.9 * valued.max(-1).values - 1e-6).any()
+
+
+def test_the_target_network_is_not_trained() -> None:
+    agent = DQN(SPEC)
+    optimizer = agent.configure_optimizers()
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+    assert trained == {id(parameter) for parameter in agent.q_network.parameters()}
+    assert not any(parameter.requires_grad for parameter in agent.target_network.parameters())
+    assert list(agent.named_layers()) == ["trunk.layers.0", "trunk.layers.3", "head"]
+
+
+def test_every_environment_draws_its_own_exploration() -> None:
+    torch.manual_seed(0)
+    agent = DQN(SPEC)
+    actions = agent._act(torch.zeros(9_000, 2), epsilon=0.3)
+
+    greedy = int(agent.q_network(torch.zeros(2)).argmax())
+    shares = torch.bincount(actions, minlength=3) / 9_000
+    for action in range(3):
+        assert shares[action] == pytest.approx(0.8 if action == greedy else 0.1, abs=0.02)
+
+
+def test_continuous_actions_are_refused() -> None:
+    spec = EnvSpec(
+        env_id="Pendulum-v1",
+        observation_shape=(3,),
+        observation_dtype="float32",
+        num_actions=None,
+        action_low=(-2.0,),
+        action_high=(2.0,),
+        frame_skip=1,
+    )
+    with pytest.raises(UserError, match=r"'Pendulum-v1' has a continuous action space .* use PPO"):
+        DQN(spec)
+
+
+class SyncKeeper(Callback):
+    """Notes at which step the target network changed, and the epsilon of every update."""
+
+    def __init__(self) -> None:
+        self.changed_at: list[int] = []
+        self.epsilon: dict[int, float] = {}
+        self._before: torch.Tensor | None = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+        now = torch.cat([parameter.flatten() for parameter in pl_module.target_network.parameters()]).clone()
+        if self._before is not None and not torch.equal(self._before, now):
+            self.changed_at.append(pl_module.env_steps)
+        self._before = now
+        self.epsilon[pl_module.env_steps] = pl_module.epsilon
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_target_sync_and_epsilon_follow_environment_steps(make_trainer: MakeTrainer) -> None:
+    data = ReplayDataModule(
+        "Counting-v0",
+        num_envs=2,
+        total_steps=140,
+        eval_every=1000,
+        learning_starts=20,
+        steps_per_update=2,
+        batch_size=8,
+        buffer_size=100,
+        eval_episodes=2,
+    )
+    keeper = SyncKeeper()
+    agent = DQN(
+        data.env_spec, target_sync_every=50, epsilon_start=1.0, epsilon_end=0.2, epsilon_decay_steps=100
+    )
+
+    make_trainer(callbacks=[keeper]).fit(agent, data)
+
+    assert keeper.changed_at == [50, 100]
+    assert keeper.epsilon[50] == pytest.approx(0.6)
+    assert keeper.epsilon[140] == 0.2

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tensordict import TensorDict
+
+from lit_gfs.agents import PPO
+from lit_gfs.datamodules import RolloutDataModule
+from lit_gfs.envs import EnvSpec
+
+MakeTrainer = Callable[..., Trainer]
+
+DISCRETE = EnvSpec(
+    env_id="Counting-v0",
+    observation_shape=(2,),
+    observation_dtype="float32",
+    num_actions=2,
+    action_low=None,
+    action_high=None,
+    frame_skip=1,
+)
+CONTINUOUS = EnvSpec(
+    env_id="Pendulum-v1",
+    observation_shape=(3,),
+    observation_dtype="float32",
+    num_actions=None,
+    action_low=(-2.0, 0.0),
+    action_high=(2.0, 1.0),
+    frame_skip=1,
+)
+
+
+def rollout_of(agent: PPO, acted_in: torch.Tensor, /, **following: torch.Tensor) -> TensorDict:
+    """A rollout (num_envs, T) as the collector hands it out, acted by the agent."""
+    batch = acted_in.shape[:2]
+    rollout = agent.collection_policy()(TensorDict({"observation": acted_in}, batch).flatten()).view(batch)
+    columns = {
+        key: value.unsqueeze(-1) if key != "observation" else value for key, value in following.items()
+    }
+    rollout["next"] = TensorDict(columns, batch)
+    return rollout
+
+
+def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not() -> None:
+    torch.manual_seed(0)
+    agent = PPO(DISCRETE, gamma=0.9, lambda_=0.8)
+    observation, following = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
+    following[:, :-1] = observation[:, 1:]
+    done, terminated = torch.zeros(3, 4, dtype=torch.bool), torch.zeros(3, 4, dtype=torch.bool)
+    # env 0 is truncated at step 1, env 1 terminates at step 2, env 2 goes on.
+    done[0, 1] = done[1, 2] = terminated[1, 2] = True
+    following[0, 1] = torch.tensor([5.0, -5.0])
+    reward = torch.randn(3, 4)
+    rollout = rollout_of(
+        agent, observation, observation=following, reward=reward, done=done, terminated=terminated
+    )
+
+    processed = agent.process_rollout(rollout).view(3, 4)
+
+    value, next_value = agent.actor_critic.value(observation), agent.actor_critic.value(following)
+    expected = torch.zeros(3, 4)
+    for env in range(3):
+        advantage = 0.0
+        for step in reversed(range(4)):
+            future = 0.0 if terminated[env, step] else next_value[env, step].item()
+            error = reward[env, step].item() + 0.9 * future - value[env, step].item()
+            carried = 0.0 if done[env, step] else 0.9 * 0.8 * advantage
+            advantage = error + carried
+            expected[env, step] = advantage
+    torch.testing.assert_close(processed["advantage"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(processed["value_target"], expected + value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_lost_life_cuts_the_bootstrap_only_if_asked(terminal: bool) -> None:
+    agent = PPO(DISCRETE, gamma=0.9, lambda_=1.0, clip_reward=True, end_of_life_is_terminal=terminal)
+    observation = torch.zeros(1, 2, 2)
+    no = torch.zeros(1, 2, dtype=torch.bool)
+    rollout = rollout_of(
+        agent,
+        observation,
+        observation=observation,
+        reward=torch.tensor([[-7.0, 3.0]]),
+        done=no,
+        terminated=no,
+        end_of_life=torch.tensor([[True, False]]),
+    )
+
+    targets = agent.process_rollout(rollout)["value_target"]
+
+    value = agent.actor_critic.value(observation)[0, 0].item()
+    second = 1 + 0.9 * value
+    assert targets[1].item() == pytest.approx(second)
+    assert targets[0].item() == pytest.approx(-1 if terminal else -1 + 0.9 * second)
+
+
+def test_the_log_probability_is_of_the_unclipped_sample_and_only_the_environment_sees_it_clipped() -> None:
+    torch.manual_seed(0)
+    agent = PPO(CONTINUOUS)
+    acted = agent.collection_policy()(TensorDict({"observation": torch.randn(500, 3)}, [500]))
+
+    sample, action = acted["sample"], acted["action"]
+    assert sample.abs().max() > 1.5
+    mean = agent.actor_critic.policy(acted["observation"])
+    expected = torch.distributions.Normal(mean, 1.0).log_prob(sample).sum(-1)
+    torch.testing.assert_close(acted["log_prob"], expected)
+    clipped = sample.clamp(-1, 1)
+    torch.testing.assert_close(action[:, 0], 2 * clipped[:, 0])
+    torch.testing.assert_close(action[:, 1], (clipped[:, 1] + 1) / 2)
+
+
+def test_evaluation_takes_the_mode() -> None:
+    torch.manual_seed(0)
+    agent, observation = PPO(DISCRETE), torch.randn(50, 2)
+    greedy = agent.evaluation_policy()(TensorDict({"observation": observation}, [50]))["action"]
+
+    assert torch.equal(greedy, agent.actor_critic.policy(observation).argmax(-1))
+    assert (
+        len(set(agent.collection_policy()(TensorDict({"observation": observation}, [50]))["action"].tolist()))
+        == 2
+    )
+
+
+def test_initial_policy_is_nearly_uniform_whatever_the_observation() -> None:
+    logits = PPO(DISCRETE).actor_critic.policy(torch.randn(100, 2))
+
+    assert logits.abs().max() < 0.1
+
+
+class LossKeeper(Callback):
+    """Keeps recorded quantities of every step."""
+
+    def __init__(self) -> None:
+        self.kl: list[float] = []
+        self.lr: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *arguments: Any) -> None:
+        if "loss/approx_kl" in pl_module._sums:
+            self.kl.append(float(pl_module._sums["loss/approx_kl"]))
+            pl_module._sums.clear()
+            pl_module._counts.clear()
+        self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def make_data(**arguments: Any) -> RolloutDataModule:
+    defaults: dict[str, Any] = {
+        "env_id": "Counting-v0",
+        "num_envs": 2,
+        "total_steps": 64,
+        "eval_every": 32,
+        "eval_episodes": 2,
+        "rollout_steps": 8,
+        "epochs": 2,
+        "minibatches": 2,
+        "seed": 5,
+    }
+    return RolloutDataModule(**{**defaults, **arguments})
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_the_first_minibatch_meets_the_policy_that_collected_it(make_trainer: MakeTrainer) -> None:
+    """Observation statistics move between rollouts only, so the first ratio is 1 in every rollout."""
+    data, keeper = make_data(), LossKeeper()
+    agent = PPO(data.env_spec, normalize_observation=True)
+
+    make_trainer(callbacks=[keeper], log_every_n_steps=10**9).fit(agent, data)
+
+    assert keeper.kl[::4] == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    assert min(keeper.kl[3::4]) > 1e-6
+    assert agent.actor_critic.observation_norm is not None
+    assert agent.actor_critic.observation_norm.count == 3 * 16  # the last rollout's wait for a next one
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_the_learning_rate_falls_with_environment_steps(make_trainer: MakeTrainer) -> None:
+    data, keeper = make_data(), LossKeeper()
+    agent = PPO(data.env_spec, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1.0))
+
+    make_trainer(callbacks=[keeper]).fit(agent, data)
+
+    # As in CleanRL: the first rollout is learned from at the full rate, the last at 1 / rollouts of it.
+    assert keeper.lr[0] == 1.0
+    assert keeper.lr[4] == 0.75
+    assert keeper.lr[12] == 0.25
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer: MakeTrainer, tmp_path: Any) -> None:
+    class Save(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.datamodule.env_steps}.ckpt")  # type: ignore[attr-defined]
+
+    def run(checkpoint: Any = None) -> PPO:
+        torch.manual_seed(0)
+        data = make_data()
+        agent = PPO(data.env_spec, normalize_observation=True)
+        make_trainer(callbacks=[Save()], enable_checkpointing=True).fit(agent, data, ckpt_path=checkpoint)
+        assert data.env_steps == 64
+        return agent
+
+    whole = run()
+    resumed = run(tmp_path / "32.ckpt")
+
+    for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(expected, got), name
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_quantities_are_written_against_environment_steps(make_trainer: MakeTrainer) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Memory(CSVLogger):
+        def __init__(self, directory: str) -> None:
+            super().__init__(directory)
+            self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+            self.rows.append((step, dict(metrics)))
+
+    logger = Memory("unused")
+    data = make_data()
+    make_trainer(logger=logger, log_every_n_steps=4).fit(PPO(data.env_spec), data)
+
+    training = [(step, row) for step, row in logger.rows if "loss/policy" in row]
+    evaluation = [(step, row) for step, row in logger.rows if "eval/episode_return" in row]
+    assert [step for step, _ in training] == [16, 32, 48, 64]
+    assert [step for step, _ in evaluation] == [32, 64]
+    assert set(training[0][1]) >= {
+        "loss/value",
+        "loss/entropy",
+        "loss/approx_kl",
+        "train/episode_return",
+        "train/episode_length",
+        "schedule/learning_rate",
+        "time/frames",
+        "time/steps_per_second",
+    }
+    # In 8 steps, env 0 ends two episodes of return 1 + 2 + 3, env 1 two of 1 + 2 + 3 + 4.
+    assert training[0][1]["train/episode_return"] == pytest.approx(8)
+    assert training[0][1]["train/episode_length"] == pytest.approx(3.5)
+    assert training[0][1]["loss/entropy"] == pytest.approx(math.log(2), abs=1e-3)
+    assert evaluation[0][1]["eval/episode_return"] == pytest.approx(8)

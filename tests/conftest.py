@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from fakes import CountingEnv
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run side by side; small tensors gain nothing from more threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def counting_envs(monkeypatch: pytest.MonkeyPatch) -> list[CountingEnv]:
+    """Have datamodules make counting environments, of 3, 4, 5 ... steps; list those that were made."""
+    made: list[CountingEnv] = []
+
+    def make_env(env_id: str, num_envs: int = 1, **options: Any) -> CountingEnv:
+        made.append(CountingEnv([3 + index for index in range(num_envs)]))
+        return made[-1]
+
+    monkeypatch.setattr("lit_gfs.datamodules.base.make_env", make_env)
+    return made
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Any) -> Callable[..., Trainer]:
+    """Build a Trainer that writes nothing unless told to."""
+
+    def make(**arguments: Any) -> Trainer:
+        defaults: dict[str, Any] = {
+            "max_epochs": -1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "num_sanity_val_steps": 0,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**{**defaults, **arguments})
+
+    return make

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gfs.agents import DQN, PPO
+from lit_gfs.datamodules import ReplayDataModule
+from lit_gfs.errors import UserError
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def make_data(**arguments: Any) -> ReplayDataModule:
+    defaults: dict[str, Any] = {
+        "env_id": "Counting-v0",
+        "num_envs": 2,
+        "total_steps": 120,
+        "eval_every": 50,
+        "eval_episodes": 2,
+        "buffer_size": 200,
+        "batch_size": 16,
+        "learning_starts": 20,
+        "steps_per_update": 4,
+        "seed": 5,
+    }
+    return ReplayDataModule(**{**defaults, **arguments})
+
+
+class Recorder(Callback):
+    """Keeps when updates and evaluations happened, and what was learned from."""
+
+    def __init__(self) -> None:
+        self.updated_at: list[int] = []
+        self.evaluated_at: list[int] = []
+        self.batches: list[Any] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.updated_at.append(trainer.datamodule.env_steps)
+        self.batches.append(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluated_at.append(trainer.datamodule.env_steps)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 8])
+@pytest.mark.parametrize("steps_per_update", [1, 4, 6])
+def test_one_update_falls_due_every_so_many_steps(
+    make_trainer: MakeTrainer, num_envs: int, steps_per_update: int
+) -> None:
+    data, recorder = make_data(num_envs=num_envs, steps_per_update=steps_per_update), Recorder()
+
+    make_trainer(callbacks=[recorder]).fit(DQN(data.env_spec), data)
+
+    for update, steps in enumerate(recorder.updated_at, start=1):
+        due = 20 + update * steps_per_update
+        # Not before it falls due, and not later than the vector step in which it does.
+        assert due <= steps < due + max(num_envs, steps_per_update + num_envs)
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_evaluations_are_evenly_spaced_and_the_last_ends_the_run(make_trainer: MakeTrainer) -> None:
+    data, recorder = make_data(), Recorder()
+
+    make_trainer(callbacks=[recorder]).fit(DQN(data.env_spec), data)
+
+    # 100 steps of learning in parts of at most 50: 25 updates in parts of 13.
+    assert len(recorder.updated_at) == 26
+    assert recorder.evaluated_at == [20 + 13 * 4, 20 + 26 * 4]
+    assert data.env_steps == 124
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_sampled_transitions_keep_their_true_final_observation(make_trainer: MakeTrainer) -> None:
+    data, recorder = make_data(), Recorder()
+
+    make_trainer(callbacks=[recorder]).fit(DQN(data.env_spec), data)
+
+    batch = torch.cat(recorder.batches)
+    steps, following = batch["observation"], batch["next", "observation"]
+    # The counter goes on by one, also into the step that ends an episode, under the episode's own mark.
+    assert torch.equal(following[:, 0], steps[:, 0] + 1)
+    assert torch.equal(following[:, 1], steps[:, 1])
+    assert torch.equal(batch["next", "reward"].squeeze(1), following[:, 0])
+    done = batch["next", "done"].squeeze(1)
+    assert set(following[done, 0].tolist()) == {3.0, 4.0}
+    assert torch.equal(batch["next", "terminated"].squeeze(1), following[:, 0].eq(3) & done)
+    assert torch.equal(batch["next", "truncated"].squeeze(1), following[:, 0].eq(4) & done)
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_runs_of_one_seed_are_equal_and_of_another_differ(make_trainer: MakeTrainer) -> None:
+    weights = []
+    for seed in (1, 1, 2):
+        data = make_data(seed=seed)
+        torch.manual_seed(0)
+        agent = DQN(data.env_spec)
+        make_trainer().fit(agent, data)
+        weights.append(torch.cat([p.flatten() for p in agent.q_network.parameters()]))
+
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_evaluation_does_not_change_what_training_draws(make_trainer: MakeTrainer) -> None:
+    weights = []
+    for evaluations in (0, 1):
+        data = make_data(eval_every=25)
+        torch.manual_seed(0)
+        agent = DQN(data.env_spec, evaluation_epsilon=0.5)
+        make_trainer(limit_val_batches=evaluations).fit(agent, data)
+        weights.append(torch.cat([p.flatten() for p in agent.q_network.parameters()]))
+
+    assert torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_an_agent_that_learns_from_rollouts_is_refused(make_trainer: MakeTrainer) -> None:
+    data = make_data()
+
+    with pytest.raises(UserError, match="PPO learns from rollouts; use RolloutDataModule"):
+        make_trainer().fit(PPO(data.env_spec), data)
+
+
+def test_learning_must_start_before_the_run_ends() -> None:
+    with pytest.raises(UserError, match=r"learning_starts is 120; expected 0 to 116"):
+        make_data(learning_starts=120)

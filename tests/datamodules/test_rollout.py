@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tensordict import TensorDict, TensorDictBase
+
+from fakes import CountingEnv
+from lit_gfs.agents import DQN, PPO
+from lit_gfs.datamodules import RolloutDataModule
+from lit_gfs.errors import UserError
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def make_data(**arguments: Any) -> RolloutDataModule:
+    defaults: dict[str, Any] = {
+        "env_id": "Counting-v0",
+        "num_envs": 2,
+        "total_steps": 64,
+        "eval_every": 32,
+        "eval_episodes": 2,
+        "rollout_steps": 8,
+        "epochs": 2,
+        "minibatches": 3,
+        "seed": 5,
+    }
+    return RolloutDataModule(**{**defaults, **arguments})
+
+
+class Recorder(Callback):
+    """Keeps what training saw."""
+
+    def __init__(self) -> None:
+        self.batches: list[TensorDict | None] = []
+        self.steps: list[int] = []
+        self.evaluated_at: list[int] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches.append(batch)
+        self.steps.append(trainer.datamodule.env_steps)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluated_at.append(trainer.datamodule.env_steps)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_every_epoch_is_one_rollout_split_into_passes_of_minibatches(make_trainer: MakeTrainer) -> None:
+    data, recorder = make_data(), Recorder()
+    trainer = make_trainer(callbacks=[recorder])
+
+    trainer.fit(PPO(data.env_spec), data)
+
+    assert trainer.current_epoch == 4  # 64 steps in rollouts of 16
+    assert trainer.global_step == 4 * 2 * 3
+    assert recorder.steps == [16] * 6 + [32] * 6 + [48] * 6 + [64] * 6
+    first_pass, second_pass = recorder.batches[:3], recorder.batches[3:6]
+    assert sorted(len(batch) for batch in first_pass if batch is not None) == [5, 5, 6]
+    values = [
+        sorted(torch.cat([b["value_target"] for b in part]).tolist()) for part in (first_pass, second_pass)
+    ]  # type: ignore[index]
+    assert values[0] == values[1]
+    orders = [torch.cat([b["value_target"] for b in part]).tolist() for part in (first_pass, second_pass)]  # type: ignore[index]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize(
+    ("eval_every", "expected"),
+    [(16, [16, 32, 48, 64]), (32, [32, 64]), (24, [32, 48, 64]), (48, [48, 64]), (1000, [64])],
+)
+def test_evaluation_follows_environment_steps_and_ends_the_run(
+    make_trainer: MakeTrainer, eval_every: int, expected: list[int]
+) -> None:
+    data, recorder = make_data(eval_every=eval_every), Recorder()
+
+    make_trainer(callbacks=[recorder]).fit(PPO(data.env_spec), data)
+
+    assert recorder.evaluated_at == expected
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_total_steps_is_rounded_up_to_a_rollout(make_trainer: MakeTrainer) -> None:
+    data = make_data(total_steps=50)
+
+    make_trainer().fit(PPO(data.env_spec), data)
+
+    assert data.env_steps == 64
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_an_exhausted_rollout_skips_its_remaining_minibatches(make_trainer: MakeTrainer) -> None:
+    data, recorder = make_data(), Recorder()
+    agent = PPO(data.env_spec, target_kl=-1.0)  # any divergence is more
+
+    trainer = make_trainer(callbacks=[recorder])
+    trainer.fit(agent, data)
+
+    assert [batch is None for batch in recorder.batches] == [False, *[True] * 5] * 4
+    assert trainer.global_step == 4
+    assert recorder.evaluated_at == [32, 64]
+
+
+def test_a_checkpoint_is_a_barrier(counting_envs: list[CountingEnv], make_trainer: MakeTrainer) -> None:
+    """Asking for the state resets all environments before the next rollout, to a seed of (run seed, step)."""
+    rollouts: dict[bool, list[TensorDictBase]] = {}
+    for saves in (False, True):
+        data = make_data()
+        agent = PPO(data.env_spec)
+        kept = rollouts.setdefault(saves, [])
+
+        class Keep(Callback):
+            def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+                if trainer.current_epoch == 1:
+                    trainer.datamodule.state_dict()  # type: ignore[attr-defined]
+
+        process = agent.process_rollout
+
+        def keep(
+            rollout: TensorDictBase, process: Any = process, kept: list[TensorDictBase] = kept
+        ) -> TensorDict:
+            kept.append(rollout.clone())
+            return process(rollout)
+
+        agent.process_rollout = keep  # type: ignore[method-assign]
+        make_trainer(callbacks=[Keep()] if saves else []).fit(agent, data)
+
+    def starts(rollout: TensorDictBase) -> list[float]:
+        return rollout["observation"][:, 0, 0].tolist()
+
+    # Rollouts of 8 steps of 3- and 4-step episodes end after 2 and 0 steps of an open episode.
+    assert starts(rollouts[False][2]) == [16 % 3, 0]
+    assert starts(rollouts[True][2]) == [0, 0]
+    torch.testing.assert_close(rollouts[False][1], rollouts[True][1])
+    marks = rollouts[True][2]["observation"][:, 0, 1]
+    assert not torch.equal(marks, rollouts[True][0]["observation"][:, 0, 1])
+
+
+def position_after(loader: Any, count: int) -> list[TensorDict]:
+    return [next(loader) for _ in range(count)]
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("taken", [2, 3, 6])
+def test_the_loader_resumes_in_the_middle_of_a_rollout(make_trainer: MakeTrainer, taken: int) -> None:
+    data, agent, trainer = make_data(), None, make_trainer()
+    torch.manual_seed(0)
+    agent = PPO(data.env_spec)
+    trainer.strategy.connect(agent)
+    data.trainer = trainer  # type: ignore[assignment]
+    agent.trainer = trainer
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    loader = data.train_dataloader()
+    iter(loader)
+    position_after(loader, taken)
+    data_state, state = data.state_dict(), loader.state_dict()
+    if taken == 6:
+        iter(loader)
+    expected = position_after(loader, 3)
+
+    again = make_data()
+    again.trainer = trainer  # type: ignore[assignment]
+    trainer.datamodule = again  # type: ignore[attr-defined]
+    again.load_state_dict(data_state)
+    resumed = again.train_dataloader()
+    resumed.load_state_dict(state)
+    iter(resumed)
+
+    for got, want in zip(position_after(resumed, 3), expected, strict=True):
+        torch.testing.assert_close(got.to_dict(), want.to_dict(), rtol=0, atol=0)
+
+
+def test_more_minibatches_than_transitions_are_refused() -> None:
+    with pytest.raises(UserError, match="minibatches is 17, more than the 16 transitions"):
+        make_data(minibatches=17)
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_an_agent_that_learns_from_replay_is_refused(make_trainer: MakeTrainer) -> None:
+    data = make_data()
+
+    with pytest.raises(UserError, match="DQN learns from replay; use ReplayDataModule"):
+        make_trainer().fit(DQN(data.env_spec), data)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["num_envs", "total_steps", "eval_every", "eval_episodes", "rollout_steps", "epochs", "minibatches"],
+)
+def test_counts_must_be_positive(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is -1; expected a whole number of at least 1"):
+        make_data(**{name: -1})

@@ -1,0 +1,84 @@
+"""Environments and agents whose every outcome is known beforehand."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+
+class CountingEnv(EnvBase):
+    """Episodes of known length: env i ends after ``lengths[i]`` steps, terminated if i is even, or truncated.
+
+    The observation is ``[steps in the episode, a number drawn at reset]``; the reward is the step's number.
+    """
+
+    env_id = "Counting-v0"
+    frame_skip = 1
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(batch_size=[len(lengths)])
+        count = len(lengths)
+        self.lengths = torch.tensor(lengths)
+        self.steps = torch.zeros(count, dtype=torch.int64)
+        self.totals = torch.zeros(count)
+        self.marks = torch.zeros(count)
+        self.resets = 0
+        self.generator = torch.Generator()
+        self.observation_spec = Composite(
+            observation=Unbounded((count, 2)),
+            episode_return=Unbounded((count, 1)),
+            episode_length=Unbounded((count, 1), dtype=torch.int64),
+            shape=(count,),
+        )
+        self.action_spec = Categorical(2, shape=(count,), dtype=torch.int64)
+        self.reward_spec = Unbounded((count, 1))
+        self.full_done_spec = Composite(
+            {
+                key: Binary(1, shape=(count, 1), dtype=torch.bool)
+                for key in ("done", "terminated", "truncated")
+            },
+            shape=(count,),
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.generator.manual_seed(seed or 0)
+
+    def _observe(self) -> dict[str, Tensor]:
+        return {
+            "observation": torch.stack([self.steps.float(), self.marks], dim=1),
+            "episode_return": self.totals.unsqueeze(1).clone(),
+            "episode_length": self.steps.unsqueeze(1).clone(),
+        }
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDict:
+        mask = torch.ones(len(self.lengths), dtype=torch.bool)
+        if tensordict is not None and "_reset" in tensordict:
+            mask = tensordict["_reset"].squeeze(-1)
+        else:
+            self.resets += 1
+        self.steps[mask] = 0
+        self.totals[mask] = 0
+        self.marks[mask] = torch.rand(int(mask.sum()), generator=self.generator)
+        flags = {
+            key: torch.zeros(len(mask), 1, dtype=torch.bool) for key in ("done", "terminated", "truncated")
+        }
+        return TensorDict({**self._observe(), **flags}, self.batch_size)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        self.steps += 1
+        self.totals += self.steps.float()
+        ended = self.steps >= self.lengths
+        even = torch.arange(len(ended)) % 2 == 0
+        return TensorDict(
+            {
+                **self._observe(),
+                "reward": self.steps.float().unsqueeze(1),
+                "done": ended.unsqueeze(1),
+                "terminated": (ended & even).unsqueeze(1),
+                "truncated": (ended & ~even).unsqueeze(1),
+            },
+            self.batch_size,
+        )

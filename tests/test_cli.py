@@ -1,0 +1,322 @@
+"""The command line, run in this process in an empty directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.errors import UserError
+
+SMALL = [
+    "--data.total_steps=600",
+    "--data.learning_starts=200",
+    "--data.eval_every=200",
+    "--data.eval_episodes=2",
+    "--data.batch_size=16",
+    "--model.trunk.width=16",
+    "--trainer.log_every_n_steps=10",
+    "--trainer.enable_progress_bar=false",
+]
+FIT = ["fit", "--config", "quickstart", *SMALL]
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def tags(run: Path) -> dict[str, Any]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+
+
+def test_a_run_leaves_config_events_and_checkpoints() -> None:
+    main(FIT)
+
+    run = Path("runs/dqn_CartPole-v1/version_0")
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "last.ckpt", "best.ckpt"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["init_args"]["total_steps"] == 600
+    assert config["seed_everything"] == 0
+    scalars = tags(run)
+    assert set(scalars) >= {
+        "train/episode_return",
+        "train/episode_length",
+        "eval/episode_return",
+        "loss/q",
+        "schedule/epsilon",
+        "schedule/learning_rate",
+        "time/steps_per_second",
+        "time/frames",
+        "gradient_flow/norm/trunk.layers.0",
+        "gradient_flow/norm_applied/head",
+        "gradient_flow/max_min_ratio",
+    }
+    assert [point.step for point in scalars["eval/episode_return"]] == [400, 600]
+    assert all(point.step <= 600 for points in scalars.values() for point in points)
+
+
+def test_a_checkpoint_loads_without_pickled_code() -> None:
+    main(FIT)
+
+    checkpoint = torch.load("runs/dqn_CartPole-v1/version_0/last.ckpt", weights_only=True)
+
+    assert checkpoint["ReplayDataModule"] == {"env_steps": 600}
+
+
+def test_a_second_run_gets_a_directory_of_its_own_and_equal_results() -> None:
+    main(FIT)
+    main(FIT)
+
+    weights = [
+        torch.load(f"runs/dqn_CartPole-v1/version_{version}/last.ckpt", weights_only=True)["state_dict"]
+        for version in (0, 1)
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_validate_and_test_work_on_a_checkpoint_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    main(FIT)
+    before = sorted(Path("runs").rglob("*"))
+
+    for subcommand in ("validate", "test"):
+        capsys.readouterr()
+        main([subcommand, "--ckpt_path", "runs/dqn_CartPole-v1/version_0/best.ckpt"])
+        assert "eval/episode_return" in capsys.readouterr().out
+
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_a_resumed_run_goes_on_in_its_directory() -> None:
+    main(FIT)
+    run = Path("runs/dqn_CartPole-v1/version_0")
+
+    main(
+        [
+            "fit",
+            "--ckpt_path",
+            str(run / "last.ckpt"),
+            "--data.total_steps=1000",
+            "--data.learning_starts=100",
+        ]
+    )
+
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    assert checkpoint["ReplayDataModule"]["env_steps"] >= 1000
+    evaluated = [point.step for point in tags(run)["eval/episode_return"]]
+    assert evaluated == sorted(evaluated)
+    assert evaluated[:2] == [400, 600]
+
+
+# -- interventions ---------------------------------------------------------------------------------------
+
+
+class Halve(Callback):
+    """Halves every gradient: an intervention of somebody else."""
+
+    def __init__(self, factor: float = 0.5, note: str = "") -> None:
+        self.factor = factor
+        self.note = note
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.factor)
+
+
+class TwoInterventions(GradientFlowCLI):
+    interventions: ClassVar[dict[str, type[Callback]]] = {**GradientFlowCLI.interventions, "halve": Halve}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Build everything, run nothing."""
+
+
+def interventions(*arguments: str) -> list[Callback]:
+    cli = TwoInterventions(["fit", *arguments, "--trainer.enable_progress_bar=false"])
+    return [
+        callback
+        for callback in cli.trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, tuple(TwoInterventions.interventions.values()))
+    ]
+
+
+def write(name: str, **content: Any) -> str:
+    Path(name).write_text(yaml.safe_dump(content))
+    return name
+
+
+def shipped(name: str) -> str:
+    from lit_gfs.config_files import find_config
+
+    return str(find_config(name))
+
+
+def test_interventions_keep_their_order_whatever_the_order_of_keys() -> None:
+    extra = write("extra.yaml", gfs={"halve": {"class_path": f"{__name__}.Halve"}})
+
+    names = [type(c).__name__ for c in interventions("--config", extra, "--config", shipped("quickstart"))]
+
+    assert names == ["GradientFlowMonitor", "Halve"]
+
+
+def test_interventions_merge_across_configs_and_the_command_line_has_the_last_word() -> None:
+    first = write(
+        "first.yaml", gfs={"halve": {"class_path": f"{__name__}.Halve", "init_args": {"factor": 0.3}}}
+    )
+    second = write("second.yaml", gfs={"halve": {"init_args": {"note": "second"}}})
+
+    (monitor, halve) = interventions(
+        "--config",
+        shipped("quickstart"),
+        "--config",
+        first,
+        "--config",
+        second,
+        "--gfs.gradient_flow.init_args.every_n_steps=7",
+    )
+
+    assert isinstance(halve, Halve)
+    assert (halve.factor, halve.note) == (0.3, "second")
+    assert monitor.every_n_steps == 7  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("off", ["--gfs.gradient_flow=null", "--gfs.gradient_flow null"])
+def test_null_switches_an_intervention_off(off: str) -> None:
+    assert interventions("--config", shipped("quickstart"), *off.split(" ")) == []
+
+
+@pytest.mark.parametrize("on", ["--gfs.gradient_flow={}", "--gfs.gradient_flow=GradientFlowMonitor"])
+def test_an_empty_value_or_a_class_name_switches_it_on(on: str) -> None:
+    found = interventions("--config", shipped("quickstart"), "--gfs.gradient_flow=null", on)
+
+    assert [type(c).__name__ for c in found] == ["GradientFlowMonitor"]
+
+
+def test_callbacks_under_trainer_still_work() -> None:
+    cli = TwoInterventions(
+        ["fit", "--config", shipped("quickstart"), "--trainer.callbacks+=LearningRateMonitor"]
+    )
+
+    assert "LearningRateMonitor" in [type(c).__name__ for c in cli.trainer.callbacks]  # type: ignore[attr-defined]
+
+
+def test_depth_and_width_are_one_option_each() -> None:
+    cli = TwoInterventions(
+        ["fit", "--config", shipped("quickstart"), "--model.trunk.depth", "8", "--model.trunk.width", "192"]
+    )
+
+    layers = [layer for layer in cli.model.trunk.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [layer.out_features for layer in layers] == [192] * 8
+
+
+# -- mistakes --------------------------------------------------------------------------------------------
+
+UNWRITABLE = "/proc/runs"
+
+MISTAKES = {
+    "unknown env": (
+        ["--data.env_id", "CartPool-v1"],
+        "CartPool-v1.*did you mean .*CartPole-v1",
+    ),
+    "unknown game": (["--data.env_id", "ALE/Pnog-v5"], "ALE/Pnog-v5.*ALE/Pong-v5"),
+    "unknown task": (["--data.env_id", "dm_control/walker-wlak-v0"], "walker-wlak.*walker-walk"),
+    "unknown key": (["--model.gama", "0.9"], "model.gama is no known key; did you mean 'gamma'"),
+    "unknown key of a trunk": (["--model.trunk.depht", "3"], "model.trunk.depht .*did you mean 'depth'"),
+    "unknown data key": (["--data.num_env", "3"], "data.num_env is no known key; did you mean 'num_envs'"),
+    "unknown top-level key": (["--modle.gamma", "3"], "--modle.gamma is no known option"),
+    "wrong type": (["--model.gamma", "high"], "model.gamma is 'high'; expected float"),
+    "wrong type of steps": (["--data.total_steps", "1.5"], "data.total_steps is '1.5'; expected int"),
+    "wrong choice": (
+        ["--model.loss", "hubr"],
+        "model.loss is 'hubr'; expected one of .*did you mean 'huber'",
+    ),
+    "wrong trainer value": (
+        ["--trainer.gradient_clip_val", "x"],
+        "trainer.gradient_clip_val is 'x'; expected",
+    ),
+    "continuous task": (["--data.env_id", "Pendulum-v1"], "'Pendulum-v1' has a continuous action space"),
+    "negative steps": (["--data.total_steps", "-5"], "total_steps is -5; expected"),
+    "missing config": (["--config", "nowhere.yaml"], "--config 'nowhere.yaml' not found"),
+    "unwritable directory": (["--run.root", UNWRITABLE], f"--run.root '{UNWRITABLE}' cannot be written"),
+    "missing checkpoint": (["--ckpt_path", "runs/last.ckpt"], "--ckpt_path 'runs/last.ckpt' not found"),
+    "unknown intervention": (["--gfs.gradient_flw", "null"], "--gfs.gradient_flw .*--gfs.gradient_flow"),
+    "unknown class": (["--model.trunk", "ResidulTrunk"], "model.trunk is 'ResidulTrunk'.*'ResidualTrunk'"),
+    "too many minibatches": (
+        ["--config", "ppo_cartpole", "--data.minibatches", "5000"],
+        "minibatches is 5000, more than the 1024 transitions",
+    ),
+    "unknown option of a suite": (["--data.env_options", "{sticky: 0.5}"], "sticky"),
+    "negative depth": (["--model.trunk.depth", "-1"], "depth.*-1"),
+    "unknown accelerator": (["--trainer.accelerator", "gpuu"], "gpuu"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "quickstart", *SMALL, *arguments])
+
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    assert line.startswith("lit_gfs: error: ")
+    import re
+
+    assert re.search(expected, line), line
+    assert not Path("runs").exists() or not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_a_checkpoint_of_another_network_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(FIT)
+    checkpoint = "runs/dqn_CartPole-v1/version_0/last.ckpt"
+
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", "--ckpt_path", checkpoint, "--model.trunk.width=32"])
+
+    assert stop.value.code == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_the_process_ends_with_status_2_and_without_a_traceback() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "lit_gfs", "fit", "--config", "quickstart", "--data.env_id", "CartPool-v1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+
+    assert process.returncode == 2
+    assert process.stderr.strip().startswith("lit_gfs: error: ")
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert process.stdout == ""
+
+
+def test_errors_that_are_no_mistake_of_the_user_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("lit_gfs.datamodules.base.make_env", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(FIT)
+
+
+def test_user_errors_are_not_value_errors() -> None:
+    """jsonargparse would take those for its own and bury them."""
+    assert not issubclass(UserError, (ValueError, TypeError))
