@@ -196,7 +196,7 @@ class Agent(LightningModule):
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
         """Write what was recorded, on log steps."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
             self._write()
 
     def on_train_epoch_end(self) -> None:

@@ -93,7 +93,7 @@ class DQN(Agent):
         self.build_optimizer = optimizer
         self.gamma = gamma
         self.target_sync_every = target_sync_every
-        self.double = double
+        self.uses_double_q = double  # `double` is a method of every module
         self.loss: Literal["huber", "mse"] = loss
         self.epsilon_start, self.epsilon_end = epsilon_start, epsilon_end
         self.epsilon_decay_steps = epsilon_decay_steps
@@ -162,7 +162,7 @@ class DQN(Agent):
         if self.end_of_life_is_terminal:
             terminated = terminated | following["end_of_life"].squeeze(-1)
         target_q = self.target_network(following["observation"])
-        if self.double:
+        if self.uses_double_q:
             next_value = double_q_value(self.q_network(following["observation"]), target_q)
         else:
             next_value = max_q_value(target_q)

@@ -111,6 +111,9 @@ class PPO(Agent):
             Atari, where a mode that never presses FIRE again waits for the time limit.
     """
 
+    action_low: Tensor
+    action_high: Tensor
+
     def __init__(
         self,
         env_spec: EnvSpec,

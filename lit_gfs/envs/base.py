@@ -104,10 +104,9 @@ class BatchedEnv(EnvBase):
         first_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._episodes = _Episodes(num_envs, first_seed)
         self._none = np.zeros(num_envs, dtype=np.bool_)
-        # What a step replaces and keeps for the next one. Anything that it neither replaces nor consumes is a
-        # policy's, and carried over.
+        # What a step hands on to the next one. What a policy wrote, its action included, is carried over.
         self._state_keys = (*observations, "episode_return", "episode_length", *_DONE_KEYS)
-        self._step_keys = frozenset(("action", "reward", "next", "_reset", *self._state_keys))
+        self._step_keys = frozenset(("reward", "next", "_reset", *self._state_keys))
 
     @property
     def frame_skip(self) -> int:
@@ -210,7 +209,7 @@ class BatchedEnv(EnvBase):
             state = {key: following[key] for key in self._state_keys}
         else:
             state = {**_tensors(self._episodes.current), **self._not_done()}
-            if kept and count < self.num_envs:
+            if count < self.num_envs:
                 # TorchRL zeroes what a partial reset does not provide.
                 kept = {key: _zero_rows(value, torch.from_numpy(ended)) for key, value in kept.items()}
         self._episodes.restarted = self._none

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchrl.data import Unbounded
 
 from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, discrete_action
+from lit_gfs.envs.gymnasium import quietly
 
 
 class CartPoleEnv(BatchedEnv):
@@ -29,15 +31,12 @@ class CartPoleEnv(BatchedEnv):
     def __init__(
         self, env_id: str, num_envs: int, *, seed: int | None = None, render: bool = False, **options: Any
     ) -> None:
-        import gymnasium
-
-        simulator: Any = gymnasium.make_vec(
-            env_id,
-            num_envs,
-            vectorization_mode="vector_entry_point",
-            render_mode="rgb_array" if render else None,
-            **options,
-        )
+        if render:
+            options["render_mode"] = "rgb_array"
+        with quietly():
+            simulator: Any = gymnasium.make_vec(
+                env_id, num_envs, vectorization_mode="vector_entry_point", **options
+            )
         observations = {"observation": Unbounded((num_envs, 4), dtype=torch.float32)}
         if render:
             shape = (simulator.screen_height, simulator.screen_width, 3)

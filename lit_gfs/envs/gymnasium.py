@@ -86,19 +86,15 @@ class GymnasiumEnv(SerialEnv):
     def __init__(
         self, env_id: str, num_envs: int, *, seed: int | None = None, render: bool = False, **options: Any
     ) -> None:
-        with _quietly():
-            try:
+        if render:
+            options["render_mode"] = "rgb_array"
+        try:
+            with quietly():
                 simulators: list[Any] = [
-                    gymnasium.make(
-                        env_id,
-                        render_mode="rgb_array" if render else None,
-                        disable_env_checker=True,
-                        **options,
-                    )
-                    for _ in range(num_envs)
+                    gymnasium.make(env_id, disable_env_checker=True, **options) for _ in range(num_envs)
                 ]
-            except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-                raise _unavailable(env_id, error) from error
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+            raise _unavailable(env_id, error) from error
         space, action_space = simulators[0].observation_space, simulators[0].action_space
         observation, encode = _observation(env_id, space, num_envs)
         picture_shape = _picture_shape(env_id, simulators[0]) if render else None
@@ -189,7 +185,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Drop what gymnasium says, once for each simulator, about an id that has a newer version."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

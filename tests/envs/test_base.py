@@ -19,7 +19,7 @@ from lit_gfs.envs.serial import SerialEnv
 
 
 class ScriptedEnv(SerialEnv):
-    """Env i ends after ``lengths[i]`` steps; odd ones by truncation. It shows (episode, step), and pays i + 1."""
+    """Env i ends after ``lengths[i]`` steps, truncated if i is odd. It shows (episode, step), pays i + 1."""
 
     def __init__(self, lengths: list[int], frame_skip: int = 1) -> None:
         count = len(lengths)
@@ -124,14 +124,6 @@ def test_partial_reset_of_episodes_that_have_not_ended() -> None:
     step, _ = env.step_and_maybe_reset(act(state, env))
     assert step["next", "episode_length"].tolist() == [[2], [1], [2]]
     assert step["next", "episode_return"].tolist() == [[2], [2], [6]]
-
-
-def test_a_partial_reset_with_nothing_but_the_mask_shows_all_environments() -> None:
-    env = ScriptedEnv([9, 9])
-    env.step_and_maybe_reset(act(env.reset(), env))
-    mask = TensorDict({"_reset": torch.tensor([[True], [False]])}, [2], device="cpu")
-    mask.update({key: torch.zeros(2, 1, dtype=torch.bool) for key in ("done", "terminated", "truncated")})
-    assert env.reset(mask)["observation"].tolist() == [[2, 0], [1, 1]]
 
 
 def test_full_resets_take_a_new_seed_once() -> None:
