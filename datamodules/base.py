@@ -41,7 +41,7 @@ class EnvDataModule(LightningDataModule):
         eval_episodes: Full episodes in an evaluation.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
-        video: Whether ``test`` writes a video of its first episode into the run directory.
+        video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
     """
 
     def __init__(
@@ -128,20 +128,22 @@ class EnvDataModule(LightningDataModule):
 
     def test_dataloader(self) -> EvaluationLoader:
         """Return the same evaluation, with a video if one is asked for."""
-        return EvaluationLoader(self._record if self.video else self._evaluate)
+        return EvaluationLoader(self._film_and_evaluate if self.video else self._evaluate)
 
     def _evaluate(self) -> TensorDict:
         if self._evaluation_env is None:
             self._evaluation_env = self._make_env(min(self.eval_episodes, 16))
         return self._play(self._evaluation_env, self.eval_episodes)
 
-    def _record(self) -> TensorDict:
+    def _film_and_evaluate(self) -> TensorDict:
         frames: list[Tensor] = []
         env = self._make_env(1, render=True)
-        episodes = self._play(env, self.eval_episodes, frames)
+        self._play(env, 1, frames)
         env.close()
-        write_video(Path(cast(Any, self.trainer).log_dir or ".") / "episode.mp4", torch.stack(frames), fps=30)
-        return episodes
+        checkpoint = cast(Any, self.trainer).ckpt_path
+        directory = Path(checkpoint).parent if checkpoint else Path.cwd()
+        write_video(directory / "episode.mp4", torch.stack(frames), fps=30)
+        return self._evaluate()
 
     def _play(self, env: EnvBase, episodes: int, frames: list[Tensor] | None = None) -> TensorDict:
         trainer = cast(Any, self.trainer)

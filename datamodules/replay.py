@@ -119,7 +119,7 @@ class ReplayDataModule(EnvDataModule):
         eval_episodes: Full episodes in an evaluation.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
-        video: Whether ``test`` writes a video of its first episode into the run directory.
+        video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
         buffer_size: Transitions kept, in each process.
         batch_size: Transitions per optimizer step.
         learning_starts: Environment steps collected before the first optimizer step.

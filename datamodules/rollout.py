@@ -116,7 +116,7 @@ class RolloutDataModule(EnvDataModule):
         eval_episodes: Full episodes in an evaluation.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
-        video: Whether ``test`` writes a video of its first episode into the run directory.
+        video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
         rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions.
         epochs: Passes over a rollout.
         minibatches: Optimizer steps per pass.

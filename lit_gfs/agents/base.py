@@ -8,11 +8,12 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gfs.envs import EnvSpec
 from lit_gfs.init import orthogonal_
@@ -149,6 +150,18 @@ class Agent(LightningModule):
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
         self._probe = experience["observation"].flatten(0, 1)[:256]
+
+    # -- learning ----------------------------------------------------------------------------------------
+
+    def annealed(self, optimizer: Optimizer, interval: Literal["epoch", "step"]) -> OptimizerLRScheduler:
+        """Let the learning rate fall to 0 over the run: a function of environment steps alone.
+
+        Args:
+            optimizer: The optimizer whose learning rate falls.
+            interval: Whether it falls after each Lightning epoch or after each optimizer step.
+        """
+        schedule = LambdaLR(optimizer, lambda _: 1.0 - self.progress)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
     # -- what callbacks read -----------------------------------------------------------------------------
 

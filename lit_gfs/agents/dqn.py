@@ -6,9 +6,10 @@ import copy
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from lit_gfs.agents.base import (
     Agent,
@@ -57,6 +58,7 @@ class DQN(Agent):
         epsilon_end: Probability of a random action once decayed.
         epsilon_decay_steps: Environment steps over which epsilon falls linearly.
         evaluation_epsilon: Probability of a random action in evaluation; 0.001 is usual on Atari.
+        anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
         clip_reward: Whether the learner sees rewards clipped to [-1, 1]; reported returns stay raw.
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
 
@@ -79,6 +81,7 @@ class DQN(Agent):
         epsilon_end: float = 0.01,
         epsilon_decay_steps: int = 10_000,
         evaluation_epsilon: float = 0.0,
+        anneal_learning_rate: bool = False,
         clip_reward: bool = False,
         end_of_life_is_terminal: bool = False,
     ) -> None:
@@ -98,6 +101,7 @@ class DQN(Agent):
         self.epsilon_start, self.epsilon_end = epsilon_start, epsilon_end
         self.epsilon_decay_steps = epsilon_decay_steps
         self.evaluation_epsilon = evaluation_epsilon
+        self.anneal_learning_rate = anneal_learning_rate
         self.clip_reward = clip_reward
         self.end_of_life_is_terminal = end_of_life_is_terminal
         self._synced_at = 0
@@ -179,9 +183,10 @@ class DQN(Agent):
         torch._foreach_copy_(list(self.target_network.parameters()), list(self.q_network.parameters()))
         self._synced_at = self.env_steps
 
-    def configure_optimizers(self) -> Optimizer:
-        """Build the optimizer over the online network."""
-        return self.build_optimizer(self.q_network.parameters())
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over the online network and, where asked for, its schedule."""
+        optimizer = self.build_optimizer(self.q_network.parameters())
+        return self.annealed(optimizer, "step") if self.anneal_learning_rate else optimizer
 
     def schedule_values(self) -> dict[str, float]:
         """Return learning rate and epsilon."""

@@ -7,7 +7,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gfs.agents.base import (
     Agent,
@@ -294,11 +293,7 @@ class PPO(Agent):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""
         optimizer = self.build_optimizer(self.actor_critic.parameters())
-        if not self.anneal_learning_rate:
-            return optimizer
-        # The schedule ignores Lightning's epoch count: it is a function of environment steps.
-        schedule = LambdaLR(optimizer, lambda _: 1.0 - self.progress)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        return self.annealed(optimizer, "epoch") if self.anneal_learning_rate else optimizer
 
     def schedule_values(self) -> dict[str, float]:
         """Return the learning rate and, for continuous actions, the mean standard deviation."""
