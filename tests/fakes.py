@@ -82,3 +82,21 @@ class CountingEnv(EnvBase):
             },
             self.batch_size,
         )
+
+
+class MatchingEnv(CountingEnv):
+    """Pays 1 for choosing the action whose number is shown, 0 otherwise; episodes last 20 steps."""
+
+    env_id = "Matching-v0"
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__([20] * num_envs)
+
+    def _observe(self) -> dict[str, Tensor]:
+        self.shown = torch.randint(2, (len(self.lengths),), generator=self.generator)
+        return {**super()._observe(), "observation": torch.nn.functional.one_hot(self.shown, 2).float()}
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        reward = (tensordict["action"] == self.shown).float()
+        self.totals += reward - self.steps - 1  # the parent adds the step's number
+        return super()._step(tensordict).set("reward", reward.unsqueeze(1))

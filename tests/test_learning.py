@@ -1,0 +1,107 @@
+"""Agents learn: on a task of seconds by default, on the shipped configurations when asked for (``-m slow``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import MatchingEnv
+from lightning.pytorch import LightningModule, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_gfs.agents import DQN, PPO
+from lit_gfs.cli import main
+from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def _matching_envs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_env(env_id: str, num_envs: int = 1, **options: Any) -> MatchingEnv:
+        return MatchingEnv(num_envs)
+
+    monkeypatch.setattr("lit_gfs.datamodules.base.make_env", make_env)
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=3e-3)
+
+
+@pytest.mark.usefixtures("_matching_envs")
+@pytest.mark.parametrize("name", ["DQN", "DQN, double, mse", "PPO", "PPO, shared, normalized"])
+def test_agents_learn_to_match(name: str, make_trainer: MakeTrainer) -> None:
+    """Guessing pays 10 of 20, with a standard deviation of 0.5 over 20 episodes; 19 is out of its reach."""
+    torch.manual_seed(0)
+    data: Any
+    agent: LightningModule
+    if name.startswith("DQN"):
+        data = ReplayDataModule(
+            "Matching-v0",
+            num_envs=8,
+            total_steps=4_000,
+            eval_every=4_000,
+            eval_episodes=20,
+            learning_starts=200,
+            batch_size=64,
+            steps_per_update=8,
+            seed=0,
+        )
+        extra: dict[str, Any] = {"double": True, "loss": "mse"} if "double" in name else {}
+        agent = DQN(
+            data.env_spec,
+            optimizer=adam,
+            gamma=0.5,
+            target_sync_every=200,
+            epsilon_decay_steps=2_000,
+            **extra,
+        )
+    else:
+        data = RolloutDataModule(
+            "Matching-v0",
+            num_envs=8,
+            total_steps=4_000,
+            eval_every=4_000,
+            eval_episodes=20,
+            rollout_steps=32,
+            seed=0,
+        )
+        extra = {"shared_network": True, "normalize_observation": True} if "shared" in name else {}
+        agent = PPO(data.env_spec, optimizer=adam, gamma=0.5, **extra)
+    trainer = make_trainer()
+
+    trainer.fit(agent, data)
+
+    assert trainer.callback_metrics["eval/episode_return"] >= 19
+
+
+def trained(name: str, *options: str) -> float:
+    main(["fit", "--config", name, "--trainer.enable_progress_bar=false", "--run.name=run", *options])
+    events = EventAccumulator("runs/run/version_0")
+    events.Reload()
+    return events.Scalars("eval/episode_return")[-1].value
+
+
+def test_ppo_leaves_the_untrained_agent_behind_on_cartpole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best constant or random policy balances for about 25 steps."""
+    monkeypatch.chdir(tmp_path)
+
+    assert trained("ppo_cartpole", "--data.total_steps=30_000", "--data.eval_every=30_000") >= 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("quickstart", 475), ("ppo_cartpole", 475), ("dqn_acrobot", -100), ("ppo_cartpole_swingup", 700)],
+)
+def test_shipped_configs_reach_their_return(
+    name: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert trained(name) >= least
