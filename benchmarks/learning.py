@@ -18,16 +18,24 @@ from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TAG = "eval/episode_return"
+EVALUATION = "eval/episode_return"
+TRAINING = "train/episode_return"
+
+
+class Curve(NamedTuple):
+    """Mean raw returns of full episodes, at environment steps."""
+
+    steps: list[int]
+    returns: list[float]
 
 
 class Run(NamedTuple):
-    """One finished run: its evaluation curve in environment steps, and its wall time in seconds."""
+    """One finished run: its curves in environment steps, and its wall time in seconds."""
 
     config: str
     seed: int
-    steps: list[int]
-    returns: list[float]
+    evaluation: Curve
+    training: Curve
     seconds: float
 
 
@@ -43,14 +51,15 @@ def train(config: str, seed: int, root: Path, options: list[str]) -> Path:
 
 
 def read(config: str, seed: int, directory: Path) -> Run:
-    """Read a run's evaluation curve from its TensorBoard events."""
-    events = EventAccumulator(str(directory))
+    """Read a run's curves from its TensorBoard events."""
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()
-    points = events.Scalars(TAG)
-    started = events.Scalars("time/steps_per_second")[0].wall_time
-    return Run(
-        config, seed, [p.step for p in points], [p.value for p in points], points[-1].wall_time - started
-    )
+    curves = []
+    for tag in (EVALUATION, TRAINING):
+        points = events.Scalars(tag)
+        curves.append(Curve([point.step for point in points], [point.value for point in points]))
+    seconds = events.Scalars(EVALUATION)[-1].wall_time - events.Scalars("time/frames")[0].wall_time
+    return Run(config, seed, *curves, seconds)
 
 
 def table(runs: list[Run]) -> str:
@@ -60,24 +69,27 @@ def table(runs: list[Run]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {run.config} | {run.seed} | {run.steps[-1]:,} | {run.returns[-1]:.1f} | {max(run.returns):.1f} "
-        f"| {run.returns[0]:.1f} | {run.seconds:.0f} |"
+        f"| {run.config} | {run.seed} | {run.evaluation.steps[-1]:,} | {run.evaluation.returns[-1]:.1f} "
+        f"| {max(run.evaluation.returns):.1f} | {run.evaluation.returns[0]:.1f} | {run.seconds:.0f} |"
         for run in runs
     ]
     return "\n".join(lines) + "\n"
 
 
 def write_figure(runs: list[Run], path: Path) -> None:
-    """Draw every run's evaluation curve, one panel a configuration."""
+    """Draw every run's curves, one panel a configuration: evaluation solid, training faint."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     configs = list(dict.fromkeys(run.config for run in runs))
     figure = Figure(figsize=(4.2 * len(configs), 3.2), layout="constrained")
     for panel, config in zip(figure.subplots(1, len(configs), squeeze=False)[0], configs, strict=True):
-        for run in runs:
-            if run.config == config:
-                panel.plot(run.steps, run.returns, label=f"seed {run.seed}", linewidth=1.5)
-        panel.set(title=config, xlabel="environment steps", ylabel="evaluation return")
+        for color, run in enumerate(run for run in runs if run.config == config):
+            panel.plot(*run.training, color=f"C{color}", alpha=0.3, linewidth=0.8)
+            panel.plot(*run.evaluation, color=f"C{color}", linewidth=1.5, label=f"seed {run.seed}")
+        panel.set(title=config, xlabel="environment steps", ylabel="mean return of full episodes")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.grid(alpha=0.3)
         panel.legend()
     figure.savefig(path, dpi=120)
@@ -105,10 +117,11 @@ def main() -> None:
     arguments.output.with_suffix(".md").write_text(f"Made by `{command}`.\n\n{table(runs)}")
     with arguments.output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["configuration", "seed", "env_steps", "evaluation_return"])
+        writer.writerow(["configuration", "seed", "episodes", "env_steps", "mean_return"])
         for run in runs:
-            points = zip(run.steps, run.returns, strict=True)
-            writer.writerows([run.config, run.seed, step, value] for step, value in points)
+            for episodes, curve in (("evaluation", run.evaluation), ("training", run.training)):
+                points = zip(*curve, strict=True)
+                writer.writerows([run.config, run.seed, episodes, *point] for point in points)
     write_figure(runs, arguments.output.with_suffix(".png"))
     print(table(runs))
 
