@@ -66,7 +66,10 @@ class GradientFlowCLI(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
             },
-            parser_kwargs={"description": "Deep-RL networks that stay trainable as they grow."},
+            parser_kwargs={
+                "prog": "lit_gfs",
+                "description": "Deep-RL networks that stay trainable as they grow.",
+            },
             auto_configure_optimizers=False,
             args=list(args),
         )

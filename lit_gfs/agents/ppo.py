@@ -104,6 +104,8 @@ class PPO(Agent):
         anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
         target_kl: Approximate KL divergence from the collecting policy after which the rest of a rollout's
             minibatches is skipped; ``null`` never stops.
+        reward_scale: Factor on the rewards that the learner sees, to bring values to the order of 1; reported
+            returns stay raw.
         clip_reward: Whether the learner sees rewards clipped to [-1, 1]; reported returns stay raw.
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
         sample_in_evaluation: Whether evaluation samples from the policy instead of taking its mode; usual on
@@ -131,6 +133,7 @@ class PPO(Agent):
         normalize_observation: bool = False,
         anneal_learning_rate: bool = True,
         target_kl: float | None = None,
+        reward_scale: float = 1.0,
         clip_reward: bool = False,
         end_of_life_is_terminal: bool = False,
         sample_in_evaluation: bool = False,
@@ -149,6 +152,7 @@ class PPO(Agent):
         self.normalize_advantage = normalize_advantage
         self.anneal_learning_rate = anneal_learning_rate
         self.target_kl = target_kl
+        self.reward_scale = reward_scale
         self.clip_reward = clip_reward
         self.end_of_life_is_terminal = end_of_life_is_terminal
         self.sample_in_evaluation = sample_in_evaluation
@@ -241,7 +245,7 @@ class PPO(Agent):
         rollout = rollout.to(self.device)
         following = rollout["next"]
         done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1)
-        reward, value = following["reward"].squeeze(-1), rollout["value"]
+        reward, value = self.reward_scale * following["reward"].squeeze(-1), rollout["value"]
         if self.clip_reward:
             reward = reward.clamp(-1, 1)
         if self.end_of_life_is_terminal:
