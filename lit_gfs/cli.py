@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
 import jsonargparse
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -31,6 +32,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.parser_errors import one_line
 from lit_gfs.run_directory import RunDirectory
+from lit_gfs.threads import set_threads
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
 jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
@@ -82,6 +84,11 @@ class GradientFlowCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory, the interventions, and the link from environment to agent."""
         parser.add_class_arguments(RunDirectory, "run")
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | None,
+            help="Threads that PyTorch uses; null takes OMP_NUM_THREADS, else one for a small network.",
+        )
         for name, intervention in self.interventions.items():
             parser.add_lightning_class_args(intervention, f"gfs.{name}", subclass_mode=True, required=False)
         parser.link_arguments("data.env_spec", "model.init_args.env_spec", apply_on="instantiate")
@@ -111,6 +118,7 @@ class GradientFlowCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the interventions in order, and a run directory to write to."""
+        set_threads(self._get(self.config_init, "threads"), self.model)
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
         callbacks: list[Callback] = [callback for callback in chosen if callback is not None]

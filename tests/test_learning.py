@@ -1,4 +1,4 @@
-"""Agents learn: on a task of seconds by default, on the shipped configurations when asked for (``-m slow``)."""
+"""Agents learn: on a task of seconds by default, on the shipped configurations with ``-m slow``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import MatchingEnv
 from lightning.pytorch import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fakes import MatchingEnv
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.cli import main
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
