@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.seed import isolate_rng
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -15,7 +16,7 @@ from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.errors import UserError
-from lit_gfs.seeding import derive_seed, run_seed
+from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
 
 
@@ -59,6 +60,8 @@ class EnvDataModule(LightningDataModule):
         require_positive(
             num_envs=num_envs, total_steps=total_steps, eval_every=eval_every, eval_episodes=eval_episodes
         )
+        if seed is not None and seed < 0:
+            raise UserError(f"seed is {seed}; expected a whole number of at least 0")
         self.env_id = env_id
         self.num_envs = num_envs
         self.total_steps = total_steps
@@ -93,7 +96,11 @@ class EnvDataModule(LightningDataModule):
 
     def build_experience(self, steps_per_env: int) -> Experience:
         """Make the environments and the collector; the agent must be on its device by now."""
+        self._check_trainer()
         trainer = cast(Any, self.trainer)
+        steps = self.env_steps
+        if self.experience is not None:
+            self.experience.close()
         experience = Experience(
             self._make_env(self.num_envs),
             trainer.lightning_module,
@@ -103,9 +110,30 @@ class EnvDataModule(LightningDataModule):
             world_size=trainer.world_size,
             precision=trainer.precision_plugin.forward_context,
         )
-        experience.env_steps = self._restored_steps
+        experience.env_steps = steps
         self.experience = experience
         return experience
+
+    def _check_trainer(self) -> None:
+        """Refuse Trainer options under which counting in environment steps would not hold.
+
+        Raises:
+            UserError: If there is one.
+        """
+        trainer = cast(Any, self.trainer)
+        if trainer.val_check_interval != 1.0:
+            raise UserError(
+                f"trainer.val_check_interval is {trainer.val_check_interval}; expected 1.0, as "
+                "data.eval_every says when to evaluate"
+            )
+        if trainer.reload_dataloaders_every_n_epochs:
+            raise UserError(
+                "trainer.reload_dataloaders_every_n_epochs would throw experience away; expected 0"
+            )
+        if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
+            raise UserError(
+                f"trainer.precision is {trainer.precision}; expected 32-true, 16-mixed or bf16-mixed"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step count; being asked for it means that a checkpoint is written: a barrier."""
@@ -148,18 +176,18 @@ class EnvDataModule(LightningDataModule):
     def _play(self, env: EnvBase, episodes: int, frames: list[Tensor] | None = None) -> TensorDict:
         trainer = cast(Any, self.trainer)
         agent = trainer.lightning_module
-        env.set_seed(derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps))
+        seed = derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps)
         # Evaluating must not change what training draws next.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps))
-            with trainer.precision_plugin.forward_context():
-                return run_episodes(
-                    env,
-                    agent.evaluation_policy(),
-                    episodes,
-                    agent.device,
-                    None if frames is None else frames.append,
-                )
+        with isolate_rng(), trainer.precision_plugin.forward_context():
+            seed_generators(seed)
+            env.set_seed(seed)
+            return run_episodes(
+                env,
+                agent.evaluation_policy(),
+                episodes,
+                agent.device,
+                None if frames is None else frames.append,
+            )
 
     def teardown(self, stage: str) -> None:
         """Close every environment."""

@@ -9,6 +9,11 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
+from lit_gfs.errors import UserError
+
+ENDLESS = 200_000
+"""Steps after which an episode counts as endless; the longest time limit here is 27,000."""
+
 
 @torch.no_grad()
 def run_episodes(
@@ -32,6 +37,9 @@ def run_episodes(
 
     Returns:
         ``episode_return`` and ``episode_length``, ``(episodes,)`` each: raw, over full episodes.
+
+    Raises:
+        UserError: If an episode does not end.
     """
     num_envs = env.batch_size.numel()
     rounds = -(-episodes // num_envs)
@@ -39,10 +47,16 @@ def run_episodes(
     lengths = torch.zeros(rounds, num_envs, dtype=torch.int64)
     played = torch.zeros(num_envs, dtype=torch.int64)
     quota = torch.full((num_envs,), rounds)
-    quota[: num_envs - (rounds * num_envs - episodes)] = rounds
-    quota[num_envs - (rounds * num_envs - episodes) :] = rounds - 1
+    quota[num_envs - (rounds * num_envs - episodes) :] -= 1
     state: TensorDictBase = env.reset()
+    steps = 0
     while (played < quota).any():
+        steps += 1
+        if steps > ENDLESS * rounds:
+            raise UserError(
+                f"{getattr(env, 'env_id', type(env).__name__)!r} has not ended an evaluation episode in "
+                f"{ENDLESS:,} steps; set data.env_options.max_episode_steps"
+            )
         if on_frame is not None:
             on_frame(state["pixels"][0])
         acted = policy(TensorDict({"observation": state["observation"].to(device)}, [num_envs]))

@@ -63,7 +63,7 @@ class Experience:
         self.steps_per_call = env.batch_size.numel() * steps_per_env * world_size
         self._seed = seed
         self._rank = rank
-        self._precision = precision
+        self.precision = precision
         self._barrier_due = True
         self._collector = Collector(
             env,
@@ -104,7 +104,7 @@ class Experience:
             A piece of experience ``(num_envs, steps_per_env)``, on the CPU.
         """
         self.agent.on_collection_start()
-        with self._precision():
+        with self.precision():
             piece = next(self._pieces)
         self.env_steps += self.steps_per_call
         self.agent.on_collection_end(piece)

@@ -27,7 +27,7 @@ def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: 
         num_envs: Environments that feed it.
         batch_size: Transitions in a sample.
     """
-    if spec.is_pixels:
+    if spec.is_frame_stack:
         return frame_replay_buffer(capacity, num_envs, batch_size)
     return TensorDictReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=batch_size)
 
@@ -35,8 +35,8 @@ def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: 
 class ReplayLoader:
     """Collects what the replay ratio asks for, then samples: one batch per optimizer step.
 
-    Everything is counted from the environment steps: after ``learning_starts`` of them, one update falls due
-    every ``steps_per_update``.
+    Everything is counted in environment steps: after the first ``learning_starts`` of them, one update falls
+    due every ``steps_per_update``.
 
     Args:
         experience: Where transitions come from.
@@ -57,9 +57,9 @@ class ReplayLoader:
         self._experience = experience
         self.buffer = buffer
         self._updates_per_epoch = updates_per_epoch
-        self._learning_starts = learning_starts
         self._steps_per_update = steps_per_update
-        self._first_update_at = learning_starts
+        # A resumed run begins with an empty buffer, and fills it as far as a new run does.
+        self._first_update_at = experience.env_steps + learning_starts
         self._updates = 0
         self._position = 0
 
@@ -99,10 +99,8 @@ class ReplayLoader:
         return {"position": self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the same pass, after refilling the buffer with ``learning_starts`` steps."""
+        """Go on in the same pass."""
         self._position = state_dict["position"]
-        self._updates = 0
-        self._first_update_at = self._experience.env_steps + self._learning_starts
 
 
 class ReplayDataModule(EnvDataModule):
@@ -121,9 +119,9 @@ class ReplayDataModule(EnvDataModule):
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
         buffer_size: Transitions kept, in each process.
-        batch_size: Transitions per optimizer step.
+        batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         learning_starts: Environment steps collected before the first optimizer step.
-        steps_per_update: Environment steps per optimizer step.
+        steps_per_update: Environment steps per batch.
 
     Raises:
         UserError: If a count is not positive, or learning would start after the run's end.
@@ -174,7 +172,7 @@ class ReplayDataModule(EnvDataModule):
         agent = trainer.lightning_module
         if hasattr(agent, "process_rollout"):
             raise UserError(f"{type(agent).__name__} learns from rollouts; use RolloutDataModule")
-        # Whole vector steps: the fewest that make at least one update due.
+        # Whole vector steps, and no more of them than one update asks for.
         experience = self.build_experience(
             max(1, self.steps_per_update // (self.num_envs * trainer.world_size))
         )

@@ -68,7 +68,10 @@ class RolloutLoader:
             raise StopIteration
         self._experience.pass_barrier()
         if self._position == 0:
-            self._transitions = self._agent.process_rollout(self._experience.collect())
+            rollout = self._experience.collect()
+            # Values of final observations in the precision that the others were computed in.
+            with self._experience.precision():
+                self._transitions = self._agent.process_rollout(rollout)
         assert self._transitions is not None
         part = self._position % self._minibatches
         if part == 0:

@@ -27,7 +27,7 @@ from lit_gfs.callbacks import GradientFlowMonitor
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.summary import RunSummary, print_summary
-from lit_gfs.config_files import CONFIG_NAME, complete_arguments
+from lit_gfs.config_files import CONFIG_NAME, complete_arguments, find_checkpoint
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.parser_errors import one_line
@@ -114,7 +114,13 @@ class GradientFlowCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            raise _user_error_in(error) or error.__cause__ or error  # noqa: B904 - the cause itself is raised
+            # jsonargparse wraps what a class raises; what it wrapped is what went wrong.
+            raise _user_error_in(error) or error.__cause__ or error  # noqa: B904
+
+    def before_instantiate_classes(self) -> None:
+        """Check a checkpoint that a configuration names, before anything is built."""
+        if checkpoint := self._get(self.config, "ckpt_path"):
+            find_checkpoint(checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the interventions in order, and a run directory to write to."""
@@ -128,6 +134,10 @@ class GradientFlowCLI(LightningCLI):
             run.resume_from(self._get(self.config_init, "ckpt_path"))
             if config["logger"] in (None, True):
                 config["logger"] = run.logger()
+            else:
+                # Another logger, or none: the configuration still goes where the checkpoints are.
+                self.save_config_callback = None
+                run.save_config(self._parser(self.subcommand), self.config[self.subcommand])
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints()
             callbacks.append(RunSummary())

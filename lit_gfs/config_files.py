@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -80,10 +81,14 @@ def find_checkpoint(name: str) -> Path:
     """Return the path of an existing checkpoint.
 
     Raises:
-        UserError: If it is not a file; the message names checkpoints in the same directory.
+        UserError: If it is not a checkpoint file; the message names those in the same directory.
     """
     path = Path(name)
     if path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise UserError(
+                f"--ckpt_path {name!r} is no checkpoint, or a damaged one; expected one that fit wrote"
+            )
         return path
     neighbours = [str(other) for other in sorted(path.parent.glob("*.ckpt"))]
     found = f"; there are {', '.join(map(repr, neighbours))}" if neighbours else ""

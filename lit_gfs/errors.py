@@ -30,3 +30,15 @@ def nearest(value: str, choices: Iterable[str], count: int = 3) -> str:
     if not close:
         return ""
     return f"; did you mean {' or '.join(repr(by_lower[name]) for name in close)}?"
+
+
+def require_between(least: float, most: float, **values: float | None) -> None:
+    """Check numbers that a user gave; ``None`` stands for an option that is off.
+
+    Raises:
+        UserError: If one of them lies outside of ``[least, most]``.
+    """
+    for name, value in values.items():
+        if value is not None and not least <= value <= most:
+            expected = f"at least {least:g}" if most == float("inf") else f"between {least:g} and {most:g}"
+            raise UserError(f"{name} is {value}; expected a number {expected}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -58,11 +59,15 @@ class RunDirectory:
             self._logger = logger
         return self._logger
 
+    def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
+        """Write the resolved configuration."""
+        parser.save(config, Path(self.logger().log_dir) / CONFIG_NAME, skip_none=False, overwrite=True)
+
     def checkpoints(self) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by evaluation return.
 
-        Both are written after an evaluation. They are two callbacks because one that monitors a value writes
-        its last checkpoint only when the value improves.
+        Both are written after an evaluation, the last one also when a run is interrupted. They are two
+        callbacks because one that monitors a value writes its last checkpoint only when the value improves.
         """
         directory = self.logger().log_dir
         best = ModelCheckpoint(
@@ -74,6 +79,10 @@ class RunDirectory:
             save_on_train_epoch_end=False,
         )
         last = ModelCheckpoint(
-            directory, filename="last", enable_version_counter=False, save_on_train_epoch_end=False
+            directory,
+            filename="last",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+            save_on_exception=True,
         )
         return [best, last]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -261,6 +262,20 @@ MISTAKES = {
         "minibatches is 5000, more than the 1024 transitions",
     ),
     "unknown option of a suite": (["--data.env_options", "{sticky: 0.5}"], "sticky"),
+    "checkpoint that is none": (["--ckpt_path", "notes.txt"], "notes.txt' is no checkpoint"),
+    "checkpoint missing in a config": (["--config", "resume.yaml"], "'nowhere.ckpt' not found"),
+    "no target period": (
+        ["--model.target_sync_every", "0"],
+        "target_sync_every is 0; expected .* at least 1",
+    ),
+    "discount above 1": (["--model.gamma", "2"], "gamma is 2.0; expected a number between 0 and 1"),
+    "negative learning rate": (["--model.optimizer.lr", "-1"], "model.optimizer: .*-1"),
+    "negative seed": (["--data.seed", "-1"], "seed is -1; expected"),
+    "precision that loses shapes": (["--trainer.precision", "bf16-true"], "precision is bf16-true; expected"),
+    "validation in batches": (
+        ["--trainer.val_check_interval", "100"],
+        "val_check_interval is 100; .*eval_every",
+    ),
     "negative depth": (["--model.trunk.depth", "-1"], "depth.*-1"),
     "unknown accelerator": (["--trainer.accelerator", "gpuu"], "gpuu"),
 }
@@ -269,6 +284,8 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_in_one_line(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = MISTAKES[mistake]
+    Path("notes.txt").write_text("no checkpoint")
+    write("resume.yaml", ckpt_path="nowhere.ckpt")
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", "quickstart", *SMALL, *arguments])
 
@@ -276,10 +293,37 @@ def test_a_mistake_is_told_in_one_line(mistake: str, capsys: pytest.CaptureFixtu
     line = capsys.readouterr().err.strip()
     assert "\n" not in line
     assert line.startswith("lit_gfs: error: ")
-    import re
-
     assert re.search(expected, line), line
     assert not Path("runs").exists() or not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_a_run_without_a_logger_leaves_other_files_alone() -> None:
+    Path("config.yaml").write_text("mine")
+
+    main([*FIT, "--trainer.logger=false"])
+
+    assert Path("config.yaml").read_text() == "mine"
+    run = Path("runs/dqn_CartPole-v1/version_0")
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "last.ckpt", "best.ckpt"}
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in ((["--help"], "stay trainable"), (["fit", "--help"], "--gfs.gradient_flow")):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_agent_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data.num_envs=2", "--data.rollout_steps=8", "--data.total_steps=32", "--data.eval_episodes=1"]
+    main(["fit", "--config", "ppo_cartpole", *small, "--trainer.enable_progress_bar=false"])
+
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, "--ckpt_path", "runs/ppo_CartPole-v1/version_0/last.ckpt"])
+
+    assert stop.value.code == 2
+    assert "does not fit" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_network_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import UserError
 from lit_gfs.init import orthogonal_
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Encoder, NatureCNN, Trunk, VectorEncoder, named_layers
@@ -125,6 +126,8 @@ class Agent(LightningModule):
         self._counts: dict[str, int] = {}
         self._episodes: list[tuple[float, float]] = []
         self._clock: tuple[float, int] | None = None
+        self._written_at = 0
+        self._validation_began: float | None = None
         self._probe: Tensor | None = None
 
     # -- acting ------------------------------------------------------------------------------------------
@@ -149,9 +152,21 @@ class Agent(LightningModule):
             lengths = following["episode_length"][ended].tolist()
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
-        self._probe = experience["observation"].flatten(0, 1)[:256]
+        seen = experience["observation"].flatten(0, 1)[-256:]
+        self._probe = seen if self._probe is None else torch.cat([self._probe, seen])[-256:]
 
     # -- learning ----------------------------------------------------------------------------------------
+
+    def make_optimizer(self, build: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Build an optimizer.
+
+        Raises:
+            UserError: If it refuses its arguments.
+        """
+        try:
+            return build(parameters)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer: {error}") from error
 
     def annealed(self, optimizer: Optimizer, interval: Literal["epoch", "step"]) -> OptimizerLRScheduler:
         """Let the learning rate fall to 0 over the run: a function of environment steps alone.
@@ -209,7 +224,10 @@ class Agent(LightningModule):
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
         """Write what was recorded, on log steps."""
-        if self.trainer.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
+        every, step = cast(Any, self.trainer).log_every_n_steps, self.trainer.global_step
+        # A batch is not always a step: gradients may be accumulated, the rest of a rollout skipped.
+        if every and step % every == 0 and step > self._written_at:
+            self._written_at = step
             self._write()
 
     def on_train_epoch_end(self) -> None:
@@ -220,12 +238,23 @@ class Agent(LightningModule):
     def on_train_start(self) -> None:
         """Leave a run alone that was resumed after its end; start the clock of the others."""
         self._clock = (time.monotonic(), self.env_steps)
+        self._written_at = self.trainer.global_step
         if self.env_steps >= self.source.total_steps:
             self.trainer.should_stop = True
 
+    def on_validation_end(self) -> None:
+        """Leave the time of evaluations out of the steps per second."""
+        if self._clock is not None and self._validation_began is not None:
+            self._clock = (self._clock[0] + time.monotonic() - self._validation_began, self._clock[1])
+
+    def on_validation_start(self) -> None:
+        """Note when an evaluation begins."""
+        self._validation_began = time.monotonic()
+
     def on_train_end(self) -> None:
         """Write what the last log step left."""
-        self._write()
+        if self._sums:
+            self._write()
 
     def _write(self) -> None:
         steps = self.env_steps
@@ -268,9 +297,9 @@ class Agent(LightningModule):
         }
         normalized = human_normalized_score(self.env_spec.env_id, float(scores["eval/episode_return"]))
         if normalized is not None:
-            scores["eval/human_normalized_score"] = torch.tensor(normalized)
+            scores["eval/human_normalized_score"] = returns.new_tensor(normalized)
         # Lightning would log against optimizer steps; checkpoints still need the value under its name.
         self.log_dict(scores, logger=False, batch_size=1, sync_dist=True)
-        if self.trainer.training or self.trainer.validating:
+        if self.trainer.validating:
             for logger in self.trainer.loggers:
                 logger.log_metrics({tag: float(value) for tag, value in scores.items()}, step=self.env_steps)

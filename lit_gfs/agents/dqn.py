@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from lit_gfs.agents.base import (
     TrunkFactory,
 )
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_between
 from lit_gfs.losses import double_q_value, max_q_value, q_loss
 from lit_gfs.networks import LinearHead, PlainTrunk, named_layers
 from lit_gfs.returns import td_target
@@ -31,8 +32,14 @@ from lit_gfs.schedules import linear_schedule
 class QNetwork(Network):
     """One value per action, ``(*batch, num_actions)``, on top of encoder and trunk."""
 
-    def __init__(self, spec: EnvSpec, *args: Any, **kwargs: Any) -> None:
-        super().__init__(spec, *args, **kwargs)
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: EncoderFactory | None,
+        trunk: TrunkFactory,
+        initialization: Initialization,
+    ) -> None:
+        super().__init__(spec, encoder, trunk, initialization)
         assert spec.num_actions is not None
         self.head = LinearHead(self.out_features, spec.num_actions, gain=1.0)
 
@@ -91,6 +98,16 @@ class DQN(Agent):
                 f"DQN needs discrete actions, but {env_spec.env_id!r} has a continuous action space of "
                 f"dimension {env_spec.action_dim}; use PPO"
             )
+        require_between(
+            0,
+            1,
+            gamma=gamma,
+            epsilon_start=epsilon_start,
+            epsilon_end=epsilon_end,
+            evaluation_epsilon=evaluation_epsilon,
+        )
+        require_between(1, math.inf, target_sync_every=target_sync_every)
+        require_between(0, math.inf, epsilon_decay_steps=epsilon_decay_steps)
         self.q_network = QNetwork(env_spec, encoder, trunk, initialization)
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
         self.build_optimizer = optimizer
@@ -180,12 +197,12 @@ class DQN(Agent):
     @torch.no_grad()
     def sync_target(self) -> None:
         """Copy the weights to the target network."""
-        torch._foreach_copy_(list(self.target_network.parameters()), list(self.q_network.parameters()))
+        self.target_network.load_state_dict(self.q_network.state_dict())
         self._synced_at = self.env_steps
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over the online network and, where asked for, its schedule."""
-        optimizer = self.build_optimizer(self.q_network.parameters())
+        optimizer = self.make_optimizer(self.build_optimizer, self.q_network.parameters())
         return self.annealed(optimizer, "step") if self.anneal_learning_rate else optimizer
 
     def schedule_values(self) -> dict[str, float]:
@@ -198,4 +215,4 @@ class DQN(Agent):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the same target period."""
-        self._synced_at = checkpoint["target_synced_at"]
+        self._synced_at = checkpoint.get("target_synced_at", 0)  # of another agent: refused as such

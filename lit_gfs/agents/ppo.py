@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDict, TensorDictBase
@@ -18,6 +20,7 @@ from lit_gfs.agents.base import (
     TrunkFactory,
 )
 from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import UserError, require_between
 from lit_gfs.losses import (
     categorical_entropy,
     categorical_log_prob,
@@ -106,7 +109,7 @@ class PPO(Agent):
             minibatches is skipped; ``null`` never stops.
         reward_scale: Factor on the rewards that the learner sees, to bring values to the order of 1; reported
             returns stay raw.
-        clip_reward: Whether the learner sees rewards clipped to [-1, 1]; reported returns stay raw.
+        clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
         sample_in_evaluation: Whether evaluation samples from the policy instead of taking its mode; usual on
             Atari, where a mode that never presses FIRE again waits for the time limit.
@@ -139,6 +142,15 @@ class PPO(Agent):
         sample_in_evaluation: bool = False,
     ) -> None:
         super().__init__(env_spec)
+        require_between(0, 1, gamma=gamma, lambda_=lambda_)
+        require_between(0, math.inf, clip=clip, clip_value=clip_value, target_kl=target_kl)
+        require_between(
+            0, math.inf, value_coefficient=value_coefficient, entropy_coefficient=entropy_coefficient
+        )
+        if normalize_observation and env_spec.is_pixels:
+            raise UserError(
+                f"normalize_observation is for vectors, but {env_spec.env_id!r} shows images; expected false"
+            )
         self.actor_critic = ActorCritic(
             env_spec, encoder, trunk, initialization, shared_network, normalize_observation
         )
@@ -296,7 +308,7 @@ class PPO(Agent):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""
-        optimizer = self.build_optimizer(self.actor_critic.parameters())
+        optimizer = self.make_optimizer(self.build_optimizer, self.actor_critic.parameters())
         return self.annealed(optimizer, "epoch") if self.anneal_learning_rate else optimizer
 
     def schedule_values(self) -> dict[str, float]:

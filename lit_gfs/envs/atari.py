@@ -52,6 +52,8 @@ class AtariEnv(BatchedEnv):
         UserError: If an option is out of range.
     """
 
+    stacks_frames = True
+
     def __init__(
         self,
         env_id: str,

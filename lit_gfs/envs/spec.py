@@ -20,6 +20,7 @@ class EnvSpec:
         action_low: Smallest value of each action dimension; ``None`` if actions are discrete.
         action_high: Largest value of each action dimension; ``None`` if actions are discrete.
         frame_skip: Simulator frames per environment step.
+        is_frame_stack: Whether an observation is the last few frames, newest last.
     """
 
     env_id: str
@@ -29,6 +30,7 @@ class EnvSpec:
     action_low: tuple[float, ...] | None
     action_high: tuple[float, ...] | None
     frame_skip: int
+    is_frame_stack: bool = False
 
     @property
     def is_discrete(self) -> bool:
@@ -64,4 +66,5 @@ class EnvSpec:
             action_low=None if discrete else tuple(action.space.low.tolist()),
             action_high=None if discrete else tuple(action.space.high.tolist()),
             frame_skip=batched.frame_skip,
+            is_frame_stack=getattr(batched, "stacks_frames", False),
         )

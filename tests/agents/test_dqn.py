@@ -115,6 +115,17 @@ def test_continuous_actions_are_refused() -> None:
         DQN(spec)
 
 
+def test_evaluation_explores_by_its_own_epsilon() -> None:
+    torch.manual_seed(0)
+    observation = torch.zeros(6_000, 2)
+    for epsilon in (0.0, 0.5):
+        agent = DQN(SPEC, epsilon_start=1.0, evaluation_epsilon=epsilon)
+        greedy = agent.q_network(observation[0]).argmax()
+        acted = agent.evaluation_policy()(TensorDict({"observation": observation}, [6_000]))["action"]
+        share = float((acted == greedy).float().mean())
+        assert share == pytest.approx(1 - epsilon * 2 / 3, abs=0.03)
+
+
 class SyncKeeper(Callback):
     """Notes at which step the target network changed, and the epsilon of every update."""
 
@@ -154,3 +165,39 @@ def test_target_sync_and_epsilon_follow_environment_steps(make_trainer: MakeTrai
     assert keeper.changed_at == [50, 100]
     assert keeper.epsilon[50] == pytest.approx(0.6)
     assert keeper.epsilon[140] == 0.2
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_schedules_and_target_period_go_on_after_a_resume(make_trainer: MakeTrainer, tmp_path: Any) -> None:
+    def make_data(total_steps: int) -> ReplayDataModule:
+        return ReplayDataModule(
+            "Counting-v0",
+            num_envs=2,
+            total_steps=total_steps,
+            eval_every=60,
+            learning_starts=20,
+            steps_per_update=2,
+            batch_size=8,
+            buffer_size=100,
+            eval_episodes=2,
+        )
+
+    def make_agent(data: ReplayDataModule) -> DQN:
+        return DQN(
+            data.env_spec, target_sync_every=50, epsilon_start=1.0, epsilon_end=0.2, epsilon_decay_steps=200
+        )
+
+    data = make_data(80)
+    first = make_trainer()
+    first.fit(make_agent(data), data)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    data, keeper = make_data(300), SyncKeeper()
+
+    make_trainer(callbacks=[keeper]).fit(make_agent(data), data, ckpt_path=tmp_path / "half.ckpt")
+
+    assert min(keeper.epsilon) > 80
+    for step, epsilon in keeper.epsilon.items():
+        assert epsilon == pytest.approx(max(0.2, 1 - 0.8 * step / 200))
+    # Synced at 50 before; the buffer is refilled up to 100, so that a sync is due at the first update.
+    assert [step // 50 for step in keeper.changed_at] == [3, 4, 5, 6][: len(keeper.changed_at)]
+    assert len(keeper.changed_at) >= 3

@@ -211,7 +211,31 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer: MakeTrainer, t
 
 
 @pytest.mark.usefixtures("counting_envs")
-def test_quantities_are_written_against_environment_steps(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("saved_at", [5, 6, 8])
+def test_a_run_resumes_exactly_from_the_middle_of_a_rollout(
+    make_trainer: MakeTrainer, tmp_path: Any, saved_at: int
+) -> None:
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+            if trainer.global_step == saved_at:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+    def run(checkpoint: Any = None) -> PPO:
+        torch.manual_seed(0)
+        data = make_data()
+        agent = PPO(data.env_spec, normalize_observation=True)
+        make_trainer(callbacks=[Save()]).fit(agent, data, ckpt_path=checkpoint)
+        return agent
+
+    whole = run()
+    resumed = run(tmp_path / "mid.ckpt")
+
+    for (name, expected), got in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(expected, got), name
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_quantities_are_written_against_environment_steps(make_trainer: MakeTrainer, tmp_path: Any) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
     class Memory(CSVLogger):
@@ -222,7 +246,7 @@ def test_quantities_are_written_against_environment_steps(make_trainer: MakeTrai
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
             self.rows.append((step, dict(metrics)))
 
-    logger = Memory("unused")
+    logger = Memory(str(tmp_path))
     data = make_data()
     make_trainer(logger=logger, log_every_n_steps=4).fit(PPO(data.env_spec), data)
 

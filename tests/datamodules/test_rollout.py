@@ -96,7 +96,8 @@ def test_total_steps_is_rounded_up_to_a_rollout(make_trainer: MakeTrainer) -> No
 @pytest.mark.usefixtures("counting_envs")
 def test_an_exhausted_rollout_skips_its_remaining_minibatches(make_trainer: MakeTrainer) -> None:
     data, recorder = make_data(), Recorder()
-    agent = PPO(data.env_spec, target_kl=-1.0)  # any divergence is more
+    agent = PPO(data.env_spec, target_kl=1.0)
+    agent.target_kl = -1.0  # any divergence is more
 
     trainer = make_trainer(callbacks=[recorder])
     trainer.fit(agent, data)
