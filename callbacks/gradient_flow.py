@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_gfs.callbacks.gradient_probe import GradientProbe, probes_for
+from lit_gfs.callbacks.norm_history import NormHistory
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
-from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
-from lit_gfs.metrics.norm_history import NormHistory
 from lit_gfs.networks.layers import named_layers
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m lit_gfs fit --config dqn_cartpole``.
+"""The command line: ``python -m lit_gfs fit --config quickstart``.
 
 A LightningCLI with four additions: shipped configurations by name, named interventions under ``gfs.*``, a run
 directory, and a user's mistakes told in one line.

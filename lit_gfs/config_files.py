@@ -15,7 +15,7 @@ CONFIG_NAME = "config.yaml"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return every shipped configuration by name: ``dqn_cartpole``, ``recipes/baseline`` ..."""
+    """Return every shipped configuration by name: ``quickstart``, ``ppo_cartpole`` ..."""
     return {
         path.relative_to(CONFIG_DIRECTORY).with_suffix("").as_posix(): path
         for path in sorted(CONFIG_DIRECTORY.rglob("*.yaml"))

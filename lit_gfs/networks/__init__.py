@@ -2,7 +2,7 @@
 
 from lit_gfs.networks.encoders import Encoder, ImpalaCNN, NatureCNN, PixelEncoder, VectorEncoder
 from lit_gfs.networks.heads import LinearHead
-from lit_gfs.networks.layers import layer_parameters, named_layers
+from lit_gfs.networks.layers import named_layers
 from lit_gfs.networks.normalization import RunningNorm
 from lit_gfs.networks.trunks import PlainTrunk, ResidualBranch, ResidualTrunk, Trunk
 
@@ -18,6 +18,5 @@ __all__ = [
     "RunningNorm",
     "Trunk",
     "VectorEncoder",
-    "layer_parameters",
     "named_layers",
 ]

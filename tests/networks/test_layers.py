@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lit_gfs.networks import PlainTrunk, layer_parameters, named_layers
+from lit_gfs.metrics.gradient_flow import parameters_by_layer
+from lit_gfs.networks import PlainTrunk, named_layers
 
 
 def test_lists_linear_and_normalization_layers_in_order() -> None:
@@ -21,7 +22,7 @@ def test_leaves_out_frozen_layers_but_keeps_partly_frozen_ones() -> None:
     net[1].bias.requires_grad_(False)
 
     assert list(named_layers(net)) == ["1"]
-    assert layer_parameters(net) == {"1": [net[1].weight]}
+    assert parameters_by_layer(named_layers(net)) == {"1": [net[1].weight]}
 
 
 def test_lists_a_shared_module_once() -> None:
@@ -36,13 +37,16 @@ def test_a_shared_parameter_belongs_to_the_first_layer_only() -> None:
     net = nn.Sequential(first, tied, tied_with_bias)
 
     assert named_layers(net) == {"0": first, "2": tied_with_bias}
-    assert layer_parameters(net) == {"0": [first.weight, first.bias], "2": [tied_with_bias.bias]}
+    assert parameters_by_layer(named_layers(net)) == {
+        "0": [first.weight, first.bias],
+        "2": [tied_with_bias.bias],
+    }
 
 
 def test_every_trainable_parameter_is_in_exactly_one_layer() -> None:
     net = nn.ModuleDict({"trunk": PlainTrunk(3, 3, norm="rms"), "gru": nn.GRUCell(2, 2)})
 
-    listed = [parameter for owned in layer_parameters(net).values() for parameter in owned]
+    listed = [parameter for owned in parameters_by_layer(named_layers(net)).values() for parameter in owned]
 
     assert len(listed) == len(set(listed))
     assert set(listed) == set(net.parameters())
@@ -56,4 +60,4 @@ def test_a_module_that_owns_parameters_goes_by_its_class_name() -> None:
             self.mean = nn.Linear(2, 2)
 
     assert list(named_layers(Policy())) == ["Policy", "mean"]
-    assert list(layer_parameters(Policy())) == ["Policy", "mean"]
+    assert list(parameters_by_layer(named_layers(Policy()))) == ["Policy", "mean"]
