@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,15 @@ class DrawnActions(TensorDictModuleBase):
 
     def __init__(self, action_spec: TensorSpec) -> None:
         super().__init__()
-        self.table = [action_spec.rand() for _ in range(DRAWN)]
-        self.step = 0
+        self.actions = cycle([action_spec.rand() for _ in range(DRAWN)])
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the next actions."""
-        self.step = (self.step + 1) % DRAWN
-        return tensordict.set("action", self.table[self.step])
+        return tensordict.set("action", next(self.actions))
 
 
 def collected(env: EnvBase, vector_steps: int) -> Advance:
-    """Step an environment under a Collector."""
+    """Step an environment under a Collector, with the arguments that training gives it."""
     collector = Collector(
         env,
         DrawnActions(env.action_spec),
@@ -66,6 +65,7 @@ def collected(env: EnvBase, vector_steps: int) -> Advance:
         track_traj_ids=False,
         trust_policy=True,
         auto_register_policy_transforms=False,
+        return_same_td=True,
     )
     pieces: Iterator[TensorDictBase] = iter(collector)
     return lambda: next(pieces).numel()

@@ -76,6 +76,8 @@ class Experience:
             track_traj_ids=False,
             trust_policy=True,
             auto_register_policy_transforms=False,
+            # Without a copy: the next piece is written over this one.
+            return_same_td=True,
         )
         self._pieces = iter(self._collector)
 
@@ -101,7 +103,7 @@ class Experience:
         """Step the environments once more.
 
         Returns:
-            A piece of experience ``(num_envs, steps_per_env)``, on the CPU.
+            A piece of experience ``(num_envs, steps_per_env)``, on the CPU; the next call writes over it.
         """
         self.agent.on_collection_start()
         with self.precision():

@@ -152,7 +152,8 @@ class Agent(LightningModule):
             lengths = following["episode_length"][ended].tolist()
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
-        seen = experience["observation"].flatten(0, 1)[-256:]
+        # A copy: the collector writes the next piece over this one.
+        seen = experience["observation"].flatten(0, 1)[-256:].clone()
         self._probe = seen if self._probe is None else torch.cat([self._probe, seen])[-256:]
 
     # -- learning ----------------------------------------------------------------------------------------

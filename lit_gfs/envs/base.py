@@ -104,9 +104,9 @@ class BatchedEnv(EnvBase):
         first_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._episodes = _Episodes(num_envs, first_seed)
         self._none = np.zeros(num_envs, dtype=np.bool_)
-        # What a step hands on to the next one. What a policy wrote, its action included, is carried over.
-        self._state_keys = (*observations, "episode_return", "episode_length", *_DONE_KEYS)
-        self._step_keys = frozenset(("reward", "next", "_reset", *self._state_keys))
+        # Shared by all states that `step_and_maybe_reset` returns: three more tensors would take as long as a
+        # tenth of a CartPole step. TorchRL writes into such a state in place only at a reset: zeros.
+        self._going_on = self._not_done()
 
     @property
     def frame_skip(self) -> int:
@@ -199,22 +199,18 @@ class BatchedEnv(EnvBase):
         TorchRL's way is general: it looks up, filters and merges nested entries, which takes several times as
         long as a light simulator. Here every entry is a plain tensor and the reset observations are at hand,
         so the same two tensordicts are put together directly. Any other input goes TorchRL's way.
+
+        There is one difference: the second tensordict holds what the environment shows, not what the policy
+        wrote in this step, which a policy that only reads observations writes anew before anybody reads it.
+        Its ``done``, ``terminated`` and ``truncated`` are all false, and not to be written to in place.
         """
         if not self._is_plain(tensordict):
             return super().step_and_maybe_reset(tensordict)
-        following, ended = self._advance(tensordict.get("action"))
-        kept = {key: value for key, value in tensordict.items() if key not in self._step_keys}
-        count = np.count_nonzero(ended)
-        if count == 0:
-            state = {key: following[key] for key in self._state_keys}
-        else:
-            state = {**_tensors(self._episodes.current), **self._not_done()}
-            if count < self.num_envs:
-                # TorchRL zeroes what a partial reset does not provide.
-                kept = {key: _zero_rows(value, torch.from_numpy(ended)) for key, value in kept.items()}
+        following, _ = self._advance(tensordict.get("action"))
         self._episodes.restarted = self._none
-        tensordict.set("next", self._tensordict(following))
-        return tensordict, self._tensordict({**kept, **state})
+        # The public setter would check that both have the same batch size and device.
+        tensordict._set_str("next", self._tensordict(following), inplace=False, validated=True)
+        return tensordict, self._tensordict({**_tensors(self._episodes.current), **self._going_on})
 
     def _is_plain(self, tensordict: TensorDictBase) -> bool:
         return (
@@ -223,7 +219,7 @@ class BatchedEnv(EnvBase):
             and tensordict.batch_size == self.batch_size
             and self._episodes.seed is None
             and "_step" not in tensordict
-            and all(isinstance(value, Tensor) for value in tensordict.values())
+            and "next" not in tensordict
         )
 
     def _tensordict(self, entries: dict[str, Tensor]) -> TensorDict:
@@ -266,7 +262,3 @@ def _tensors(arrays: Arrays) -> dict[str, Tensor]:
 
 def _column(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values[:, None])
-
-
-def _zero_rows(values: Tensor, rows: Tensor) -> Tensor:
-    return values.masked_fill(rows.reshape(-1, *(1,) * (values.ndim - 1)), 0)

@@ -7,11 +7,24 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import MultiDiscrete
 from numpy.typing import NDArray
 from torchrl.data import Unbounded
 
 from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, discrete_action
 from lit_gfs.envs.gymnasium import quietly
+
+
+class _Pushes(MultiDiscrete):
+    """Gymnasium's action space of ``num_envs`` poles, with a cheaper check, which every step makes."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__([2] * num_envs)
+
+    def contains(self, x: Any) -> bool:
+        """Return whether every pole is pushed left (0) or right (1)."""
+        # Any other integer, negative ones included, has bits that remain in the bitwise disjunction of all.
+        return x.shape == self.shape and np.bitwise_or.reduce(x) in (0, 1)
 
 
 class CartPoleEnv(BatchedEnv):
@@ -42,6 +55,7 @@ class CartPoleEnv(BatchedEnv):
             shape = (simulator.screen_height, simulator.screen_width, 3)
             observations["pixels"] = Unbounded((num_envs, *shape), dtype=torch.uint8)
         super().__init__(env_id, num_envs, observations, discrete_action(2, num_envs), 1, seed)
+        simulator.action_space = _Pushes(num_envs)
         self._simulator = simulator
         self._renders = render
 
@@ -49,10 +63,9 @@ class CartPoleEnv(BatchedEnv):
         simulator = self._simulator
         observation, reward, terminated, truncated, _ = simulator.step(action)
         observations = self._show(observation)
-        ended = np.flatnonzero(simulator.prev_done)
-        if len(ended) == 0:
-            return Outcome(observations, reward, terminated, truncated)
-        return Outcome(observations, reward, terminated, truncated, self._draw(ended))
+        (ended,) = simulator.prev_done.nonzero()
+        restarted = self._draw(ended) if len(ended) else None
+        return Outcome(observations, reward, terminated, truncated, restarted)
 
     def _restart(self, indices: NDArray[np.int64], seed: int | None) -> Arrays:
         if seed is not None:

@@ -147,6 +147,7 @@ def test_seeds_differ_between_environments_and_between_seeds() -> None:
 def test_the_direct_step_equals_torchrls(extra: dict[str, Any]) -> None:
     direct, general = ScriptedEnv([1, 2, 3]), ScriptedEnv([1, 2, 3])
     states = [direct.reset(), general.reset()]
+    shown = set(states[0].keys(True, True))
     generator = torch.Generator().manual_seed(0)
     for _ in range(12):
         written: dict[str, Any] = {"action": torch.randint(3, (3,), generator=generator)}
@@ -158,8 +159,9 @@ def test_the_direct_step_equals_torchrls(extra: dict[str, Any]) -> None:
         for state in states:
             state.update(TensorDict(written, [3], device="cpu").clone())
         steps = [direct.step_and_maybe_reset(states[0]), EnvBase.step_and_maybe_reset(general, states[1])]
+        assert set(steps[0][0].keys(True, True)) == set(steps[1][0].keys(True, True))
+        assert set(steps[0][1].keys(True, True)) == shown
         for mine, theirs in zip(*steps, strict=True):
-            assert set(mine.keys(True, True)) == set(theirs.keys(True, True))
             assert mine.device == theirs.device
             assert mine.batch_size == theirs.batch_size
             for key in mine.keys(True, True):
@@ -208,6 +210,19 @@ def test_a_collector_reset_begins_anew() -> None:
     piece = next(pieces)
     assert piece["next", "observation"][0].tolist() == [[1, 1], [1, 2], [1, 3]]
     assert piece["next", "episode_length"][0].flatten().tolist() == [1, 2, 3]
+
+
+def test_resets_leave_shared_flags_false() -> None:
+    env = ScriptedEnv([2, 3])
+    collecting = collector(env, 7)
+    pieces = iter(collecting)
+    for index in (None, 0, None):
+        piece = next(pieces)
+        assert piece["next", "done"].any()
+        assert not any(piece[key].any() for key in ("done", "terminated", "truncated"))
+        collecting.reset(index)
+    _, state = env.step_and_maybe_reset(act(env.reset(), env))
+    assert not any(state[key].any() for key in ("done", "terminated", "truncated"))
 
 
 def test_steps_hand_out_memory_of_their_own() -> None:

@@ -15,8 +15,19 @@ from torchrl.envs import check_env_specs
 
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import env_seeds
-from lit_gfs.envs.dm_control import suite
+from lit_gfs.envs.dm_control import _tolerance, rewards, suite
 from lit_gfs.errors import UserError
+
+SIGMOIDS = [
+    "gaussian",
+    "hyperbolic",
+    "long_tail",
+    "reciprocal",
+    "cosine",
+    "linear",
+    "quadratic",
+    "tanh_squared",
+]
 
 
 def raw(domain: str, task: str, seed: int, num_envs: int) -> list[Any]:
@@ -72,6 +83,33 @@ def test_steps_equal_dm_controls(task: str) -> None:
             expected = reference.step(bounds.minimum + unit * (bounds.maximum - bounds.minimum))
             np.testing.assert_allclose(following["observation"][index], flat(expected), rtol=1e-5, atol=1e-6)
             assert following["reward"][index].item() == pytest.approx(expected.reward, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("sigmoid", SIGMOIDS)
+@pytest.mark.parametrize("bounds", [(0.0, 0.0), (-1.0, 0.5), (1.0, float("inf"))])
+@pytest.mark.parametrize("margin", [0.0, 0.7, 10])
+def test_light_tolerance_equals_the_suites(sigmoid: str, bounds: tuple[float, float], margin: float) -> None:
+    values = [*np.random.default_rng(0).normal(0, 4, 200), *bounds, 0.0, np.nan, -np.inf]
+    for x in (cast(each) for each in values for cast in (float, np.float64, np.asarray)):
+        for at_margin in (0.1, 0.6):
+            arguments = (x, bounds, margin, sigmoid, at_margin)
+            mine, theirs = _tolerance(*arguments), rewards.tolerance(*arguments)
+            np.testing.assert_array_equal(mine, theirs)
+            assert type(mine) is type(theirs)
+
+
+@pytest.mark.parametrize(
+    "task", ["cheetah-run", "humanoid-walk", "reacher-hard", "hopper-hop", "swimmer-swimmer6"]
+)
+def test_rewards_equal_the_suites_bit_for_bit(task: str) -> None:
+    env = make_env(f"dm_control/{task}-v0", 1, seed=0)
+    state = env.reset()
+    simulator = env._simulators[0]
+    assert simulator._reward != simulator.environment.task.get_reward
+    for action in draw_actions(env, 20):
+        _, state = env.step_and_maybe_reset(state.set("action", action))
+        expected = simulator.environment.task.get_reward(simulator.environment.physics)
+        assert float(simulator._reward(simulator.environment.physics)) == float(expected)
 
 
 def test_time_limit_truncates_and_shows_the_final_observation() -> None:
