@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -186,3 +187,19 @@ def test_an_action_that_does_not_exist() -> None:
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         AtariEnv("ALE/Pong-v5", 1, **options)
+
+
+def test_rewards_are_raw() -> None:
+    """A pellet of Ms. Pac-Man is worth 10 points; a clipped reward would be 1."""
+    env = make_env("ALE/MsPacman-v5", 2, seed=0)
+
+    rewards = env.rollout(150, break_when_any_done=False)["next", "reward"]
+
+    assert rewards.max() >= 10
+
+
+def test_games_last_108000_frames_at_most_unless_told_otherwise() -> None:
+    parameters = inspect.signature(AtariEnv.__init__).parameters
+
+    assert parameters["max_frames"].default == 108_000
+    assert parameters["repeat_action_probability"].default == 0.25
