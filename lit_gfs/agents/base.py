@@ -233,15 +233,13 @@ class Agent(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """End the run on its step count."""
-        if self.env_steps >= self.source.total_steps:
-            self.trainer.should_stop = True
+        self._stop_if_done()
 
     def on_train_start(self) -> None:
         """Leave a run alone that was resumed after its end; start the clock of the others."""
         self._clock = (time.monotonic(), self.env_steps)
         self._written_at = self.trainer.global_step
-        if self.env_steps >= self.source.total_steps:
-            self.trainer.should_stop = True
+        self._stop_if_done()
 
     def on_validation_end(self) -> None:
         """Leave the time of evaluations out of the steps per second."""
@@ -256,6 +254,10 @@ class Agent(LightningModule):
         """Write what the last log step left."""
         if self._sums:
             self._write()
+
+    def _stop_if_done(self) -> None:
+        if self.env_steps >= self.source.total_steps:
+            self.trainer.should_stop = True
 
     def _write(self) -> None:
         steps = self.env_steps

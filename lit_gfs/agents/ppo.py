@@ -317,6 +317,3 @@ class PPO(Agent):
         if self.actor_critic.log_std is not None:
             values["schedule/action_std"] = float(self.actor_critic.log_std.detach().exp().mean())
         return values
-
-
-__all__ = ["PPO", "ActorCritic"]
