@@ -9,16 +9,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_probe import GradientProbe, probes_for
 from lit_gfs.callbacks.norm_history import NormHistory
+from lit_gfs.callbacks.protocol import layers_of, write_scalars, x_axis
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
-from lit_gfs.networks.layers import named_layers
 
 
 class GradientFlowMonitor(Callback):
@@ -78,7 +78,7 @@ class GradientFlowMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None and trainer.global_step > 0:
             self._restored = self.state_dict()  # the same Trainer fits on
-        layers = _layers_of(pl_module)
+        layers = layers_of(pl_module)
         self._probes = probes_for(trainer.optimizers, layers)
         watched = {name for probe in self._probes for name in probe.parameters}
         if not watched:
@@ -114,11 +114,8 @@ class GradientFlowMonitor(Callback):
         names = [name for probe in measured for name in probe.parameters]
         values = torch.cat([probe.collect().to(pl_module.device) for probe in measured], dim=1)
         raw, applied, cosines = values.cpu()  # the only transfer to the host
-        step = _x(trainer, pl_module)
-        scalars = _scalars(names, raw, applied, cosines)
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=step)
-        self._history.append(step, names, raw, applied)
+        write_scalars(trainer, pl_module, _scalars(names, raw, applied, cosines))
+        self._history.append(x_axis(trainer, pl_module), names, raw, applied)
         if self.figure_every and self._history.measurements % self.figure_every == 0:
             self._draw(trainer, pl_module)
 
@@ -160,14 +157,9 @@ class GradientFlowMonitor(Callback):
             x_label="environment steps" if counts_env_steps else "optimizer steps",
         )
         for logger in loggers:
-            logger.experiment.add_figure("gradient_flow/heat_map", figure, global_step=_x(trainer, pl_module))
-
-
-def _layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
-    """Return the module's layers by name; its own direct parameters go under its class name."""
-    own = getattr(pl_module, "named_layers", None)
-    layers = own() if callable(own) else named_layers(pl_module)
-    return {name or type(pl_module).__name__: layer for name, layer in layers.items()}
+            logger.experiment.add_figure(
+                "gradient_flow/heat_map", figure, global_step=x_axis(trainer, pl_module)
+            )
 
 
 def _scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) -> dict[str, float]:
@@ -188,9 +180,3 @@ def _scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) ->
         if cosine == cosine:
             scalars[f"gradient_flow/cosine/{name}"] = cosine
     return scalars
-
-
-def _x(trainer: Trainer, pl_module: LightningModule) -> int:
-    """Return where the run stands: environment steps if the module counts them, else optimizer steps."""
-    env_steps = getattr(pl_module, "env_steps", None)
-    return trainer.global_step if env_steps is None else int(env_steps)

@@ -101,9 +101,13 @@ class Network(nn.Module):
         """The width of the features that heads read."""
         return self.trunk.out_features
 
-    def forward(self, observation: Tensor) -> Tensor:
+    def features(self, observation: Tensor) -> Tensor:
         """Map observations ``(*batch, *shape)`` to features ``(*batch, out_features)``."""
         return self.trunk(self.encoder(observation))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the features, unless a subclass adds a head."""
+        return self.features(observation)
 
 
 class Agent(LightningModule):
@@ -111,8 +115,9 @@ class Agent(LightningModule):
 
     A datamodule drives the agent through four methods: `collection_policy` and `evaluation_policy` say how
     to act, `on_collection_start` and `on_collection_end` frame each piece of experience. Callbacks read
-    `trunk`, `named_layers`, `probe_batch` and `env_steps`. Quantities are gathered on the device with
-    `record` and written every ``Trainer(log_every_n_steps)`` optimizer steps, against environment steps.
+    `trunk`, `named_layers`, `policy_features`, `policy_head`, `loss`, `probe_batch` and `env_steps`.
+    Quantities are gathered on the device with `record` and written every ``Trainer(log_every_n_steps)``
+    optimizer steps, against environment steps.
 
     Args:
         env_spec: The environment's spaces; the command line fills it in from the datamodule.
@@ -121,6 +126,8 @@ class Agent(LightningModule):
     def __init__(self, env_spec: EnvSpec) -> None:
         super().__init__()
         self.env_spec = env_spec
+        # Lightning's name for an input that `forward` takes, for what measures the network.
+        self.example_input_array = torch.zeros(1, *env_spec.observation_shape)
         self.latest_return: float | None = None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -200,6 +207,19 @@ class Agent(LightningModule):
     def progress(self) -> float:
         """The share of the run that is done, from 0 to 1."""
         return min(1.0, self.env_steps / self.source.total_steps)
+
+    @property
+    def policy_head(self) -> nn.Module:
+        """The last layer of what decides on actions: its outputs' largest, or their value, is the action."""
+        raise NotImplementedError
+
+    def policy_features(self, observation: Tensor) -> Tensor:
+        """Map observations ``(*batch, *shape)`` to what `policy_head` reads, ``(*batch, out_features)``."""
+        raise NotImplementedError
+
+    def loss(self, batch: TensorDictBase) -> Tensor:
+        """Return the loss ``()`` that training minimizes on a batch; it leaves no trace in the agent."""
+        raise NotImplementedError
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Layers by name: every trained module that owns parameters directly."""

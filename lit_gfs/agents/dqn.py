@@ -45,7 +45,7 @@ class QNetwork(Network):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map observations ``(*batch, *shape)`` to action values, in float32 under any precision."""
-        return self.head(super().forward(observation)).float()
+        return self.head(self.features(observation)).float()
 
 
 class DQN(Agent):
@@ -114,7 +114,7 @@ class DQN(Agent):
         self.gamma = gamma
         self.target_sync_every = target_sync_every
         self.uses_double_q = double  # `double` is a method of every module
-        self.loss: Literal["huber", "mse"] = loss
+        self.loss_function: Literal["huber", "mse"] = loss
         self.epsilon_start, self.epsilon_end = epsilon_start, epsilon_end
         self.epsilon_decay_steps = epsilon_decay_steps
         self.evaluation_epsilon = evaluation_epsilon
@@ -127,6 +127,15 @@ class DQN(Agent):
     def trunk(self) -> nn.Module:
         """The online network's trunk."""
         return self.q_network.trunk
+
+    @property
+    def policy_head(self) -> nn.Module:
+        """The layer whose outputs are action values."""
+        return self.q_network.head
+
+    def policy_features(self, observation: Tensor) -> Tensor:
+        """Map observations ``(*batch, *shape)`` to the trunk's output."""
+        return self.q_network.features(observation)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """The online network's layers, named from there: ``trunk.layers.0``, ``head`` ..."""
@@ -158,20 +167,30 @@ class DQN(Agent):
 
     # -- learning ----------------------------------------------------------------------------------------
 
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations ``(*batch, *shape)`` to action values ``(*batch, num_actions)``."""
+        return self.q_network(observation)
+
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """Return the loss of a batch of transitions, ``(batch,)``."""
+        loss, values = self._loss(batch)
+        self.record(values)
+        return loss
+
+    def loss(self, batch: TensorDictBase) -> Tensor:
+        """Return the loss of a batch of transitions, without a trace."""
+        return self._loss(batch)[0]
+
+    def _loss(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         q_values = self.q_network(batch["observation"])
         target = self.target(batch["next"])
-        loss, td_error = q_loss(q_values, batch["action"], target, self.loss)
-        self.record(
-            {
-                "loss/q": loss,
-                "loss/td_error": td_error.abs().mean(),
-                "loss/q_value": q_values.mean(),
-                "loss/target": target.mean(),
-            }
-        )
-        return loss
+        loss, td_error = q_loss(q_values, batch["action"], target, self.loss_function)
+        return loss, {
+            "loss/q": loss,
+            "loss/td_error": td_error.abs().mean(),
+            "loss/q_value": q_values.mean(),
+            "loss/target": target.mean(),
+        }
 
     @torch.no_grad()
     def target(self, following: TensorDictBase) -> Tensor:

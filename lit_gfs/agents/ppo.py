@@ -178,6 +178,15 @@ class PPO(Agent):
         """The policy's trunk, which may be the value's too."""
         return self.actor_critic.policy_network.trunk
 
+    @property
+    def policy_head(self) -> nn.Module:
+        """The layer whose outputs are logits, or means of continuous actions."""
+        return self.actor_critic.policy_head
+
+    def policy_features(self, observation: Tensor) -> Tensor:
+        """Map observations ``(*batch, *shape)`` to the output of the policy's trunk."""
+        return self.actor_critic.policy_network(self.actor_critic.normalize(observation))
+
     def named_layers(self) -> dict[str, nn.Module]:
         """Layers named from the two networks down; the policy's free standard deviation is no layer."""
         layers = named_layers(self.actor_critic)
@@ -279,8 +288,25 @@ class PPO(Agent):
         transitions["advantage"], transitions["value_target"] = advantage, value_target
         return transitions.flatten(0, 1)
 
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observations ``(*batch, *shape)`` to logits or means, and values ``(*batch,)``."""
+        return self.actor_critic(observation)
+
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """Return the loss of a minibatch, ``(batch,)``."""
+        loss, values = self._loss(batch)
+        self.record(values)
+        if self.target_kl is not None:
+            # All ranks must agree, or they would wait for each other's gradients.
+            approx_kl = self.trainer.strategy.reduce(values["loss/approx_kl"].detach(), reduce_op="mean")
+            self.rollout_exhausted = bool(approx_kl > self.target_kl)
+        return loss
+
+    def loss(self, batch: TensorDictBase) -> Tensor:
+        """Return the loss of a minibatch, without a trace."""
+        return self._loss(batch)[0]
+
+    def _loss(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         output, value = self.actor_critic(batch["observation"])
         advantage = batch["advantage"]
         if self.normalize_advantage:
@@ -291,20 +317,13 @@ class PPO(Agent):
         critic = value_loss(value, batch["value_target"], batch["value"], self.clip_value)
         entropy = self._entropy(output).mean()
         loss = policy.loss + self.value_coefficient * critic - self.entropy_coefficient * entropy
-        self.record(
-            {
-                "loss/policy": policy.loss,
-                "loss/value": critic,
-                "loss/entropy": entropy,
-                "loss/approx_kl": policy.approx_kl,
-                "loss/clip_fraction": policy.clip_fraction,
-            }
-        )
-        if self.target_kl is not None:
-            # All ranks must agree, or they would wait for each other's gradients.
-            approx_kl = self.trainer.strategy.reduce(policy.approx_kl.detach(), reduce_op="mean")
-            self.rollout_exhausted = bool(approx_kl > self.target_kl)
-        return loss
+        return loss, {
+            "loss/policy": policy.loss,
+            "loss/value": critic,
+            "loss/entropy": entropy,
+            "loss/approx_kl": policy.approx_kl,
+            "loss/clip_fraction": policy.clip_fraction,
+        }
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""

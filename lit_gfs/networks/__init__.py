@@ -4,12 +4,21 @@ from lit_gfs.networks.encoders import Encoder, ImpalaCNN, NatureCNN, PixelEncode
 from lit_gfs.networks.heads import LinearHead
 from lit_gfs.networks.layers import named_layers
 from lit_gfs.networks.normalization import RunningNorm
-from lit_gfs.networks.trunks import PlainTrunk, ResidualBranch, ResidualTrunk, Trunk
+from lit_gfs.networks.trunks import (
+    DenseTrunk,
+    MultiSkipTrunk,
+    PlainTrunk,
+    ResidualBranch,
+    ResidualTrunk,
+    Trunk,
+)
 
 __all__ = [
+    "DenseTrunk",
     "Encoder",
     "ImpalaCNN",
     "LinearHead",
+    "MultiSkipTrunk",
     "NatureCNN",
     "PixelEncoder",
     "PlainTrunk",

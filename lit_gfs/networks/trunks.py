@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError, nearest
@@ -169,11 +170,7 @@ class ResidualTrunk(Trunk):
         self.branches = nn.ModuleList(
             ResidualBranch(width, norm, activation) for _ in range((depth - 1) // 2)
         )
-        self.output = nn.Sequential(make_norm(norm, width), make_activation(activation))
-        if depth % 2 == 0:
-            self.output.append(nn.Linear(width, width))
-            self.output.append(make_norm(norm, width))
-            self.output.append(make_activation(activation))
+        self.output = _closing_layers(depth, width, norm, activation)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
@@ -181,3 +178,125 @@ class ResidualTrunk(Trunk):
         for branch in self.branches:
             stream = stream + branch(stream)
         return self.output(stream)
+
+
+class MultiSkipBranch(nn.Module):
+    """What a multi-skip trunk adds to its stream: twice activation, linear, normalization.
+
+    Args:
+        width: Number of features of the stream and of the hidden layer.
+        norm: Normalization over features, after each linear layer.
+        activation: Activation function before each linear layer.
+    """
+
+    def __init__(self, width: int, norm: Norm, activation: Activation) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        for _ in range(2):
+            self.layers.append(make_activation(activation))
+            self.layers.append(nn.Linear(width, width))
+            self.layers.append(make_norm(norm, width))
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """Map the stream ``(*batch, width)`` to what is added to it, of the same shape."""
+        return self.layers(stream)
+
+
+class MultiSkipTrunk(Trunk):
+    """A residual network whose input skips into every branch (Castanyer et al. 2025, arXiv 2506.15544).
+
+    The input layer and its normalization make g; the stream begins with h = g, and each branch F adds to it
+    together with g again, h <- h + F(h) + g. What follows the branches, and how ``depth`` counts, is as in
+    `ResidualTrunk`: 4, 8 and 12 layers hold 1, 3 and 5 branches.
+
+    ``skip_scale`` is a factor on the g that is added again, part of the checkpoint and not trained: 1 as in
+    the reference; path-sensitive initialization lets it fall with the number of branches, because equal
+    summands add up coherently.
+
+    Args:
+        in_features: Number of input features.
+        depth: Number of linear layers on the path through all branches, at least 1.
+        width: Number of units of each layer.
+        norm: Normalization over features, after the input layer, each linear layer of a branch, and before
+            each closing activation.
+        activation: Activation function.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    skip_scale: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        depth: int = 4,
+        width: int = 64,
+        norm: Norm = "layer",
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(in_features, depth, width, norm, activation)
+        self.input = nn.Sequential(nn.Linear(in_features, width), make_norm(norm, width))
+        self.branches = nn.ModuleList(
+            MultiSkipBranch(width, norm, activation) for _ in range((depth - 1) // 2)
+        )
+        self.output = _closing_layers(depth, width, norm, activation)
+        self.register_buffer("skip_scale", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        stream = self.input(features)
+        skip = self.skip_scale * stream
+        for branch in self.branches:
+            stream = stream + branch(stream) + skip
+        return self.output(stream)
+
+
+class DenseTrunk(Trunk):
+    """A chain whose every layer also reads the trunk's input (D2RL, Sinha et al. 2020, arXiv 2010.09163).
+
+    Each layer but the first reads the concatenation of the layer before it and the input features.
+
+    Args:
+        in_features: Number of input features.
+        depth: Number of linear layers, at least 1.
+        width: Number of units of each layer.
+        norm: Normalization over features, before each activation.
+        activation: Activation function.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        depth: int = 4,
+        width: int = 64,
+        norm: Norm = "none",
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__(in_features, depth, width, norm, activation)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(in_features + (width if index else 0), width),
+                make_norm(norm, width),
+                make_activation(activation),
+            )
+            for index in range(depth)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        hidden = self.layers[0](features)
+        for layer in self.layers[1:]:
+            hidden = layer(torch.cat([hidden, features], dim=-1))
+        return hidden
+
+
+def _closing_layers(depth: int, width: int, norm: Norm, activation: Activation) -> nn.Sequential:
+    """Close a residual stream; input layer and branches take an odd number of layers, this the one left."""
+    closing = nn.Sequential(make_norm(norm, width), make_activation(activation))
+    if depth % 2 == 0:
+        closing.extend([nn.Linear(width, width), make_norm(norm, width), make_activation(activation)])
+    return closing

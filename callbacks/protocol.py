@@ -1,0 +1,35 @@
+"""How callbacks meet a LightningModule: through Lightning, and a few names that a module may have.
+
+A module that has none of them works too; what then stands in is said beside each function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lit_gfs.networks.layers import named_layers
+
+
+def layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
+    """Return the module's layers by name: its ``named_layers()``, else all that own trained parameters.
+
+    Parameters that the module itself owns directly stand under its class name.
+    """
+    own = getattr(pl_module, "named_layers", None)
+    layers = own() if callable(own) else named_layers(pl_module)
+    return {name or type(pl_module).__name__: layer for name, layer in layers.items()}
+
+
+def x_axis(trainer: Trainer, pl_module: LightningModule) -> int:
+    """Return where the run stands: the module's ``env_steps``, else the Trainer's ``global_step``."""
+    env_steps = getattr(pl_module, "env_steps", None)
+    return trainer.global_step if env_steps is None else int(env_steps)
+
+
+def write_scalars(trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
+    """Write scalars to all loggers, at the current place on the x axis."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(scalars), step=x_axis(trainer, pl_module))
