@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
+from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 
-__all__ = ["GradientFlowMonitor"]
+__all__ = ["GradientFlowMonitor", "GradientNormalization", "TemporalGradientClipping"]

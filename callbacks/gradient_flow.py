@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,9 +17,13 @@ from typing_extensions import override
 from lit_gfs.callbacks.gradient_probe import GradientProbe, probes_for
 from lit_gfs.callbacks.norm_history import NormHistory
 from lit_gfs.callbacks.protocol import layers_of, write_scalars, x_axis
+from lit_gfs.callbacks.step_guard import unscale_gradients
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
+
+_ROUNDING = 1e-5
+"""Two norms of one gradient may differ by as much, relatively."""
 
 
 class GradientFlowMonitor(Callback):
@@ -31,6 +36,9 @@ class GradientFlowMonitor(Callback):
       interventions and ``Trainer(gradient_clip_val)``;
     - ``gradient_flow/cosine/<layer>``: between the raw gradient and that of the optimizer step before; not
       written where it is undefined, as for a zero gradient;
+    - ``gradient_flow/scale/<layer>``: applied by raw norm, the factor that all interventions together made;
+      not written where the raw norm is zero or not finite;
+    - ``gradient_flow/clipped_layers``: the share of layers whose gradient was shortened;
     - ``gradient_flow/max_min_ratio``: largest by smallest raw layer norm, of the finite, non-zero ones;
     - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: over all layers;
     - ``gradient_flow/nonfinite_layers``: how many raw layer norms are not finite.
@@ -101,6 +109,7 @@ class GradientFlowMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        unscale_gradients(trainer, optimizer)  # on all ranks: a loss scaler's state is the same everywhere
         if trainer.is_global_zero:
             self._probes[trainer.optimizers.index(optimizer)].observe(self.every_n_steps)
 
@@ -169,14 +178,17 @@ def _scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) ->
         "gradient_flow/global_norm_applied": float(torch.linalg.vector_norm(applied)),
         "gradient_flow/nonfinite_layers": float((~raw.isfinite()).sum()),
     }
+    scales = applied / raw
+    scalars["gradient_flow/clipped_layers"] = float((scales < 1 - _ROUNDING).float().mean())
     ratio = float(max_min_ratio(raw))
     if ratio == ratio:
         scalars["gradient_flow/max_min_ratio"] = ratio
-    for name, norm, norm_applied, cosine in zip(
-        names, raw.tolist(), applied.tolist(), cosines.tolist(), strict=True
-    ):
+    rows = (raw.tolist(), applied.tolist(), cosines.tolist(), scales.tolist())
+    for name, norm, norm_applied, cosine, scale in zip(names, *rows, strict=True):
         scalars[f"gradient_flow/norm/{name}"] = norm
         scalars[f"gradient_flow/norm_applied/{name}"] = norm_applied
+        if math.isfinite(scale):
+            scalars[f"gradient_flow/scale/{name}"] = scale
         if cosine == cosine:
             scalars[f"gradient_flow/cosine/{name}"] = cosine
     return scalars

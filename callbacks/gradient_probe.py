@@ -119,13 +119,6 @@ class GradientProbe:
         if self.raw is None or self._applied is not None:
             return
         self._applied = self._norms()
-        # A fused optimizer divides by the loss scale within its step, and leaves an overflowed gradient as
-        # it was.
-        scale = getattr(optimizer, "grad_scale", None)
-        if scale is not None:
-            overflowed = optimizer.found_inf.to(self.raw) > 0  # type: ignore[attr-defined]
-            self.raw = self.raw / scale.to(self.raw)
-            self._applied = torch.where(overflowed, self._applied / scale.to(self.raw), self._applied)
 
     def _norms(self) -> Tensor:
         return layer_norms(gradients_by_layer(self.parameters))

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_gfs.agents
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
-from lit_gfs.callbacks import GradientFlowMonitor
+from lit_gfs.callbacks import GradientFlowMonitor, GradientNormalization, TemporalGradientClipping
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.summary import RunSummary, print_summary
@@ -49,7 +49,11 @@ class RaisingParser(LightningArgumentParser):
 class GradientFlowCLI(LightningCLI):
     """Subcommands ``fit``, ``validate`` and ``test`` over any agent and any datamodule."""
 
-    interventions: ClassVar[dict[str, type[Callback]]] = {"gradient_flow": GradientFlowMonitor}
+    interventions: ClassVar[dict[str, type[Callback]]] = {
+        "gradient_flow": GradientFlowMonitor,
+        "temporal_clipping": TemporalGradientClipping,
+        "gradient_normalization": GradientNormalization,
+    }
     """Named callbacks, ``gfs.<name>`` in YAML; the order here is the order in which they see gradients."""
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -149,7 +153,7 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(StepProgressBar())
         try:
             return self._instantiate_trainer(config, callbacks)
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -20,6 +20,7 @@ from lit_gfs.errors import UserError
 from lit_gfs.init import orthogonal_
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Encoder, NatureCNN, Trunk, VectorEncoder, named_layers
+from lit_gfs.objective_shift import announce_objective_shift
 
 EncoderFactory = Callable[[tuple[int, ...]], Encoder]
 """Builds an encoder for an observation shape; in YAML a ``class_path`` with ``init_args``."""
@@ -228,6 +229,10 @@ class Agent(LightningModule):
     def probe_batch(self) -> Tensor | None:
         """Return up to 256 recent observations on the agent's device, or ``None`` before any were seen."""
         return None if self._probe is None else self._probe.to(self.device)
+
+    def announce_objective_shift(self, reason: str) -> None:
+        """Tell callbacks that the objective has changed, before the first step on the new one."""
+        announce_objective_shift(self.trainer, self, reason)
 
     # -- reporting ---------------------------------------------------------------------------------------
 

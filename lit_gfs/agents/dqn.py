@@ -212,12 +212,17 @@ class DQN(Agent):
         """Copy the weights to the target network whenever its period is over."""
         if self.env_steps // self.target_sync_every > self._synced_at // self.target_sync_every:
             self.sync_target()
+            self.announce_objective_shift("target_sync")
 
     @torch.no_grad()
     def sync_target(self) -> None:
         """Copy the weights to the target network."""
         self.target_network.load_state_dict(self.q_network.state_dict())
         self._synced_at = self.env_steps
+
+    def on_weights_initialized(self) -> None:
+        """Start with equal networks, whoever changed the weights before training."""
+        self.sync_target()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over the online network and, where asked for, its schedule."""

@@ -249,6 +249,7 @@ class PPO(Agent):
     def on_collection_start(self) -> None:
         """Take in the observations of the rollout before: the statistics never move within a rollout."""
         self.rollout_exhausted = False
+        self.announce_objective_shift("rollout")
         if self.actor_critic.observation_norm is not None:
             self.actor_critic.observation_norm.commit()
 

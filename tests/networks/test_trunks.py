@@ -8,13 +8,47 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lit_gfs.errors import UserError
-from lit_gfs.networks import PlainTrunk, ResidualBranch, ResidualTrunk, Trunk
+from lit_gfs.networks import (
+    DenseTrunk,
+    MultiSkipBranch,
+    MultiSkipTrunk,
+    PlainTrunk,
+    ResidualBranch,
+    ResidualTrunk,
+    Trunk,
+)
 
-TRUNKS = [PlainTrunk, ResidualTrunk]
+TRUNKS = [PlainTrunk, ResidualTrunk, MultiSkipTrunk, DenseTrunk]
 
 
 def linears(module: nn.Module) -> list[nn.Linear]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+class ByHand:
+    """Applies a trunk's layers one after the other, in the order in which they are asked for."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        for parameter in trunk.parameters():
+            nn.init.normal_(parameter, std=0.5)  # so that an exchanged or forgotten layer changes the output
+        self.linears = iter(linears(trunk))
+        self.norms = iter([layer for layer in trunk.modules() if isinstance(layer, nn.LayerNorm)])
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        layer = next(self.linears)
+        return x @ layer.weight.T + layer.bias
+
+    def norm(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize over features; the identity once no layer is left, as in a trunk without any."""
+        layer = next(self.norms, None)
+        if layer is None:
+            return x
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return centred / deviation * layer.weight + layer.bias
+
+    def all_used(self) -> bool:
+        return next(self.linears, None) is None and next(self.norms, None) is None
 
 
 @pytest.mark.parametrize("build", TRUNKS)
@@ -64,13 +98,18 @@ def test_plain_trunk_is_linear_then_norm_then_activation() -> None:
     torch.testing.assert_close(trunk(features), expected)
 
 
+@pytest.mark.parametrize(
+    ("build", "kind"), [(ResidualTrunk, ResidualBranch), (MultiSkipTrunk, MultiSkipBranch)]
+)
 @pytest.mark.parametrize(("depth", "branches"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (8, 3), (12, 5)])
-def test_residual_trunk_has_as_many_branches_as_fit(depth: int, branches: int) -> None:
-    trunk = ResidualTrunk(5, depth=depth, width=7)
+def test_a_trunk_has_as_many_branches_as_fit(
+    build: type[ResidualTrunk] | type[MultiSkipTrunk], kind: type[nn.Module], depth: int, branches: int
+) -> None:
+    trunk = build(5, depth=depth, width=7)
 
     assert len(trunk.branches) == branches
     for branch in trunk.branches:
-        assert isinstance(branch, ResidualBranch)
+        assert isinstance(branch, kind)
         assert len(linears(branch)) == 2
 
 
@@ -112,6 +151,55 @@ def test_silent_branches_leave_the_stream_alone() -> None:
     torch.testing.assert_close(trunk(features), trunk.input(features).relu())
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("skip_scale", [1.0, 0.3])
+def test_multi_skip_trunk_computes_its_formula(depth: int, norm: str, skip_scale: float) -> None:
+    trunk = MultiSkipTrunk(5, depth=depth, width=7, norm=norm, activation="silu")
+    assert trunk.skip_scale == 1
+    trunk.skip_scale.fill_(skip_scale)
+    by_hand, act = ByHand(trunk), nn.functional.silu
+    features = torch.randn(2, 3, 5)
+
+    injected = by_hand.norm(by_hand.linear(features))
+    stream = injected
+    for _ in range({1: 0, 2: 0, 3: 1, 8: 3}[depth]):
+        hidden = by_hand.norm(by_hand.linear(act(stream)))
+        stream = stream + by_hand.norm(by_hand.linear(act(hidden))) + skip_scale * injected
+    expected = act(by_hand.norm(stream))
+    if depth % 2 == 0:
+        expected = act(by_hand.norm(by_hand.linear(expected)))
+
+    assert by_hand.all_used()
+    torch.testing.assert_close(trunk(features), expected)
+
+
+def test_the_skip_scale_is_saved_and_not_trained() -> None:
+    trunk, other = MultiSkipTrunk(5), MultiSkipTrunk(5)
+    trunk.skip_scale.fill_(0.25)
+
+    other.load_state_dict(trunk.state_dict())
+
+    assert other.skip_scale == 0.25
+    assert "skip_scale" not in dict(trunk.named_parameters())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_dense_trunk_computes_its_formula(depth: int, norm: str) -> None:
+    trunk = DenseTrunk(5, depth=depth, width=7, norm=norm, activation="silu")
+    by_hand = ByHand(trunk)
+    features = torch.randn(2, 3, 5)
+
+    expected = nn.functional.silu(by_hand.norm(by_hand.linear(features)))
+    for _ in range(depth - 1):
+        read = torch.cat([expected, features], dim=-1)
+        expected = nn.functional.silu(by_hand.norm(by_hand.linear(read)))
+
+    assert by_hand.all_used()
+    torch.testing.assert_close(trunk(features), expected)
+
+
 @pytest.mark.parametrize("build", TRUNKS)
 @pytest.mark.parametrize(
     ("activation", "function"),
@@ -126,20 +214,26 @@ def test_silent_branches_leave_the_stream_alone() -> None:
 def test_activation(
     build: type[Trunk], activation: str, function: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    trunk = build(5, depth=1, width=7, activation=activation)
+    trunk = build(5, depth=1, width=7, norm="none", activation=activation)
     features = torch.randn(3, 5)
 
     torch.testing.assert_close(trunk(features), function(linears(trunk)[0](features)))
 
 
-@pytest.mark.parametrize("build", TRUNKS)
-def test_every_activation_is_a_module_of_its_own(build: type[Trunk]) -> None:
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [
+        (PlainTrunk, 8),
+        (DenseTrunk, 8),
+        # 3 branches, one activation each; one at the end of the stream and one after the output layer.
+        (ResidualTrunk, 3 + 2),
+        (MultiSkipTrunk, 3 * 2 + 2),
+    ],
+)
+def test_every_activation_is_a_module_of_its_own(build: type[Trunk], count: int) -> None:
     trunk = build(5, depth=8, width=7)
 
-    activations = [module for module in trunk.modules() if isinstance(module, nn.ReLU)]
-
-    # A residual branch has one activation for its two layers, and the stream is activated at its end.
-    assert len(activations) == (8 if build is PlainTrunk else 3 + 2)
+    assert len([module for module in trunk.modules() if isinstance(module, nn.ReLU)]) == count
 
 
 @pytest.mark.parametrize(
@@ -147,9 +241,14 @@ def test_every_activation_is_a_module_of_its_own(build: type[Trunk]) -> None:
     [
         (PlainTrunk, {"depth": -1}, "PlainTrunk needs depth >= 0, got -1"),
         (ResidualTrunk, {"depth": 0}, "ResidualTrunk needs depth >= 1, got 0"),
+        (MultiSkipTrunk, {"depth": 0}, "MultiSkipTrunk needs depth >= 1, got 0"),
+        (DenseTrunk, {"depth": 0}, "DenseTrunk needs depth >= 1, got 0"),
         (PlainTrunk, {"width": 0}, "PlainTrunk needs width >= 1, got 0"),
         (PlainTrunk, {"norm": "layre"}, "no norm 'layre'; .* layer, rms, none; did you mean 'layer'"),
+        (MultiSkipTrunk, {"width": 0}, "MultiSkipTrunk needs width >= 1, got 0"),
+        (MultiSkipTrunk, {"norm": "rsm"}, "MultiSkipTrunk has no norm 'rsm'.* did you mean 'rms'"),
         (ResidualTrunk, {"activation": "rely"}, "no activation 'rely'.* did you mean 'relu'"),
+        (DenseTrunk, {"activation": "slu"}, "DenseTrunk has no activation 'slu'.* did you mean .*'silu'"),
     ],
 )
 def test_invalid_arguments_are_refused(
@@ -159,7 +258,7 @@ def test_invalid_arguments_are_refused(
         build(5, **arguments)
 
 
-@pytest.mark.parametrize("name", ["PlainTrunk", "ResidualTrunk"])
+@pytest.mark.parametrize("name", [build.__name__ for build in TRUNKS])
 def test_the_command_line_configures_all_but_the_input(name: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--trunk", type=Callable[[int], Trunk])

@@ -1,0 +1,274 @@
+"""What the callbacks that change gradients have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lit_gfs.callbacks.protocol import layers_of, write_scalars, x_axis
+from lit_gfs.callbacks.step_guard import forget_skip, loss_scaler, skip_step_where, unscale_gradients
+from lit_gfs.errors import UserError
+from lit_gfs.gradients import LayerwiseScaling, ScaledGradients
+from lit_gfs.metrics.gradient_flow import parameters_by_layer
+
+
+class GradientIntervention(Callback):
+    """Base of the callbacks that scale gradients, layer by layer, before each optimizer step.
+
+    Each optimizer has an algorithm of its own, which sees the layers that this optimizer holds. Gradients are
+    those of a whole step: accumulated, without loss scale, and under DDP averaged over the ranks, which
+    therefore all do the same. Nothing is read from the device but on log steps; on the CPU reading is free.
+
+    A step with a gradient that is not finite never enters an algorithm's state. It is counted and, unless
+    ``skip_nonfinite`` is off, skipped with a warning; under 16-bit mixed precision that is left to the loss
+    scaler. See `lit_gfs.callbacks.step_guard.skip_step_where` for what skipping means on a GPU.
+
+    Every ``Trainer(log_every_n_steps)`` steps it writes ``intervention/<name>/*``.
+
+    Args:
+        name: Its name in tags and in the checkpoint; two of a kind need different ones.
+        skip_nonfinite: Whether steps with a gradient that is not finite are skipped.
+    """
+
+    def __init__(self, name: str, skip_nonfinite: bool) -> None:
+        if not name:
+            raise MisconfigurationException("name is empty; expected one for tags and checkpoint")
+        self.name = name
+        self.skip_nonfinite = skip_nonfinite
+        self.nonfinite_steps = 0
+        """Steps with a gradient that was not finite, as far as they have been read from the device."""
+        self._parts: list[OptimizerPart] = []
+        self._restored: dict[str, Any] | None = None
+        self._written_at = 0
+
+    def make_algorithm(self) -> LayerwiseScaling:
+        """Build the algorithm for one optimizer."""
+        raise NotImplementedError
+
+    def scalars(self, layers: list[str], scales: Tensor, clipped: Tensor) -> dict[str, float]:
+        """Name what is written, below ``intervention/<name>/``.
+
+        Args:
+            layers: The names of the L layers.
+            scales: Each layer's mean factor since the last write, ``(L,)`` on the CPU.
+            clipped: The share of steps in which each layer was shortened, ``(L,)`` on the CPU.
+        """
+        raise NotImplementedError
+
+    # -- what Lightning calls ----------------------------------------------------------------------------
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.gradient_clip_val:
+            raise MisconfigurationException(
+                f"{type(self).__name__} and Trainer(gradient_clip_val={trainer.gradient_clip_val}) would "
+                "both scale gradients, the Trainer last and unseen; expected trainer.gradient_clip_val null "
+                "(TemporalGradientClipping with scope 'global' clips the global norm)"
+            )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is None and trainer.global_step > 0:
+            self._restored = self.state_dict()  # the same Trainer fits on
+        self._parts = [OptimizerPart(self.make_algorithm()) for _ in trainer.optimizers]
+        self._written_at = trainer.global_step
+        self._find_layers(trainer, pl_module)
+        if not any(part.parameters for part in self._parts):
+            raise UserError(
+                f"{type(self).__name__} found no layer to work on: {type(pl_module).__name__} has no "
+                "module with parameters that require gradients and belong to an optimizer"
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is None:
+            return
+        self.nonfinite_steps = self._restored["nonfinite_steps"]
+        for part, state in zip(self._parts, self._restored["algorithms"], strict=False):
+            part.algorithm.load_state_dict(state)
+        self._restored = None
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Layers may have been frozen, or handed to an optimizer, since the epoch before.
+        self._find_layers(trainer, pl_module)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        part = self._parts[trainer.optimizers.index(optimizer)]
+        if not part.parameters:
+            return
+        unscale_gradients(trainer, optimizer)
+        done = part.apply(self._grouped(part.parameters))
+        if loss_scaler(trainer) is not None:
+            return
+        nonfinite = done.nonfinite
+        if self.skip_nonfinite:
+            skip_step_where(optimizer, nonfinite.any())
+        if nonfinite.device.type == "cpu" and nonfinite.any():
+            self._read_nonfinite(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        every, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
+        if every and step % every == 0 and step > self._written_at:
+            self._written_at = step
+            self._write(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for optimizer in trainer.optimizers:
+            forget_skip(optimizer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._restored is not None:
+            return self._restored
+        return {
+            "nonfinite_steps": self.nonfinite_steps + sum(part.unread_nonfinite() for part in self._parts),
+            "algorithms": [part.algorithm.state_dict() for part in self._parts],
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The optimizers are not known before fitting starts.
+        self._restored = state_dict
+
+    # ----------------------------------------------------------------------------------------------------
+
+    def _find_layers(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers = layers_of(pl_module)
+        for part, optimizer in zip(self._parts, trainer.optimizers, strict=True):
+            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            part.parameters = parameters_by_layer(layers, held)
+
+    def _grouped(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:
+        """Return the parameters in the groups that are scaled as one: layers."""
+        return parameters
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers, scales, clipped = [], [], []
+        self._read_nonfinite(trainer, pl_module)
+        for part in self._parts:
+            if part.steps:
+                layers += part.algorithm.layers
+                scales.append(part.totals[0].cpu() / part.steps)
+                clipped.append(part.totals[1].cpu() / part.steps)
+                part.forget()
+        if not layers:
+            return
+        named = self.scalars(layers, torch.cat(scales), torch.cat(clipped))
+        named["nonfinite_steps"] = float(self.nonfinite_steps)
+        tagged = {f"intervention/{self.name}/{tag}": value for tag, value in named.items()}
+        write_scalars(trainer, pl_module, tagged)
+
+    def _read_nonfinite(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count and report the steps with gradients that were not finite since the last time."""
+        for part in self._parts:
+            count = part.unread_nonfinite()
+            if not count:
+                continue
+            before, self.nonfinite_steps = self.nonfinite_steps, self.nonfinite_steps + count
+            names = [
+                name
+                for name, times in zip(part.algorithm.layers, part.totals[2].tolist(), strict=True)
+                if times
+            ]
+            part.forget_nonfinite()
+            # The first, the tenth, the hundredth ... or every step of a run that is lost would be a line.
+            if loss_scaler(trainer) is None and _digits(self.nonfinite_steps) > _digits(before):
+                rank_zero_warn(
+                    f"{self.name}: the gradient of {_listed(names)} was not finite at step "
+                    f"{x_axis(trainer, pl_module)}; "
+                    f"{'the optimizer step is skipped' if self.skip_nonfinite else 'it is applied as it is'} "
+                    f"({self.nonfinite_steps} so far)"
+                )
+
+
+class OptimizerPart:
+    """An algorithm at work on the layers of one optimizer, and what it did since that was last read.
+
+    Args:
+        algorithm: The algorithm.
+    """
+
+    def __init__(self, algorithm: LayerwiseScaling) -> None:
+        self.algorithm = algorithm
+        self.parameters: dict[str, list[nn.Parameter]] = {}
+        """The optimizer's parameters by layer."""
+        self.steps = 0
+        self.totals = torch.zeros(4, 0)
+        """Over steps, for each of L layers: factors, times shortened, times not finite, and times that any
+        layer was not finite; ``(4, L)``."""
+
+    def apply(self, parameters: Mapping[str, list[nn.Parameter]]) -> ScaledGradients:
+        """Scale the gradients of these parameters."""
+        gradients = {name: [_writable_gradient(p) for p in owned] for name, owned in parameters.items()}
+        weights = (
+            {name: [p.detach() for p in owned] for name, owned in parameters.items()}
+            if self.algorithm.needs_weights
+            else None
+        )
+        known = self.algorithm.layers
+        done = self.algorithm.apply(gradients, weights)
+        if self.totals.shape[1] != len(done.norms) or known != self.algorithm.layers:
+            self.totals, self.steps = torch.zeros(4, len(done.norms), device=done.norms.device), 0
+        nonfinite = done.nonfinite
+        rows = (done.scales, done.scales < 1, nonfinite, nonfinite.any().expand_as(nonfinite))
+        self.totals += torch.stack([row.to(self.totals) for row in rows])
+        self.steps += 1
+        return done
+
+    def unread_nonfinite(self) -> int:
+        """Return in how many steps a gradient was not finite, since `forget_nonfinite`."""
+        return int(self.totals[3].max()) if self.totals.numel() else 0
+
+    def forget_nonfinite(self) -> None:
+        """Begin to count steps with gradients that are not finite anew."""
+        self.totals[2:] = 0
+
+    def forget(self) -> None:
+        """Begin to gather factors anew."""
+        self.totals[:2] = 0
+        self.steps = 0
+
+
+def _writable_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """Return a parameter's gradient, or the values of a sparse one, such that writing to it changes it."""
+    if parameter.grad is None:
+        return None
+    if parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()
+        return parameter.grad._values()
+    return parameter.grad
+
+
+def _digits(count: int) -> int:
+    return len(str(count)) if count else 0
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more layers" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,60 @@
+"""Keeping an optimizer from taking a step, and gradients readable before it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
+
+
+def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
+    """Return the loss scaler of 16-bit mixed precision, which skips steps that overflow by itself."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def unscale_gradients(trainer: Trainer, optimizer: Optimizer) -> None:
+    """Take the loss scale off the gradients of an optimizer, if that has not been done for the coming step.
+
+    Lightning leaves it to optimizers that can do so within their step, such as fused ones; whoever reads
+    norms in ``on_before_optimizer_step`` would see another scale at another time.
+    """
+    scaler = loss_scaler(trainer)
+    if scaler is not None and scaler.is_enabled():
+        state: Any = scaler._per_optimizer_states[id(optimizer)]
+        if state["stage"] is OptState.READY:
+            scaler.unscale_(optimizer)
+
+
+def skip_step_where(optimizer: Optimizer, flag: Tensor) -> None:
+    """Have the coming step of an optimizer change nothing if a flag is set.
+
+    On the CPU the flag is read and the gradients are dropped: parameters and optimizer state stay as they
+    are. On another device nothing is read, as that would wait for it. Fused optimizers skip the step there.
+    Others take it with a gradient of zero: parameters still move by what momentum remains, and weight decay.
+
+    Args:
+        optimizer: The optimizer that is about to step.
+        flag: Whether to skip, ``()`` of bool, on the gradients' device.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if flag.device.type == "cpu":
+        if flag:
+            for parameter in parameters:
+                parameter.grad = None
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        # What a loss scaler sets after an overflow; `forget_skip` takes it away.
+        vars(optimizer).update(found_inf=flag.float(), grad_scale=None)
+    else:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(flag, 0)
+
+
+def forget_skip(optimizer: Optimizer) -> None:
+    """Remove what `skip_step_where` left on an optimizer."""
+    for name in ("found_inf", "grad_scale"):
+        vars(optimizer).pop(name, None)

@@ -1,0 +1,103 @@
+"""Temporal-aware gradient clipping, as a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lit_gfs.callbacks.gradient_intervention import GradientIntervention
+from lit_gfs.gradients import PercentileClipper, TemporalClipper, ZScoreClipper
+
+
+class TemporalGradientClipping(GradientIntervention):
+    """Shortens a layer's gradient where it stands out from that layer's own history.
+
+    `lit_gfs.gradients.ZScoreClipper` and `lit_gfs.gradients.PercentileClipper` say how. When the objective
+    itself changes
+    - a DQN's target network is synchronized, a PPO collects a new rollout - the statistics are re-opened, so
+      that a
+    legitimate jump is not mistaken for a spike. Our agents announce it; any LightningModule can, with
+    `lit_gfs.objective_shift.announce_objective_shift`.
+
+    It writes, below ``intervention/<name>/``: ``clipped_layers``, the share of layers shortened per step;
+    ``clipped/<layer>``, the share of steps in which one was; ``scale``, the mean factor; ``nonfinite_steps``.
+
+    Args:
+        scope: ``layer`` clips each layer by its own history, ``global`` all layers of an optimizer as one.
+        mode: ``zscore`` or ``percentile``.
+        z_threshold: Standard deviations above the running mean from which a norm is a spike (zscore).
+        decay: Memory of the running statistics, per optimizer step (zscore).
+        percentile: Percentile of the history that a norm may reach, in percent (percentile).
+        window: Optimizer steps in the history (percentile).
+        warmup: Optimizer steps that are only watched at first.
+        shift_grace: Optimizer steps that are only watched after the objective has changed; 0 ignores changes.
+        skip_nonfinite: Whether steps with a gradient that is not finite are skipped.
+        name: Its name in tags and in the checkpoint; two of a kind need different ones.
+
+    Raises:
+        UserError: If a number is out of range, or the module has no layers.
+        MisconfigurationException: If the Trainer clips gradients too, or an option has no such choice.
+
+    Example::
+
+        trainer = Trainer(callbacks=[TemporalGradientClipping(z_threshold=3.0)])
+    """
+
+    def __init__(
+        self,
+        scope: Literal["layer", "global"] = "layer",
+        mode: Literal["zscore", "percentile"] = "zscore",
+        z_threshold: float = 2.5,
+        decay: float = 0.97,
+        percentile: float = 95.0,
+        window: int = 100,
+        warmup: int = 25,
+        shift_grace: int = 3,
+        skip_nonfinite: bool = True,
+        name: str = "temporal_clipping",
+    ) -> None:
+        super().__init__(name, skip_nonfinite)
+        if scope not in ("layer", "global"):
+            raise MisconfigurationException(f"scope is {scope!r}; expected 'layer' or 'global'")
+        if mode not in ("zscore", "percentile"):
+            raise MisconfigurationException(f"mode is {mode!r}; expected 'zscore' or 'percentile'")
+        self.scope = scope
+        self.mode = mode
+        self.z_threshold = z_threshold
+        self.decay = decay
+        self.percentile = percentile
+        self.window = window
+        self.warmup = warmup
+        self.shift_grace = shift_grace
+        self.make_algorithm()  # checks the numbers
+
+    @override
+    def make_algorithm(self) -> TemporalClipper:
+        if self.mode == "percentile":
+            return PercentileClipper(self.percentile, self.window, self.warmup, self.shift_grace)
+        return ZScoreClipper(self.z_threshold, self.decay, self.warmup, self.shift_grace)
+
+    def on_objective_shift(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
+        """Re-open the statistics of all layers."""
+        for part in self._parts:
+            assert isinstance(part.algorithm, TemporalClipper)
+            part.algorithm.reopen()
+
+    @override
+    def scalars(self, layers: list[str], scales: Tensor, clipped: Tensor) -> dict[str, float]:
+        named = {"clipped_layers": float(clipped.mean()), "scale": float(scales.mean())}
+        if self.scope == "layer":
+            shares = zip(layers, clipped.tolist(), strict=True)
+            named.update({f"clipped/{layer}": share for layer, share in shares})
+        return named
+
+    @override
+    def _grouped(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:
+        if self.scope == "layer":
+            return parameters
+        return {"all": [parameter for owned in parameters.values() for parameter in owned]}

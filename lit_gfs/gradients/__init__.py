@@ -1,0 +1,14 @@
+"""Algorithms on gradients, layer by layer: plain objects that know neither Lightning nor any optimizer."""
+
+from lit_gfs.gradients.clipping import PercentileClipper, TemporalClipper, ZScoreClipper
+from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
+from lit_gfs.gradients.normalization import GradientNormalizer
+
+__all__ = [
+    "GradientNormalizer",
+    "LayerwiseScaling",
+    "PercentileClipper",
+    "ScaledGradients",
+    "TemporalClipper",
+    "ZScoreClipper",
+]

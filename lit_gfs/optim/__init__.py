@@ -1,0 +1,5 @@
+"""Optimizers that the ecosystem's libraries lack."""
+
+from lit_gfs.optim.kron import Kron
+
+__all__ = ["Kron"]
