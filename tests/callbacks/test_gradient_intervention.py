@@ -1,0 +1,503 @@
+"""What both gradient interventions promise, on modules that know nothing of reinforcement learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fakes import Records
+from lit_gfs.callbacks import GradientNormalization, TemporalGradientClipping
+from lit_gfs.callbacks.step_guard import forget_skip, skip_step_where
+from lit_gfs.errors import UserError
+from lit_gfs.gradients import GradientNormalizer, ZScoreClipper
+from lit_gfs.metrics.gradient_flow import gradients_by_layer, parameters_by_layer
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+INTERVENTIONS: list[Callable[..., Callback]] = [
+    lambda **arguments: TemporalGradientClipping(**{"warmup": 3, "z_threshold": 1.0, **arguments}),
+    GradientNormalization,
+]
+both = pytest.mark.parametrize("make", INTERVENTIONS, ids=["clipping", "normalization"])
+
+
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+class Net(LightningModule):
+    """Three trained layers, a frozen one, one that is used every second step, and a shared one."""
+
+    def __init__(self, make_optimizer: OptimizerFactory = adam) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 8)
+        self.shared = nn.Linear(8, 8)
+        self.again = self.shared
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.sometimes = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 1)
+        self.make_optimizer = make_optimizer
+        self.poisoned: dict[int, float] = {}
+        self.gradients: list[dict[str, list[Tensor | None]]] = []
+
+    def forward(self, x: Tensor, use_all: bool = True) -> Tensor:
+        hidden = self.again(torch.relu(self.shared(torch.relu(self.first(x)))))
+        if use_all:
+            hidden = hidden + self.sometimes(hidden)
+        return self.last(self.frozen(torch.relu(hidden)))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return (self(x, use_all=batch_idx % 2 == 0) - y).square().mean()
+
+    def on_after_backward(self) -> None:
+        if self.global_step in self.poisoned:
+            assert self.shared.weight.grad is not None
+            self.shared.weight.grad[0, 0] = self.poisoned[self.global_step]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+
+
+def batches(count: int, size: int = 8) -> DataLoader:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count * size, 3, generator=generator)
+    return DataLoader(TensorDataset(x, 3 * x.sum(1, keepdim=True)), batch_size=size)
+
+
+def fit(
+    module: LightningModule, callbacks: list[Callback], steps: int, ckpt_path: Any = None, **options: Any
+) -> dict[int, dict[str, float]]:
+    records = Records()
+    accumulated = options.get("accumulate_grad_batches", 1)
+    defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 5}
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        logger=records,
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{**defaults, **options},
+    )
+    trainer.fit(module, batches(10 * accumulated), ckpt_path=ckpt_path)
+    return records.rows
+
+
+def make_net(*arguments: Any) -> Net:
+    torch.manual_seed(0)
+    return Net(*arguments)
+
+
+def weights(module: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+def train_by_hand(module: Net, algorithm: Any, steps: int) -> None:
+    """Train with nothing but PyTorch and the algorithm."""
+    optimizer = module.configure_optimizers()
+    layers = {name: getattr(module, name) for name in ("first", "shared", "sometimes", "last")}
+    parameters = parameters_by_layer(layers)
+    for step in range(steps):
+        for batch_idx, batch in enumerate(batches(10)):
+            if batch_idx == step % 10:
+                optimizer.zero_grad()
+                module.training_step(batch, batch_idx).backward()
+                algorithm.apply(gradients_by_layer(parameters))
+                optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("callback", "algorithm"),
+    [
+        (TemporalGradientClipping(warmup=3, z_threshold=1.0), ZScoreClipper(z_threshold=1.0, warmup=3)),
+        (GradientNormalization(strength=1.0), GradientNormalizer(strength=1.0)),
+    ],
+    ids=["clipping", "normalization"],
+)
+def test_the_callback_does_what_the_algorithm_does_without_lightning(callback, algorithm) -> None:
+    module, by_hand, untouched = make_net(), make_net(), make_net()
+    fit(module, [callback], 25)
+    train_by_hand(by_hand, algorithm, 25)
+    fit(untouched, [], 25)
+
+    torch.testing.assert_close(weights(module), weights(by_hand))
+    assert not torch.allclose(weights(module), weights(untouched), atol=1e-4)
+
+
+@both
+def test_it_writes_only_its_own_tags(make) -> None:
+    rows = fit(make_net(), [make(name="mine")], 20)
+
+    assert sorted(rows) == [5, 10, 15, 20]
+    tags = {tag for row in rows.values() for tag in row}
+    assert {"intervention/mine/scale", "intervention/mine/nonfinite_steps"} <= tags
+    assert all(tag.startswith("intervention/mine/") for tag in tags)
+
+
+def test_the_share_of_clipped_layers_is_counted() -> None:
+    clipper = ZScoreClipper(z_threshold=1.0, warmup=3)
+    module = make_net()
+    expected: list[Tensor] = []
+
+    class Spy(Callback):
+        """Repeats what the clipping does, on copies."""
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            names = ("first", "shared", "sometimes", "last")
+            parameters = parameters_by_layer({name: getattr(pl_module, name) for name in names})
+            copies = {
+                name: [None if g is None else g.clone() for g in layer]
+                for name, layer in gradients_by_layer(parameters).items()
+            }
+            expected.append(clipper.apply(copies).scales)
+
+    rows = fit(module, [Spy(), TemporalGradientClipping(z_threshold=1.0, warmup=3)], 20)
+
+    for end in (5, 10, 15, 20):
+        scales = torch.stack(expected[end - 5 : end])
+        row = rows[end]
+        assert row["intervention/temporal_clipping/clipped_layers"] == pytest.approx(
+            float((scales < 1).float().mean())
+        )
+        assert row["intervention/temporal_clipping/scale"] == pytest.approx(float(scales.mean()), rel=1e-5)
+        assert row["intervention/temporal_clipping/clipped/shared"] == pytest.approx(
+            float((scales[:, 1] < 1).float().mean())
+        )
+    assert sum(row["intervention/temporal_clipping/clipped_layers"] for row in rows.values()) > 0
+
+
+@both
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(make, value: float) -> None:
+    module = make_net()
+    module.poisoned = {6: value}
+    before: dict[int, Tensor] = {}
+
+    class Note(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+            optimizer = trainer.optimizers[0]
+            state = [s["exp_avg"].flatten() for s in optimizer.state.values()]
+            before[trainer.global_step] = torch.cat([weights(pl_module), *state])
+
+    with pytest.warns(UserWarning, match=r"the gradient of shared was not finite at step 6; .*skipped"):
+        rows = fit(module, [make(name="it"), Note()], 20)
+
+    assert torch.equal(before[6], before[7])
+    assert not torch.equal(before[7], before[8])
+    assert weights(module).isfinite().all()
+    assert rows[5]["intervention/it/nonfinite_steps"] == 0
+    assert rows[20]["intervention/it/nonfinite_steps"] == 1
+
+
+@both
+def test_without_skipping_the_gradient_is_applied_as_it_is(make) -> None:
+    module = make_net()
+    module.poisoned = {6: math.nan}
+
+    with pytest.warns(UserWarning, match="applied as it is"):
+        fit(module, [make(skip_nonfinite=False)], 8)
+
+    assert not weights(module.shared).isfinite().all()
+
+
+def test_a_lost_run_is_not_buried_in_warnings(recwarn: pytest.WarningsRecorder) -> None:
+    module = make_net()
+    module.poisoned = dict.fromkeys(range(100), math.nan)
+
+    rows = fit(module, [TemporalGradientClipping()], 25)
+
+    told = [w for w in recwarn if "not finite" in str(w.message)]
+    assert len(told) == 2  # the first and the tenth
+    assert rows[25]["intervention/temporal_clipping/nonfinite_steps"] == 25
+
+
+@both
+def test_accumulated_gradients_count_as_one_step(make) -> None:
+    module, other = (
+        make_net(lambda p: torch.optim.SGD(p, lr=0.01)),
+        make_net(lambda p: torch.optim.SGD(p, lr=0.01)),
+    )
+
+    class Steps(Callback):
+        def __init__(self) -> None:
+            self.count = 0
+
+        def on_before_optimizer_step(self, *arguments: Any) -> None:
+            self.count += 1
+
+    steps = Steps()
+    rows = fit(module, [make(name="it"), steps], 10, accumulate_grad_batches=3)
+    fit(other, [], 10, accumulate_grad_batches=3)
+
+    assert steps.count == 10
+    assert sorted(rows) == [5, 10]
+    assert not torch.equal(weights(module), weights(other))
+
+
+@both
+@pytest.mark.parametrize("fused", [False, True])
+def test_16_bit_loss_scales_do_not_reach_the_statistics(make, fused: bool) -> None:
+    """Training under a loss scale that changes is training without one."""
+
+    def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.01, fused=fused)
+
+    class NoAutocast(MixedPrecision):
+        def autocast_context_manager(self) -> Any:
+            return torch.autocast("cpu", enabled=False)
+
+    scaled, plain = make_net(sgd), make_net(sgd)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+    fit(scaled, [make()], 20, plugins=NoAutocast("16-mixed", "cpu", scaler))
+    fit(plain, [make()], 20)
+
+    assert scaler.get_scale() > 1024
+    torch.testing.assert_close(weights(scaled), weights(plain), rtol=1e-4, atol=1e-6)
+
+
+@both
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_overflow_is_left_to_the_loss_scaler(make, fused: bool, recwarn: pytest.WarningsRecorder) -> None:
+    module = make_net(lambda p: torch.optim.SGD(p, lr=0.01, fused=fused))
+    module.poisoned = {6: math.inf}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    rows = fit(module, [make(name="it")], 20, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+
+    assert scaler.get_scale() < 1024
+    assert weights(module).isfinite().all()
+    assert rows[20]["intervention/it/nonfinite_steps"] == 1
+    assert [w for w in recwarn if "not finite" in str(w.message)] == []
+
+
+@both
+def test_bfloat16_autocast(make) -> None:
+    module = make_net()
+
+    rows = fit(module, [make(name="it")], 10, precision="bf16-mixed")
+
+    assert weights(module).isfinite().all()
+    assert rows[10]["intervention/it/nonfinite_steps"] == 0
+
+
+class TwoOptimizers(LightningModule):
+    """An actor and a critic, stepped in turn; the critic's gradients are far larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.actor = nn.Linear(3, 1)
+        self.critic = nn.Linear(3, 1)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        x, y = batch
+        optimizers: Any = self.optimizers()
+        for optimizer, layer, scale in zip(optimizers, (self.actor, self.critic), (1.0, 1e3), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(scale * (layer(x) - y).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(layer.parameters(), lr=1e-6) for layer in (self.actor, self.critic)]
+
+
+def test_each_optimizer_has_an_algorithm_of_its_own() -> None:
+    module = TwoOptimizers()
+    callback = GradientNormalization(strength=1.0, reference="instant")
+
+    fit(module, [callback], 8)
+
+    # Alone in its optimizer, a layer is its own reference: nothing changes.
+    states = callback.state_dict()["algorithms"]
+    assert [state["layers"] for state in states] == [["actor"], ["critic"]]
+    assert callback._parts[0].totals[0].allclose(torch.tensor(float(callback._parts[0].steps)))
+
+
+def test_two_of_a_kind_coexist_under_different_names() -> None:
+    callbacks = [
+        TemporalGradientClipping(name="fine", warmup=3, z_threshold=1.0),
+        TemporalGradientClipping(name="coarse", scope="global", warmup=3, z_threshold=1.0),
+    ]
+    rows = fit(make_net(), callbacks, 10)
+
+    assert "intervention/fine/clipped/shared" in rows[10]
+    assert "intervention/coarse/scale" in rows[10]
+    assert callbacks[0].state_key != callbacks[1].state_key
+
+
+def test_two_of_one_name_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="more than one"):
+        fit(make_net(), [GradientNormalization(), GradientNormalization()], 1)
+
+
+@both
+def test_the_trainers_clipping_is_refused(make) -> None:
+    with pytest.raises(MisconfigurationException, match=r"gradient_clip_val=0.5.*expected .*null"):
+        fit(make_net(), [make()], 1, gradient_clip_val=0.5)
+
+
+@both
+def test_a_module_without_layers_is_named(make) -> None:
+    class Empty(LightningModule):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            return None
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    with pytest.raises(UserError, match="found no layer to work on: Empty has no module"):
+        fit(Empty(), [make()], 1)
+
+
+@both
+def test_a_resumed_run_repeats_the_uninterrupted_one(make, tmp_path: Path) -> None:
+    whole, resumed = make_net(), make_net()
+    keep = ModelCheckpoint(tmp_path, filename="at_{step}", every_n_train_steps=10, save_top_k=-1)
+    uninterrupted = make()
+    fit(whole, [uninterrupted, keep], 30)
+
+    second = make()
+    fit(resumed, [second], 30, ckpt_path=tmp_path / "at_step=10.ckpt")  # at the end of an epoch
+
+    assert torch.equal(weights(whole), weights(resumed))
+    for mine, theirs in zip(
+        uninterrupted.state_dict()["algorithms"], second.state_dict()["algorithms"], strict=True
+    ):
+        for key, state in mine["state"].items():
+            assert torch.equal(state, theirs["state"][key])
+
+
+@both
+def test_the_same_trainer_fits_on(make) -> None:
+    callback = make(name="it")
+    module = make_net()
+    module.poisoned = {3: math.nan}
+    fit_twice = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=6,
+        max_epochs=-1,
+        logger=False,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.warns(UserWarning, match="not finite"):
+        fit_twice.fit(module, batches(10))
+    before = callback.state_dict()
+    fit_twice.fit_loop.epoch_loop.max_steps = 12
+
+    fit_twice.fit(module, batches(10))
+
+    assert before["nonfinite_steps"] == callback.state_dict()["nonfinite_steps"] == 1
+    assert callback.state_dict()["algorithms"][0]["layers"] == before["algorithms"][0]["layers"]
+    for key, state in before["algorithms"][0]["state"].items():
+        if key in ("memory", "steps"):
+            assert (callback.state_dict()["algorithms"][0]["state"][key] > state).any()
+
+
+def test_a_layer_that_is_thawed_joins() -> None:
+    class Thaw(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                pl_module.frozen.requires_grad_(True)
+                trainer.optimizers[0].add_param_group({"params": list(pl_module.frozen.parameters())})
+
+    callback = GradientNormalization()
+    fit(make_net(), [Thaw(), callback], 15)
+
+    assert callback.state_dict()["algorithms"][0]["layers"] == [
+        "first",
+        "shared",
+        "frozen",
+        "sometimes",
+        "last",
+    ]
+
+
+def test_sparse_gradients_are_scaled() -> None:
+    class Sparse(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(10, 4, sparse=True)
+            self.last = nn.Linear(4, 1)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return 100 * self.last(self.embedding(torch.tensor([1, 2, 2]))).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    torch.manual_seed(0)
+    module = Sparse()
+    before = weights(module.embedding)
+    fit(module, [GradientNormalization(strength=1.0, reference="unit")], 1)
+
+    assert float((weights(module.embedding) - before).norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+# -- skipping where nothing may be read: the flag is a tensor that only the device knows ---------------------
+
+
+class OnDevice:
+    """Stands for a flag on another device; converting it to a Python value would wait for that device."""
+
+    def __init__(self, flag: bool) -> None:
+        self.value = torch.tensor(flag)
+        self.device = torch.device("cuda")
+
+    def __bool__(self) -> bool:
+        raise AssertionError("read from the device")
+
+    def float(self) -> Tensor:
+        return self.value.float()
+
+
+def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, flag: bool) -> Tensor:
+    before = parameter.detach().clone()
+    parameter.grad = torch.full_like(parameter, math.nan if flag else 1.0)
+    guard: Any = OnDevice(flag)
+    skip_step_where(optimizer, guard)
+    optimizer.step()
+    return parameter.detach() - before
+
+
+def test_a_fused_optimizer_skips_on_its_device() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([parameter], lr=0.1, fused=True)
+    assert stepped(optimizer, parameter, False).abs().min() > 0.05
+    state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
+
+    assert torch.equal(stepped(optimizer, parameter, True), torch.zeros(3))
+
+    assert all(torch.equal(value, optimizer.state[parameter][key]) for key, value in state.items())
+    assert stepped(optimizer, parameter, False).abs().min() > 0.05
+    forget_skip(optimizer)
+    assert not hasattr(optimizer, "found_inf")
+
+
+def test_other_optimizers_get_a_gradient_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    monkeypatch.setattr(OnDevice, "__torch_function__", classmethod(unwrap), raising=False)
+
+    assert torch.equal(stepped(optimizer, parameter, True), torch.zeros(3))
+    assert torch.allclose(stepped(optimizer, parameter, False), torch.tensor(-0.1))
+
+
+def unwrap(cls: type, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    values = [arg.value if isinstance(arg, OnDevice) else arg for arg in args]
+    return function(*values, **(kwargs or {}))

@@ -1,0 +1,135 @@
+"""What every layer-wise scaling promises, tried on one that halves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_gfs.gradients import GradientNormalizer, LayerwiseScaling, PercentileClipper, ZScoreClipper
+from lit_gfs.gradients.layerwise import scale_gradients_
+
+
+class Counting(LayerwiseScaling):
+    """Scales by one half, one third, ... of what it has seen of a layer."""
+
+    def factors(self, norms: Tensor, usable: Tensor, weight_norms: Tensor | None = None) -> Tensor:
+        self.state["seen"] += usable
+        self.state["steps"] += 1
+        return 1 / (self.state["seen"] + 1)
+
+    def _fresh_state(self, layers: int, device: torch.device) -> dict[str, Tensor]:
+        return {"seen": torch.zeros(layers, device=device), "steps": torch.zeros((), device=device)}
+
+
+def gradients(**norms: float) -> dict[str, list[Tensor | None]]:
+    """Make gradients of known norm in two parameters each, 3-4-5 triangles."""
+    return {
+        name: [torch.tensor([[0.6 * norm]]), torch.tensor([0.8 * norm, 0.0])] for name, norm in norms.items()
+    }
+
+
+def test_each_layer_is_scaled_by_its_own_factor_and_keeps_its_direction() -> None:
+    torch.manual_seed(0)
+    before = {"a": [torch.randn(5, 3), torch.randn(5)], "b": [torch.randn(2, 5)]}
+    after = {name: [g.clone() for g in layer] for name, layer in before.items()}
+
+    scale_gradients_(after, torch.tensor([0.37, 1.0]))
+
+    flat = torch.cat([g.flatten() for g in before["a"]])
+    scaled = torch.cat([g.flatten() for g in after["a"]])
+    torch.testing.assert_close(scaled, 0.37 * flat)
+    assert torch.cosine_similarity(flat, scaled, dim=0) == pytest.approx(1.0, abs=1e-6)
+    assert torch.equal(after["b"][0], before["b"][0])
+
+
+def test_norms_and_factors_are_reported() -> None:
+    done = Counting().apply(gradients(a=10.0, b=1e-3))
+
+    torch.testing.assert_close(done.norms, torch.tensor([10.0, 1e-3]))
+    torch.testing.assert_close(done.scales, torch.tensor([0.5, 0.5]))
+    assert not done.nonfinite.any()
+
+
+def test_a_layer_without_gradient_or_with_a_zero_one_rests() -> None:
+    scaling = Counting()
+    scaling.apply(gradients(a=1.0, b=1.0, c=1.0))
+
+    done = scaling.apply({**gradients(a=1.0, b=0.0), "c": [None, None]})
+
+    torch.testing.assert_close(done.scales, torch.tensor([1 / 3, 1.0, 1.0]))
+    assert scaling.state["seen"].tolist() == [2, 1, 1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("scaling", [ZScoreClipper, PercentileClipper, GradientNormalizer])
+def test_a_gradient_that_is_not_finite_moves_nothing(value: float, scaling: type[LayerwiseScaling]) -> None:
+    algorithm = scaling()
+    for step in range(40):
+        algorithm.apply(gradients(a=1.0 + step % 3, b=2.0))
+    before = algorithm.state_dict()
+    bad = gradients(a=50.0, b=2.0)
+    bad["b"][0] = torch.tensor([[value]])
+
+    done = algorithm.apply(bad)
+
+    assert done.nonfinite.tolist() == [False, True]
+    torch.testing.assert_close(bad["a"], gradients(a=50.0)["a"])
+    for key, state in algorithm.state_dict()["state"].items():
+        assert torch.equal(state.nan_to_num(-1), before["state"][key].nan_to_num(-1)), key
+
+
+def test_layers_come_and_go_by_name() -> None:
+    scaling = Counting()
+    for _ in range(3):
+        scaling.apply(gradients(a=1.0, b=1.0))
+
+    done = scaling.apply(gradients(new=1.0, b=1.0))
+
+    torch.testing.assert_close(done.scales, torch.tensor([1 / 2, 1 / 5]))
+    assert scaling.state["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ZScoreClipper(warmup=5),
+        lambda: PercentileClipper(window=8, warmup=5),
+        GradientNormalizer,
+        lambda: GradientNormalizer(reference="instant"),
+    ],
+)
+def test_state_continues_bit_for_bit(make, tmp_path) -> None:
+    torch.manual_seed(0)
+    norms = (1 + torch.rand(60, 2)).tolist()
+    whole, first, second = make(), make(), make()
+    scales = [whole.apply(gradients(a=a, b=b)).scales for a, b in norms]
+    for a, b in norms[:23]:
+        first.apply(gradients(a=a, b=b))
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+    for (a, b), expected in zip(norms[23:], scales[23:], strict=True):
+        assert torch.equal(second.apply(gradients(a=a, b=b)).scales, expected)
+    for key, state in whole.state_dict()["state"].items():
+        assert torch.equal(state.nan_to_num(-1), second.state[key].nan_to_num(-1)), key
+
+
+def test_half_precision_gradients() -> None:
+    layer = [torch.full((100,), 300.0, dtype=torch.bfloat16)]
+
+    done = Counting().apply({"a": layer})
+
+    assert done.norms.item() == pytest.approx(3000, rel=1e-2)
+    assert layer[0].dtype == torch.bfloat16
+    assert torch.equal(layer[0], torch.full((100,), 150.0, dtype=torch.bfloat16))
+
+
+def test_without_any_gradient_nothing_happens() -> None:
+    done = Counting().apply({"a": [None], "b": [None]})
+
+    assert done.scales.tolist() == [1, 1]
+    assert done.norms.tolist() == [0, 0]
