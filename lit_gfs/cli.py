@@ -23,7 +23,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_gfs.agents
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
-from lit_gfs.callbacks import GradientFlowMonitor, GradientNormalization, TemporalGradientClipping
+from lit_gfs.callbacks import (
+    CurvatureMonitor,
+    GradientFlowMonitor,
+    GradientNormalization,
+    TemporalGradientClipping,
+)
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.summary import RunSummary, print_summary
@@ -53,6 +58,7 @@ class GradientFlowCLI(LightningCLI):
         "gradient_flow": GradientFlowMonitor,
         "temporal_clipping": TemporalGradientClipping,
         "gradient_normalization": GradientNormalization,
+        "curvature": CurvatureMonitor,
     }
     """Named callbacks, ``gfs.<name>`` in YAML; the order here is the order in which they see gradients."""
 

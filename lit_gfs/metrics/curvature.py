@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Vector = Sequence[Tensor]
 
@@ -47,8 +48,9 @@ def loss_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         depend on the parameter. ``.grad`` is left alone.
 
     Raises:
-        RuntimeError: If the loss cannot be differentiated.
+        RuntimeError: If the loss cannot be differentiated, or is known not to be twice.
     """
+    _refuse_once_differentiable(loss)
     return list(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
 
 
@@ -71,9 +73,7 @@ def hessian_vector_product(gradients: Vector, parameters: Sequence[Tensor], vect
     if not varying:
         return [torch.zeros_like(parameter) for parameter in parameters]
     outputs, directions = zip(*varying, strict=True)
-    products = torch.autograd.grad(
-        outputs, parameters, directions, retain_graph=True, materialize_grads=True
-    )
+    products = torch.autograd.grad(outputs, parameters, directions, retain_graph=True, materialize_grads=True)
     return list(products)
 
 
@@ -117,7 +117,8 @@ def largest_eigenvalue(
     """Estimate the Hessian's eigenvalue of largest magnitude, sign kept, by power iteration.
 
     Where the most negative eigenvalue outweighs the most positive one, the result is negative. The closer the
-    two largest magnitudes, the more iterations it takes: look at the residual.
+    two largest magnitudes, the more iterations it takes, and a pair of opposite sign and equal magnitude is
+    never told apart: look at the residual.
 
     Args:
         gradients: From `loss_gradients`.
@@ -136,7 +137,26 @@ def largest_eigenvalue(
         vector = _normalized(product)
         product = hessian_vector_product(gradients, parameters, vector)
     eigenvalue = _dot(vector, product)
-    return EigenvalueEstimate(eigenvalue, _norm(torch._foreach_sub(product, torch._foreach_mul(vector, eigenvalue))))
+    remainder = torch._foreach_sub(product, torch._foreach_mul(vector, eigenvalue))
+    return EigenvalueEstimate(eigenvalue, _norm(remainder))
+
+
+_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
+
+
+def _refuse_once_differentiable(loss: Tensor) -> None:
+    # PyTorch would take the second derivative of such a function for zero: what it raises instead in a
+    # backward pass to the leaves does not lie on the way to chosen inputs.
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        backward = getattr(getattr(type(node), "_forward_cls", None), "backward", None)
+        if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
+            raise RuntimeError(f"{node.name()} is marked as once_differentiable")
+        nodes.extend(following for following, _ in node.next_functions)
 
 
 def _random_signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -153,10 +173,13 @@ def _norm(vector: Vector) -> Tensor:
 
 
 def _normalized(vector: Vector) -> list[Tensor]:
-    """Scale a vector to norm 1; zero stays zero."""
-    # By the largest entry first: the squares of a collapsed or diverged network's curvature would vanish or
-    # overflow in the norm.
-    for norm in (lambda v: torch.stack(torch._foreach_norm(v, torch.inf)).amax(), _norm):
-        size = norm(list(vector))
-        vector = torch._foreach_div(list(vector), torch.where(size == 0, 1.0, size))
-    return list(vector)
+    """Scale a vector to norm 1; zero stays zero, and one that is not finite becomes NaN."""
+    # By the largest entry first: a collapsed or diverged network's curvature, squared for the norm, would
+    # vanish or overflow.
+    largest = torch.stack(torch._foreach_norm(list(vector), torch.inf)).amax()
+    scaled = _divided(vector, largest)
+    return _divided(scaled, _norm(scaled))
+
+
+def _divided(vector: Vector, size: Tensor) -> list[Tensor]:
+    return list(torch._foreach_div(list(vector), torch.where(size == 0, torch.ones_like(size), size)))

@@ -1,0 +1,248 @@
+"""Watches the curvature of the loss: how sharp the landscape is where training stands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing_extensions import override
+
+from lit_gfs.callbacks.protocol import write_scalars
+from lit_gfs.errors import UserError
+from lit_gfs.metrics.curvature import hutchinson_trace, largest_eigenvalue, loss_gradients
+
+
+class CurvatureMonitor(Callback):
+    """Logs the trace and the largest eigenvalue of the loss's Hessian with respect to the trained parameters.
+
+    After the first optimizer step and every ``every_n_steps`` further ones, it writes to all loggers:
+
+    - ``curvature/hessian_trace``: Hutchinson's estimate of the sum of all eigenvalues;
+    - ``curvature/hessian_trace_error``: its standard error;
+    - ``curvature/largest_eigenvalue``: the eigenvalue of largest magnitude, which may be negative, by power
+      iteration;
+    - ``curvature/largest_eigenvalue_residual``: how far it may still be from an eigenvalue. Where that
+      is not small beside it, more iterations are needed, or two eigenvalues of opposite sign are equally
+      large.
+
+    What is not finite is written as it is. The x axis is the module's ``env_steps`` if it has them, else the
+    Trainer's ``global_step``.
+
+    The loss is that of the step's batch, with the weights as the step left them, in training mode and in the
+    parameters' own type: float32 under mixed precision, outside of autocast. It is the module's method
+    ``loss(batch)``, its one parameter so named, if there is one; else what ``training_step`` returns, logging
+    muted. A step without a batch or a loss passes the measurement on to the next one.
+
+    Training goes on as if nothing had been measured: gradients, buffers (BatchNorm's statistics) and random
+    states are as before. Only what else ``training_step`` does, such as updating metrics, happens once more.
+    It works on any LightningModule; under manual optimization it needs a ``loss(batch)``. Under DDP each rank
+    measures its own batch, so that whatever the ranks do together in a loss they still do together; rank
+    zero's result is written. Sharded strategies are not supported.
+
+    A measurement takes ``samples + iterations`` Hessian-vector products. With the defaults it lasted as long
+    as 72 training steps of DQN on the Nature CNN with batch 32, and 37 on a 12 x 384 MLP with batch 128 (one
+    CPU thread): about 1% of the run.
+
+    Args:
+        every_n_steps: Optimizer steps from one measurement to the next.
+        samples: Random probes for the trace; its standard error falls with their square root.
+        iterations: Power iterations for the eigenvalue.
+        batch_size: Rows of the batch to measure on, its first ones. A batch that is not a tensor, a
+            TensorDict, or a tuple, list or dict of tensors of one length is taken whole.
+
+    Raises:
+        MisconfigurationException: If an argument is out of range.
+        UserError: If the module has no trained parameters, or a loss that cannot be had from a batch or
+            cannot be differentiated twice. Operations of other packages that have no second derivative
+            and do not say so count as linear.
+
+    Example::
+
+        trainer = Trainer(callbacks=[CurvatureMonitor(every_n_steps=1_000)])
+    """
+
+    def __init__(
+        self, every_n_steps: int = 5_000, samples: int = 20, iterations: int = 20, batch_size: int = 32
+    ) -> None:
+        if every_n_steps < 1:
+            raise MisconfigurationException(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if samples < 2:
+            raise MisconfigurationException(f"samples must be at least 2, got {samples}")
+        if iterations < 1:
+            raise MisconfigurationException(f"iterations must be at least 1, got {iterations}")
+        if batch_size < 1:
+            raise MisconfigurationException(f"batch_size must be at least 1, got {batch_size}")
+        self.every_n_steps = every_n_steps
+        self.samples = samples
+        self.iterations = iterations
+        self.batch_size = batch_size
+        self._measured_until = 0
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        name = type(pl_module).__name__
+        if not _trained_parameters(trainer):
+            raise UserError(
+                f"{name} has no trained parameter: expected at least one that requires gradients and belongs "
+                "to an optimizer"
+            )
+        by_step = pl_module.automatic_optimization and not is_param_in_hook_signature(
+            pl_module.training_step, "dataloader_iter", explicit=True
+        )
+        if not by_step and not _has_loss(pl_module):
+            raise UserError(
+                f"CurvatureMonitor cannot take the loss from {name}'s training_step, which optimizes "
+                "manually or fetches its batches itself; expected a method loss(batch)"
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measured_until = _next_multiple(trainer.global_step, self.every_n_steps)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        if batch is None or trainer.global_step <= self._measured_until:
+            return
+        with _undisturbed(trainer, pl_module):
+            loss = _loss(pl_module, _first_rows(batch, self.batch_size), batch_idx)
+            if loss is None:
+                return
+            scalars = self._measure(trainer, pl_module, loss)
+        self._measured_until = _next_multiple(trainer.global_step, self.every_n_steps)
+        if trainer.is_global_zero:
+            write_scalars(trainer, pl_module, scalars)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> dict[str, float]:
+        parameters = _trained_parameters(trainer)
+        # Derived from the step, so that a resumed run draws the same probes.
+        generator = torch.Generator(parameters[0].device).manual_seed(trainer.global_step)
+        try:
+            gradients = loss_gradients(loss, parameters)
+            estimates = [
+                *hutchinson_trace(gradients, parameters, self.samples, generator),
+                *largest_eigenvalue(gradients, parameters, self.iterations, generator),
+            ]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            name, reason = type(pl_module).__name__, str(error).split("\n", 1)[0]
+            raise UserError(
+                f"CurvatureMonitor cannot differentiate the loss of {name} twice: {reason}"
+            ) from error
+        tags = ("hessian_trace", "hessian_trace_error", "largest_eigenvalue", "largest_eigenvalue_residual")
+        values = torch.stack(estimates).tolist()  # the only transfer to the host
+        return {f"curvature/{tag}": value for tag, value in zip(tags, values, strict=True)}
+
+
+def _next_multiple(step: int, period: int) -> int:
+    return -(-step // period) * period
+
+
+def _trained_parameters(trainer: Trainer) -> list[nn.Parameter]:
+    """List what the optimizers hold and that requires gradients, each parameter once."""
+    held = [
+        p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
+    return list(dict.fromkeys(parameter for parameter in held if parameter.requires_grad))
+
+
+def _first_rows(batch: Any, count: int) -> Any:
+    if isinstance(batch, Tensor | TensorDictBase):
+        return batch[:count] if batch.ndim else batch
+    # Only plain containers: others may hold more than their elements.
+    if type(batch) in (tuple, list) and _rows_align(batch):
+        return type(batch)(part[:count] for part in batch)
+    if type(batch) is dict and _rows_align(batch.values()):
+        return {key: part[:count] for key, part in batch.items()}
+    return batch
+
+
+def _rows_align(parts: Any) -> bool:
+    if not all(isinstance(part, Tensor) and part.ndim for part in parts):
+        return False
+    return len({len(part) for part in parts}) == 1
+
+
+def _has_loss(pl_module: LightningModule) -> bool:
+    """Whether there is a method ``loss(batch)``; many modules call a criterion or a helper ``loss``."""
+    loss = getattr(pl_module, "loss", None)
+    return inspect.ismethod(loss) and list(inspect.signature(loss).parameters) == ["batch"]
+
+
+def _loss(pl_module: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
+    if _has_loss(pl_module):
+        return cast(Any, pl_module).loss(batch)
+    # As Lightning itself decides whether a training_step wants the index.
+    wants_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+    output: Any = pl_module.training_step(batch, batch_idx) if wants_index else pl_module.training_step(batch)
+    return output["loss"] if isinstance(output, Mapping) else output
+
+
+@contextmanager
+def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Generator[None, None, None]:
+    """Let a loss be computed and differentiated twice without a trace in the run."""
+    with ExitStack() as stack:
+        stack.enter_context(isolate_rng(include_cuda=pl_module.device.type == "cuda"))
+        stack.enter_context(_muted(trainer, pl_module))
+        stack.enter_context(_buffers_restored(pl_module))
+        stack.enter_context(_without_autocast(trainer))
+        # The fused kernels of attention have no second derivative.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+def _without_autocast(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Return the training step's precision context, unless that is autocast."""
+    precision = trainer.precision_plugin
+    return nullcontext() if isinstance(precision, MixedPrecision) else precision.train_step_context()
+
+
+@contextmanager
+def _muted(trainer: Trainer, pl_module: LightningModule) -> Generator[None, None, None]:
+    """Have the module's ``log``, ``log_dict`` and loggers do nothing."""
+    loggers, attributes = trainer.loggers, vars(pl_module)
+    kept: dict[str, Any] = {name: attributes[name] for name in ("log", "log_dict") if name in attributes}
+    attributes.update(log=_do_nothing, log_dict=_do_nothing)
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+        del attributes["log"], attributes["log_dict"]
+        attributes.update(kept)
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+@contextmanager
+def _buffers_restored(module: nn.Module) -> Generator[None, None, None]:
+    kept = [
+        (owner, name, buffer, buffer.detach().clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for owner, name, buffer, value in kept:
+            with torch.no_grad():
+                buffer.copy_(value)
+            owner._buffers[name] = buffer
