@@ -5,11 +5,13 @@ from __future__ import annotations
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 
 __all__ = [
     "CurvatureMonitor",
     "GradientFlowMonitor",
     "GradientNormalization",
+    "RepresentationMonitor",
     "TemporalGradientClipping",
 ]

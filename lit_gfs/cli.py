@@ -27,6 +27,7 @@ from lit_gfs.callbacks import (
     CurvatureMonitor,
     GradientFlowMonitor,
     GradientNormalization,
+    RepresentationMonitor,
     TemporalGradientClipping,
 )
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
@@ -58,6 +59,7 @@ class GradientFlowCLI(LightningCLI):
         "gradient_flow": GradientFlowMonitor,
         "temporal_clipping": TemporalGradientClipping,
         "gradient_normalization": GradientNormalization,
+        "representation": RepresentationMonitor,
         "curvature": CurvatureMonitor,
     }
     """Named callbacks, ``gfs.<name>`` in YAML; the order here is the order in which they see gradients."""

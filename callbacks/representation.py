@@ -1,0 +1,260 @@
+"""Watches what a network represents: its live units, the rank of its features, the churn of its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lit_gfs.callbacks.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
+from lit_gfs.callbacks.protocol import write_scalars
+from lit_gfs.errors import UserError, require_between
+from lit_gfs.metrics.representation import (
+    dormant_share,
+    effective_rank,
+    feature_norm,
+    greedy_churn,
+    mean_action_churn,
+    singular_values,
+    srank,
+)
+
+_MOST_STATES = 256
+"""Rows of a training batch's features that the ranks are computed from, as many as a probe batch has."""
+
+
+class _Agent(Protocol):
+    """What a module has whose policy can be watched."""
+
+    env_spec: Any
+    """Its ``is_discrete`` says whether actions are."""
+    policy_head: nn.Module
+
+    def probe_batch(self) -> Tensor | None: ...
+
+    def policy_features(self, observation: Tensor) -> Tensor: ...
+
+
+@dataclass
+class _PolicyBefore:
+    """The policy as it was before an optimizer step, on B states."""
+
+    probe: Tensor
+    """Observations ``(B, *shape)``."""
+    features: Tensor
+    """What the head read, ``(B, width)``."""
+    outputs: Tensor
+    """What it made of them, ``(B, n)``."""
+    head: dict[str, Tensor]
+    """Copies of its parameters and buffers."""
+
+
+class RepresentationMonitor(Callback):
+    """Logs dormant units, the rank of the features, and how far one optimizer step moves the policy.
+
+    Every ``every_n_steps`` optimizer steps, the first step included, it writes to all loggers:
+
+    - ``representation/dormant/<layer>``: share of units that are dormant after the layer's activation;
+    - ``representation/dormant_share``: the same over the units of all these layers together;
+    - ``representation/srank``, ``representation/effective_rank``, ``representation/feature_norm``: of the
+      features, up to 256 states;
+    - ``policy/churn``: share of states whose greedy action the optimizer step changes or, for continuous
+      actions, mean absolute change of the mean action;
+    - ``policy/churn_representation``, ``policy/churn_head``: the part that the new features make under the
+      old head, and the part that the new head makes of the old features.
+
+    A module with ``probe_batch()``, ``policy_features(observation)``, ``policy_head`` and ``env_spec`` (our
+    agents) is measured on its probe batch, in evaluation mode, before the step; features are its
+    ``policy_features``. Training goes on as if nothing had been measured. As long as there is no probe batch,
+    the measurement waits. Of any other module the training batch's own forward pass is watched, as far as
+    gradients flow; features are the input of the last layer that ran, and there is no churn. Layers are
+    those of its ``named_layers()`` method if it has one, else all modules with trainable parameters.
+
+    An activation is the output of an activation module (``nn.ReLU`` ...; a functional call is not seen), and
+    is named after the layer with a weight matrix that ran last before it, whatever normalization came
+    between. Of a layer that runs several times the last run counts.
+
+    Steps are counted by the Trainer's ``global_step``. Of several optimizers, the one that holds parameters
+    of the policy head is watched; churn is up to the end of the batch. Under DDP, rank zero measures;
+    sharded strategies are not supported. x axis: ``env_steps`` if the module has them, else ``global_step``.
+
+    Args:
+        every_n_steps: Optimizer steps from one measurement to the next.
+        tau: A unit is dormant whose mean absolute activation is at most this share of its layer's mean.
+
+    Raises:
+        UserError: If an argument is out of range, or the module has no layer or no activation to watch.
+
+    Example::
+
+        trainer = Trainer(callbacks=[RepresentationMonitor(every_n_steps=500)])
+    """
+
+    def __init__(self, every_n_steps: int = 1000, tau: float = 0.025) -> None:
+        require_between(1, float("inf"), every_n_steps=every_n_steps)
+        require_between(0, 1, tau=tau)
+        self.every_n_steps = every_n_steps
+        self.tau = tau
+        self._recorder = ActivationRecorder({}, [])
+        self._measured_at: int | None = None
+        self._values: dict[str, Tensor] = {}
+        self._before: _PolicyBefore | None = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers = named_weight_layers(pl_module)
+        activations = [module for module in pl_module.modules() if isinstance(module, ACTIVATIONS)]
+        name = type(pl_module).__name__
+        if not any(layers.values()):
+            raise UserError(
+                f"{name} has no trainable layer: expected at least one module with a weight matrix that "
+                "requires gradients"
+            )
+        if not activations:
+            raise UserError(
+                f"{name} has no activation module: expected at least one, such as nn.ReLU; functional calls "
+                "cannot be watched"
+            )
+        self._recorder = ActivationRecorder(layers, activations)
+        self._values, self._before = {}, None
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_due(trainer) and _agent_of(pl_module) is None:
+            self._recorder.attach(only_with_gradients=True)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        # Before a backward pass runs layers again, as activation checkpointing does.
+        self._recorder.detach()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if not self._is_due(trainer):
+            return
+        agent = _agent_of(pl_module)
+        if agent is None:
+            if self._recorder.features is not None:
+                self._measure(trainer, self._recorder.features[:_MOST_STATES])
+        elif len(trainer.optimizers) == 1 or _holds(optimizer, agent.policy_head):
+            self._probe_policy(trainer, pl_module, agent)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        self._recorder.detach()  # a backward pass by hand does not call the hook for it
+        if not self._values:
+            return
+        agent = _agent_of(pl_module)
+        if agent is not None and self._before is not None:
+            with _undisturbed(trainer, pl_module):
+                self._values |= _churn(agent, self._before)
+        stacked = torch.stack([value.to(pl_module.device).float() for value in self._values.values()])
+        scalars = dict(zip(self._values, stacked.tolist(), strict=True))  # the only transfer to the host
+        self._values, self._before = {}, None
+        write_scalars(trainer, pl_module, scalars)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._recorder.detach()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        # It does not follow from the step alone: a measurement waits for a probe batch and for its optimizer.
+        return {"measured_at": self._measured_at}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._measured_at = state_dict["measured_at"]
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if not trainer.is_global_zero:
+            return False
+        period = trainer.global_step // self.every_n_steps
+        return self._measured_at is None or period != self._measured_at // self.every_n_steps
+
+    def _probe_policy(self, trainer: Trainer, pl_module: LightningModule, agent: _Agent) -> None:
+        probe = agent.probe_batch()
+        if probe is None:
+            return
+        probe = trainer.precision_plugin.convert_input(probe)
+        with _undisturbed(trainer, pl_module):
+            self._recorder.attach()
+            try:
+                features = agent.policy_features(probe)
+            finally:
+                self._recorder.detach()
+            outputs = agent.policy_head(features)
+        named_tensors = (*agent.policy_head.named_parameters(), *agent.policy_head.named_buffers())
+        head = {name: tensor.detach().clone() for name, tensor in named_tensors}
+        self._before = _PolicyBefore(probe, features, outputs, head)
+        self._measure(trainer, features)
+
+    def _measure(self, trainer: Trainer, features: Tensor) -> None:
+        """Reduce features ``(B, width)`` and the recorded activations to scalars on the device."""
+        self._measured_at = trainer.global_step
+        values = singular_values(features)
+        self._values = {
+            "representation/srank": srank(values),
+            "representation/effective_rank": effective_rank(values),
+            "representation/feature_norm": feature_norm(features),
+        }
+        scores = self._recorder.scores
+        if scores:
+            everything = torch.cat([layer.to(features.device) for layer in scores.values()])
+            self._values["representation/dormant_share"] = dormant_share(everything, self.tau)
+        for name, layer in scores.items():
+            self._values[f"representation/dormant/{name}"] = dormant_share(layer, self.tau)
+
+
+def _agent_of(pl_module: LightningModule) -> _Agent | None:
+    """Return the module as an agent if it is one."""
+    needed = ("probe_batch", "policy_features", "policy_head", "env_spec")
+    return cast(_Agent, pl_module) if all(hasattr(pl_module, name) for name in needed) else None
+
+
+def _holds(optimizer: Optimizer, module: nn.Module) -> bool:
+    """Return whether the optimizer has a parameter of the module."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return any(id(parameter) in held for parameter in module.parameters())
+
+
+@contextmanager
+def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Make a pass that training does not notice: evaluation mode, no graph, generators restored."""
+    training = [module for module in pl_module.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _churn(agent: _Agent, before: _PolicyBefore) -> dict[str, Tensor]:
+    """Compare the policy with what it was, and each half of it with the other half held."""
+    head, churn = agent.policy_head, greedy_churn if agent.env_spec.is_discrete else mean_action_churn
+    features = agent.policy_features(before.probe)
+    outputs = {
+        "policy/churn": head(features),
+        "policy/churn_representation": functional_call(head, before.head, (features,)),
+        "policy/churn_head": head(before.features),
+    }
+    return {tag: churn(before.outputs, after) for tag, after in outputs.items()}
