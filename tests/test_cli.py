@@ -243,6 +243,10 @@ MISTAKES = {
     "unknown top-level key": (["--modle.gamma", "3"], "--modle.gamma is no known option"),
     "wrong type": (["--model.gamma", "high"], "model.gamma is 'high'; expected float"),
     "wrong type of steps": (["--data.total_steps", "1.5"], "data.total_steps is '1.5'; expected int"),
+    "an optimizer that does not resume": (
+        ["--model.optimizer", "pytorch_optimizer.Kron"],
+        "model.optimizer is pytorch_optimizer.Kron.*expected lit_gfs.optim.Kron",
+    ),
     "wrong choice": (
         ["--model.loss", "hubr"],
         "model.loss is 'hubr'; expected one of .*did you mean 'huber'",

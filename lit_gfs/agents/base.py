@@ -170,12 +170,20 @@ class Agent(LightningModule):
         """Build an optimizer.
 
         Raises:
-            UserError: If it refuses its arguments.
+            UserError: If it refuses its arguments, or is known not to resume.
         """
         try:
-            return build(parameters)
+            optimizer = build(parameters)
         except (TypeError, ValueError) as error:
             raise UserError(f"model.optimizer: {error}") from error
+        kind = type(optimizer)
+        # By name: importing that library takes half a second, which most runs need not pay.
+        if kind.__name__ == "Kron" and kind.__module__.startswith("pytorch_optimizer."):
+            raise UserError(
+                "model.optimizer is pytorch_optimizer.Kron, which draws differently in every process and "
+                "after a resume; expected lit_gfs.optim.Kron"
+            )
+        return optimizer
 
     def annealed(self, optimizer: Optimizer, interval: Literal["epoch", "step"]) -> OptimizerLRScheduler:
         """Let the learning rate fall to 0 over the run: a function of environment steps alone.

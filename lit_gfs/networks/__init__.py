@@ -6,6 +6,7 @@ from lit_gfs.networks.layers import named_layers
 from lit_gfs.networks.normalization import RunningNorm
 from lit_gfs.networks.trunks import (
     DenseTrunk,
+    MultiSkipBranch,
     MultiSkipTrunk,
     PlainTrunk,
     ResidualBranch,
@@ -18,6 +19,7 @@ __all__ = [
     "Encoder",
     "ImpalaCNN",
     "LinearHead",
+    "MultiSkipBranch",
     "MultiSkipTrunk",
     "NatureCNN",
     "PixelEncoder",
