@@ -27,6 +27,7 @@ from lit_gfs.callbacks import (
     CurvatureMonitor,
     GradientFlowMonitor,
     GradientNormalization,
+    PathSensitiveInit,
     RepresentationMonitor,
     TemporalGradientClipping,
 )
@@ -57,6 +58,7 @@ class GradientFlowCLI(LightningCLI):
 
     interventions: ClassVar[dict[str, type[Callback]]] = {
         "gradient_flow": GradientFlowMonitor,
+        "path_init": PathSensitiveInit,
         "temporal_clipping": TemporalGradientClipping,
         "gradient_normalization": GradientNormalization,
         "representation": RepresentationMonitor,

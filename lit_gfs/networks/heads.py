@@ -26,5 +26,6 @@ class LinearHead(nn.Linear):
         super().__init__(in_features, out_features)
         if gain < 0:
             raise UserError(f"a head's gain must not be negative, got {gain}")
+        self.gain = gain
         nn.init.orthogonal_(self.weight, gain)
         nn.init.zeros_(self.bias)

@@ -206,7 +206,7 @@ def _observe_on_one_rank(rank: int, folder: str) -> None:
 
 
 def test_ranks_share_their_data(tmp_path: Path) -> None:
-    multiprocessing.spawn(_observe_on_one_rank, (str(tmp_path),), nprocs=2)
+    multiprocessing.start_processes(_observe_on_one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
 
     (pending, statistics), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
 

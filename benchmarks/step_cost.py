@@ -1,0 +1,227 @@
+"""What interventions and monitors cost, as a share of a training step.
+
+Two networks are trained by DQN's loss on fixed random batches, under Lightning: the Nature CNN on stacked
+frames with 32 transitions a batch, and 12 x 384 linear layers on vectors with 128. Within one run, callbacks
+are switched on and off in turn, and a step with them is compared with the one without beside it: whatever
+else the machine does strikes both. The figure is the median over pairs of steps. What a monitor costs is
+measured with one measurement per step, and divided by its default interval.
+
+    python benchmarks/step_cost.py --markdown docs/results/step_cost.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensordict import TensorDict
+from torch.utils.data import DataLoader
+
+from lit_gfs.agents import DQN
+from lit_gfs.callbacks import (
+    CurvatureMonitor,
+    GradientFlowMonitor,
+    GradientNormalization,
+    RepresentationMonitor,
+    TemporalGradientClipping,
+)
+from lit_gfs.envs import EnvSpec
+from lit_gfs.networks import PlainTrunk
+from lit_gfs.quiet import silence_library_noise
+
+ACTIONS = 6
+WARMUP = 6  # steps that are not counted, an even number
+SHAPES = {"nature_cnn": (4, 84, 84), "mlp_12x384": (17,)}
+BATCH_SIZES = {"nature_cnn": 32, "mlp_12x384": 128}
+TRUNKS = {"nature_cnn": (1, 512), "mlp_12x384": (12, 384)}
+MONITORS: dict[str, Callable[..., Any]] = {
+    "gradient_flow": GradientFlowMonitor,
+    "representation": RepresentationMonitor,
+    "curvature": CurvatureMonitor,
+}
+INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
+    "temporal_clipping": lambda: [TemporalGradientClipping()],
+    "gradient_normalization": lambda: [GradientNormalization()],
+    "both": lambda: [TemporalGradientClipping(), GradientNormalization()],
+}
+
+
+class FixedBatches(LightningDataModule):
+    """Hands out one batch again and again; one environment step each, so that the x axis moves."""
+
+    frame_skip = 1
+    total_steps = 10**9
+
+    def __init__(self, batch: TensorDict, steps: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.steps = steps
+
+    @property
+    def env_steps(self) -> int:
+        """Optimizer steps, in the place of environment steps."""
+        trainer: Any = self.trainer
+        return trainer.global_step
+
+    def train_dataloader(self) -> DataLoader:
+        """Return as many batches as there are steps."""
+        batches: Any = [self.batch] * self.steps
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+
+
+class Switch(Callback):
+    """Switches the other callbacks on and off after each step, and times the steps.
+
+    Args:
+        others: The callbacks to switch.
+    """
+
+    def __init__(self, others: list[Callback]) -> None:
+        self.others = others
+        self.on: list[float] = []
+        self.off: list[float] = []
+        self._active = True
+        self._began = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """End a step; the callback comes last, so that the others have done their work."""
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if trainer.global_step > WARMUP:
+            (self.on if self._active else self.off).append(now - self._began)
+        self._active = not self._active
+        known: Any = trainer
+        known.callbacks = [*self.others, self] if self._active else [self]
+        self._began = time.perf_counter()
+
+
+def make_agent(network: str) -> DQN:
+    spec = EnvSpec(
+        env_id=network,
+        observation_shape=SHAPES[network],
+        observation_dtype="uint8" if network == "nature_cnn" else "float32",
+        num_actions=ACTIONS,
+        action_low=None,
+        action_high=None,
+        frame_skip=1,
+    )
+    depth, width = TRUNKS[network]
+    return DQN(spec, trunk=functools.partial(PlainTrunk, depth=depth, width=width))
+
+
+def make_batch(network: str) -> TensorDict:
+    size, shape = BATCH_SIZES[network], SHAPES[network]
+
+    def observation() -> torch.Tensor:
+        if network == "nature_cnn":
+            return torch.randint(256, (size, *shape), dtype=torch.uint8)
+        return torch.randn(size, *shape)
+
+    following = {
+        "observation": observation(),
+        "reward": torch.randn(size, 1),
+        "terminated": torch.rand(size, 1) < 0.01,
+    }
+    columns = {"observation": observation(), "action": torch.randint(ACTIONS, (size,)), "next": following}
+    return TensorDict(columns, [size])
+
+
+def run(network: str, callbacks: list[Callback], arguments: Any) -> Switch:
+    torch.manual_seed(0)
+    agent, batch = make_agent(network), make_batch(network)
+    agent._probe = make_batch(network)["observation"].repeat(8, *[1] * len(SHAPES[network]))[:256]
+    switch = Switch(callbacks)
+    steps = WARMUP + 2 * arguments.pairs
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = Trainer(
+            accelerator=arguments.accelerator,
+            devices=1,
+            precision=arguments.precision,
+            max_steps=steps,
+            logger=TensorBoardLogger(directory),
+            callbacks=[*callbacks, switch],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(agent, FixedBatches(batch, steps))
+    return switch
+
+
+def measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for name in (*INTERVENTIONS, *MONITORS):
+        if name in MONITORS:
+            every, callbacks = MONITORS[name]().every_n_steps, [MONITORS[name](every_n_steps=1)]
+        else:
+            every, callbacks = 1, INTERVENTIONS[name]()
+        switch = run(network, callbacks, arguments)
+        shares = [(on / off - 1) / every for on, off in zip(switch.on, switch.off, strict=True)]
+        low, middle, high = statistics.quantiles(shares, n=4)
+        rows.append(
+            {
+                "network": network,
+                "what": name,
+                "share_of_step": middle,
+                "quartiles": [low, high],
+                "step_ms": 1e3 * statistics.median(switch.off),
+            }
+        )
+    monitors = [row for row in rows if row["what"] in MONITORS]
+    total = {"what": "all monitors", "share_of_step": sum(row["share_of_step"] for row in monitors)}
+    quartiles = [sum(row["quartiles"][end] for row in monitors) for end in (0, 1)]
+    rows.append({**monitors[0], **total, "quartiles": quartiles})
+    return rows
+
+
+def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    lines = [
+        "# Cost of interventions and monitors",
+        "",
+        "As a share of a training step of DQN without them: median over pairs of steps, and quartiles.",
+        "Interventions act in every step; monitors are counted at their default intervals.",
+        "",
+        f"`python benchmarks/step_cost.py --pairs {arguments.pairs}`, {arguments.threads} thread(s), PyTorch "
+        f"{torch.__version__} on {arguments.accelerator}, {arguments.precision}.",
+        "",
+        "| network | what | share of a step | step, ms |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["quartiles"]
+        share = f"{row['share_of_step']:.2%} [{low:.2%}, {high:.2%}]"
+        lines.append(f"| {row['network']} | {row['what']} | {share} | {row['step_ms']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--pairs", type=int, default=100, help="pairs of steps, with and without")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--markdown", type=Path, help="where to write the table")
+    arguments = parser.parse_args()
+    silence_library_noise()
+    torch.set_num_threads(arguments.threads)
+    rows = [row for network in arguments.networks for row in measure(network, arguments)]
+    print(json.dumps(rows, indent=2))
+    print(text := table(rows, arguments))
+    if arguments.markdown:
+        arguments.markdown.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_gfs.errors import UserError
+from lit_gfs.init import path_sensitive_
+from lit_gfs.networks import DenseTrunk, LinearHead, NatureCNN, PlainTrunk, ResidualTrunk
+
+
+def mean_cosine(features: Tensor) -> float:
+    """Return the mean cosine between the features of different inputs."""
+    directions = nn.functional.normalize(features, dim=-1)
+    count = len(features)
+    return float(((directions @ directions.T).sum() - count) / (count * (count - 1)))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_a_chain_computes_a_linear_isometry(depth: int, activation: str) -> None:
+    module = nn.Sequential(PlainTrunk(8, depth, 16, activation=activation), LinearHead(16, 8, gain=1.0))
+
+    report = path_sensitive_(module, torch.zeros(1, 8), mirrored=True)
+
+    matrix = module(torch.eye(8)).T.detach()
+    inputs = 3 * torch.randn(32, 8)
+    torch.testing.assert_close(module(inputs), inputs @ matrix.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(8), rtol=1e-4, atol=1e-4)
+    assert len(report.mirrored) == depth
+
+
+def test_weights_are_mirrored_blocks() -> None:
+    module = nn.Sequential(PlainTrunk(8, 2, 16), LinearHead(16, 3, gain=0.5))
+
+    path_sensitive_(module, torch.zeros(1, 8), mirrored=True)
+
+    first, inner, head = (layer.weight.detach() for layer in module.modules() if isinstance(layer, nn.Linear))
+    assert torch.equal(first[:8], -first[8:])
+    block = inner[:8, :8]
+    assert torch.equal(inner, torch.cat([torch.cat([block, -block], 1), torch.cat([-block, block], 1)]))
+    torch.testing.assert_close(
+        block @ block.T, float(block[0] @ block[0]) * torch.eye(8), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(head, torch.cat([head[:, :8], -head[:, :8]], 1))
+    torch.testing.assert_close(head[:, :8] @ head[:, :8].T, 0.25 * torch.eye(3))
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "rms"])
+def test_directions_stay_apart_in_64_layers(norm: str) -> None:
+    torch.manual_seed(0)
+    module = PlainTrunk(64, 64, 64, norm=norm)
+    inputs = torch.randn(128, 64)
+
+    path_sensitive_(module, inputs[:1])
+    collapsed = mean_cosine(module(inputs).detach())
+    path_sensitive_(module, inputs[:1], mirrored=True)
+    features = module(inputs).detach()
+
+    assert collapsed > 0.9
+    assert mean_cosine(features) <= 0.5
+    assert mean_cosine(features) == pytest.approx(1 / math.pi, abs=0.06)
+    assert 0.1 <= float(features.std()) <= 2
+
+
+def test_convolutions_are_mirrored_over_channels() -> None:
+    encoder = NatureCNN((4, 36, 36))
+    module = nn.Sequential(encoder, PlainTrunk(encoder.out_features, 2, 32), LinearHead(32, 5))
+
+    report = path_sensitive_(module, torch.zeros(1, 4, 36, 36), mirrored=True)
+
+    assert len(report.mirrored) == 5
+    one, two = torch.rand(2, 3, 4, 36, 36)
+    torch.testing.assert_close(module(one) + module(two), module(one + two), rtol=1e-3, atol=1e-4)
+
+
+def test_two_heads_read_one_chain() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.policy, self.value = (
+                PlainTrunk(8, 3, 8),
+                LinearHead(8, 2, 0.01),
+                LinearHead(8, 1),
+            )
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.trunk(x)
+            return self.policy(features), self.value(features).squeeze(-1)
+
+    module = TwoHeads()
+
+    assert len(path_sensitive_(module, torch.zeros(1, 8), mirrored=True).mirrored) == 3
+    for output, doubled in zip(module(torch.ones(1, 8)), module(torch.full((1, 8), -2.0)), strict=True):
+        torch.testing.assert_close(doubled, -2 * output, rtol=1e-4, atol=1e-5)
+
+
+def test_odd_widths_and_branched_modules_are_refused() -> None:
+    with pytest.raises(UserError, match=r"'layers\.0' has 7 outputs; expected 6 or 8"):
+        path_sensitive_(PlainTrunk(8, 2, 7), torch.zeros(1, 8), mirrored=True)
+    for module in (ResidualTrunk(8, 5, 8), DenseTrunk(8, 3, 8), PlainTrunk(8, 3, 8, activation="tanh")):
+        with pytest.raises(UserError, match="needs a plain chain"):
+            path_sensitive_(module, torch.zeros(1, 8), mirrored=True)

@@ -1,0 +1,111 @@
+"""Every command and every program in README and docs runs, made short by options at its end."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.config_files import shipped_configs
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+README = PAGES["README.md"]
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """List a page's fenced blocks: language and text."""
+    return re.findall(r"```(\w*)\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """List what a page has its reader type after ``python -m lit_gfs``."""
+    lines = (line for language, block in blocks(page) if language == "" for line in block.splitlines())
+    start = "python -m lit_gfs "
+    return [line.removeprefix(start) for line in lines if line.startswith(start)]
+
+
+def programs(page: str) -> list[str]:
+    """List a page's Python programs."""
+    return [block for language, block in blocks(page) if language == "python"]
+
+
+ROLLOUT = "--data.num_envs=2 --data.rollout_steps=8 --data.total_steps=32 --data.minibatches=2"
+REPLAY = "--data.num_envs=2 --data.total_steps=80 --data.learning_starts=40 --data.batch_size=8"
+# Whole episodes of Atari and dm_control take long without a policy worth watching.
+NO_EVALUATION = "--trainer.limit_val_batches=0"
+
+
+def shortened(command: str) -> str:
+    """Add what makes a command of the README end within seconds."""
+    if command.startswith(("validate", "test ")):
+        return f"{command} --data.eval_episodes=1"
+    if "--ckpt_path" in command:
+        return f"{command} --data.total_steps=200"
+    if "--config ppo" in command:
+        return f"{command} {ROLLOUT} {NO_EVALUATION}"
+    return f"{command} {REPLAY}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_every_command_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"gamma": 0.9}}}))
+
+    for command in commands(page):
+        main(shlex.split(shortened(command)))
+
+    if page == "README.md":
+        assert (tmp_path / "runs/dqn_CartPole-v1/version_0/episode.mp4").stat().st_size > 1_000
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if programs(page)])
+def test_every_python_program_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    for program in programs(page):
+        exec(compile(program, page, "exec"), {"__name__": "documentation"})
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(commands("README.md")) >= 10
+    assert len(programs("README.md")) == 2
+    assert commands("docs/collapse.md")
+
+
+def test_every_yaml_block_parses() -> None:
+    fragments = [
+        yaml.safe_load(block) for page in PAGES for language, block in blocks(page) if language == "yaml"
+    ]
+
+    assert fragments
+    assert all(isinstance(fragment, dict) for fragment in fragments)
+
+
+def test_every_shipped_config_is_listed() -> None:
+    assert [name for name in shipped_configs() if f"`{name}`" not in README] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in link]
+
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link.split("#")[0]).exists()] == []
+
+
+def test_every_intervention_has_its_key_in_the_readme() -> None:
+    assert [key for key in GradientFlowCLI.interventions if f"`gfs.{key}`" not in README] == []
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+
+    for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

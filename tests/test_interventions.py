@@ -1,0 +1,103 @@
+"""The three interventions as users switch them: one flag each, on DQN and PPO, in every combination."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_gfs.cli import main
+
+KEYS = ("path_init", "temporal_clipping", "gradient_normalization")
+SUBSETS = [subset for size in range(4) for subset in combinations(KEYS, size)]
+QUICK = [
+    "--data.eval_episodes=2",
+    "--model.trunk.width=16",
+    "--trainer.log_every_n_steps=8",
+    "--trainer.enable_progress_bar=false",
+]
+CONFIGS = {
+    "dqn": ["quickstart", "--data.total_steps=300", "--data.learning_starts=100", "--data.eval_every=100"],
+    "ppo": ["ppo_cartpole", "--data.total_steps=256", "--data.num_envs=4", "--data.rollout_steps=16"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(agent: str, *arguments: str) -> Path:
+    config, *options = CONFIGS[agent]
+    main(["fit", "--config", config, *options, *QUICK, *arguments])
+    return Path(f"runs/{agent}_CartPole-v1/version_0")
+
+
+def intervention_tags(run: Path) -> set[str]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag for tag in events.Tags()["scalars"] if tag.startswith("intervention/")}
+
+
+def who_wrote(run: Path) -> set[str]:
+    return {tag.split("/")[1] for tag in intervention_tags(run)}
+
+
+@pytest.mark.parametrize("agent", list(CONFIGS))
+@pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: "+".join(subset) or "none")
+def test_every_subset_runs_resumes_and_writes_its_own_tags(agent: str, subset: tuple[str, ...]) -> None:
+    off = [f"--gfs.{key}=null" for key in KEYS if key not in subset]
+
+    run = fit(agent, "--config", "recipes/gfs", *off)
+
+    assert who_wrote(run) == set(subset)
+    before = torch.load(run / "last.ckpt", weights_only=True)
+    saved = {key.split("{")[0] for key in before["callbacks"]}
+    assert ("TemporalGradientClipping" in saved) == ("temporal_clipping" in subset)
+    assert ("GradientNormalization" in saved) == ("gradient_normalization" in subset)
+
+    main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.total_steps=640"])
+
+    assert who_wrote(run) == set(subset)
+    after = torch.load(run / "last.ckpt", weights_only=True)
+    assert after["global_step"] > before["global_step"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_is_switched_on_by_one_flag(key: str) -> None:
+    run = fit("dqn", "--trainer.gradient_clip_val=null", f"--gfs.{key}={{}}")
+
+    assert who_wrote(run) == {key}
+
+
+@pytest.mark.parametrize("key", KEYS[1:])
+def test_the_trainers_clipping_beside_it_is_told_in_one_line(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        fit("ppo", f"--gfs.{key}={{}}")
+
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "gradient_clip_val=0.5" in line
+    assert "expected trainer.gradient_clip_val null" in line
+
+
+def test_the_baseline_recipe_switches_all_of_them_off() -> None:
+    run = fit("dqn", "--config", "recipes/gfs", "--config", "recipes/baseline")
+
+    assert who_wrote(run) == set()
+
+
+def test_interventions_change_what_is_learned() -> None:
+    weights: list[Any] = []
+    for version, flags in enumerate(([], ["--gfs.gradient_normalization={}"])):
+        fit("dqn", "--trainer.gradient_clip_val=null", *flags)
+        checkpoint = torch.load(f"runs/dqn_CartPole-v1/version_{version}/last.ckpt", weights_only=True)
+        weights.append(checkpoint["state_dict"]["q_network.head.weight"])
+
+    assert not torch.equal(*weights)
