@@ -1,6 +1,6 @@
 """How evenly gradients and signals flow at initialization, for every trunk and encoder, printed as tables.
 
-    python benchmarks/initialization.py --json initialization.json
+    python benchmarks/initialization.py --markdown docs/results/initialization.md
 
 - *ratio*: the largest by the smallest gradient norm of the linear and convolutional layers below the head,
   weight and bias together. A layer's norm is the root mean square over random directions: of the gradient of
@@ -51,6 +51,12 @@ TRUNKS = (PlainTrunk, ResidualTrunk, MultiSkipTrunk, DenseTrunk)
 TARGETS = {"ImpalaCNN": 6.0, "PlainTrunk": 3.0, "ResidualTrunk": 6.0, "MultiSkipTrunk": 20.0}
 """The largest ratio asked for; the first that a net has in its name."""
 DEPTHS = (4, 16, 64)
+SECTIONS = {
+    "Trunks": ("trunks", ("ratio", "cross-entropy", "std")),
+    "Encoders": ("encoders", ("ratio", "cross-entropy", "std")),
+    "Plain chains of 64 layers, mirrored": ("deep_chains", ("ratio", "std", "cosine")),
+    "What else could be done about a skip that enters again and again": ("multi_skip", ("ratio", "std")),
+}
 
 
 def path_sensitive(module: nn.Module, example: Tensor) -> None:
@@ -268,6 +274,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="leave out width 1024")
     arguments = parser.parse_args()
@@ -281,15 +288,20 @@ def main() -> None:
     }
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    for title, figures in {
-        "trunks": ("ratio", "cross-entropy", "std"),
-        "encoders": ("ratio", "cross-entropy", "std"),
-        "deep_chains": ("ratio", "std", "cosine"),
-        "multi_skip": ("ratio", "std"),
-    }.items():
-        print(f"\n{title}\n\n{table(result[title], figures)}")
     missed = misses(result["trunks"] + result["encoders"])
-    print("\ntargets missed:", "; ".join(missed) if missed else "none")
+    sections = [
+        "# Gradients and signals at initialization",
+        f"`python benchmarks/initialization.py --seeds {seeds}{' --quick' * arguments.quick}`; its docstring "
+        "says what the figures are. PyTorch: what each layer does by itself; orthogonal: gain sqrt(2).",
+        f"Targets missed: {'; '.join(missed) if missed else 'none'} (ratio at most 3 for plain trunks, 6 for "
+        "residual ones and ImpalaCNN, 20 for multi-skip ones; std between 0.1 and 2).",
+    ]
+    for title, (key, figures) in SECTIONS.items():
+        sections += [f"## {title}", table(result[key], figures)]
+    text = "\n\n".join(sections) + "\n"
+    print(text)
+    if arguments.markdown is not None:
+        arguments.markdown.write_text(text)
 
 
 if __name__ == "__main__":

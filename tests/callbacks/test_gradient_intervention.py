@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -501,3 +502,29 @@ def test_other_optimizers_get_a_gradient_of_zero(monkeypatch: pytest.MonkeyPatch
 def unwrap(cls: type, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     values = [arg.value if isinstance(arg, OnDevice) else arg for arg in args]
     return function(*values, **(kwargs or {}))
+
+
+@both
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_reads_nothing_from_the_device(make, fused: bool) -> None:
+    """Meta tensors have no values: reading one, as a host synchronization does, raises."""
+    module = make_net().to("meta")
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    vars(optimizer)["_step_supports_amp_scaling"] = fused
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trainer: Any = SimpleNamespace(
+        optimizers=[optimizer], global_step=0, log_every_n_steps=5, precision_plugin=Precision(), loggers=[]
+    )
+    callback = make()
+    callback.on_fit_start(trainer, module)
+    callback.on_train_start(trainer, module)
+
+    for step in range(1, 4):
+        callback.on_before_optimizer_step(trainer, module, optimizer)
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, module, None, None, step)
+
+    trainer.global_step = 5
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        callback.on_train_batch_end(trainer, module, None, None, 5)  # a log step reads

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gfs.gradients import GradientNormalizer, LayerwiseScaling, PercentileClipper, ZScoreClipper
+from lit_gfs.gradients import (
+    GradientNormalizer,
+    LayerwiseScaling,
+    PercentileClipper,
+    TemporalClipper,
+    ZScoreClipper,
+)
 from lit_gfs.gradients.layerwise import scale_gradients_
 
 
@@ -133,3 +139,26 @@ def test_without_any_gradient_nothing_happens() -> None:
 
     assert done.scales.tolist() == [1, 1]
     assert done.norms.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "make", [ZScoreClipper, PercentileClipper, GradientNormalizer, lambda: GradientNormalizer(0.5, "instant")]
+)
+def test_nothing_is_read_from_the_device(make) -> None:
+    """A meta tensor has no values: reading one, as a host synchronization does, raises."""
+    algorithm = make()
+    gradients = {
+        "a": [torch.ones(3, 3, device="meta"), torch.ones(3, device="meta")],
+        "b": [torch.ones(2, device="meta"), None],
+        "none": [None],
+    }
+
+    for _ in range(3):
+        done = algorithm.apply(gradients)
+        if isinstance(algorithm, TemporalClipper):
+            algorithm.reopen()
+
+    assert done.scales.shape == (3,)
+    assert done.scales.device.type == "meta"
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        done.scales.tolist()
