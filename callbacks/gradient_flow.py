@@ -38,7 +38,7 @@ class GradientFlowMonitor(Callback):
       written where it is undefined, as for a zero gradient;
     - ``gradient_flow/scale/<layer>``: applied by raw norm, the factor that all interventions together made;
       not written where the raw norm is zero or not finite;
-    - ``gradient_flow/clipped_layers``: the share of layers whose gradient was shortened;
+    - ``gradient_flow/shortened_layers``: the share of layers whose gradient was made smaller;
     - ``gradient_flow/max_min_ratio``: largest by smallest raw layer norm, of the finite, non-zero ones;
     - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: over all layers;
     - ``gradient_flow/nonfinite_layers``: how many raw layer norms are not finite.
@@ -49,7 +49,7 @@ class GradientFlowMonitor(Callback):
 
     Put it before all callbacks that change gradients. It works on any LightningModule, under automatic
     and manual optimization: layers are those of its ``named_layers()`` method if it has one, else all modules
-    that own trainable parameters directly. The layers are those that the optimizers hold when fitting starts.
+    that own trainable parameters directly. The layers are those that are trained when fitting starts.
     Each optimizer is measured on its own steps. Under DDP, gradients are equal on all ranks and
     rank zero measures; sharded strategies are not supported.
 
@@ -109,8 +109,8 @@ class GradientFlowMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        unscale_gradients(trainer, optimizer)  # on all ranks: a loss scaler's state is the same everywhere
-        if trainer.is_global_zero:
+        # On all ranks: a loss scaler's state is the same everywhere.
+        if unscale_gradients(trainer, optimizer) and trainer.is_global_zero:
             self._probes[trainer.optimizers.index(optimizer)].observe(self.every_n_steps)
 
     @override
@@ -179,7 +179,7 @@ def _scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) ->
         "gradient_flow/nonfinite_layers": float((~raw.isfinite()).sum()),
     }
     scales = applied / raw
-    scalars["gradient_flow/clipped_layers"] = float((scales < 1 - _ROUNDING).float().mean())
+    scalars["gradient_flow/shortened_layers"] = float((scales < 1 - _ROUNDING).float().mean())
     ratio = float(max_min_ratio(raw))
     if ratio == ratio:
         scalars["gradient_flow/max_min_ratio"] = ratio

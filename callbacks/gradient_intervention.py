@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -15,7 +16,13 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_gfs.callbacks.protocol import layers_of, write_scalars, x_axis
-from lit_gfs.callbacks.step_guard import forget_skip, loss_scaler, skip_step_where, unscale_gradients
+from lit_gfs.callbacks.step_guard import (
+    can_skip_exactly,
+    forget_skip,
+    loss_scaler,
+    skip_step_where,
+    unscale_gradients,
+)
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import LayerwiseScaling, ScaledGradients
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
@@ -30,7 +37,9 @@ class GradientIntervention(Callback):
 
     A step with a gradient that is not finite never enters an algorithm's state. It is counted and, unless
     ``skip_nonfinite`` is off, skipped with a warning; under 16-bit mixed precision that is left to the loss
-    scaler. See `lit_gfs.callbacks.step_guard.skip_step_where` for what skipping means on a GPU.
+    scaler. See `lit_gfs.callbacks.step_guard.skip_step_where` for what skipping means on a GPU. Of several
+    interventions on the CPU the first one counts: the others find no gradient any more. Parameters that are
+    no layer's are neither scaled nor checked.
 
     Every ``Trainer(log_every_n_steps)`` steps it writes ``intervention/<name>/*``.
 
@@ -41,7 +50,7 @@ class GradientIntervention(Callback):
 
     def __init__(self, name: str, skip_nonfinite: bool) -> None:
         if not name:
-            raise MisconfigurationException("name is empty; expected one for tags and checkpoint")
+            raise UserError("name is empty; expected one for tags and checkpoint")
         self.name = name
         self.skip_nonfinite = skip_nonfinite
         self.nonfinite_steps = 0
@@ -73,7 +82,14 @@ class GradientIntervention(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.gradient_clip_val:
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+            raise MisconfigurationException(
+                f"{type(self).__name__} needs whole gradients on each rank, but "
+                f"{type(trainer.strategy).__name__} shards them; expected ddp"
+            )
+        if trainer.gradient_clip_val:
             raise MisconfigurationException(
                 f"{type(self).__name__} and Trainer(gradient_clip_val={trainer.gradient_clip_val}) would "
                 "both scale gradients, the Trainer last and unseen; expected trainer.gradient_clip_val null "
@@ -84,7 +100,13 @@ class GradientIntervention(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None and trainer.global_step > 0:
             self._restored = self.state_dict()  # the same Trainer fits on
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+            raise UserError(
+                f"{type(self).__name__} does not suit LBFGS, whose line search compares unscaled gradients; "
+                "expected an optimizer that takes one gradient per step"
+            )
         self._parts = [OptimizerPart(self.make_algorithm()) for _ in trainer.optimizers]
+        self.nonfinite_steps = 0
         self._written_at = trainer.global_step
         self._find_layers(trainer, pl_module)
         if not any(part.parameters for part in self._parts):
@@ -103,18 +125,16 @@ class GradientIntervention(Callback):
         self._restored = None
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Layers may have been frozen, or handed to an optimizer, since the epoch before.
-        self._find_layers(trainer, pl_module)
-
-    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         part = self._parts[trainer.optimizers.index(optimizer)]
-        if not part.parameters:
+        if [id(parameter) for parameter in _trained(optimizer)] != part.trained:
+            # Frozen, thawed or handed to the optimizer since its last step, by whatever hook.
+            self._read_nonfinite(trainer, pl_module)
+            self._find_layers(trainer, pl_module)
+        if not part.has_gradients or not unscale_gradients(trainer, optimizer):
             return
-        unscale_gradients(trainer, optimizer)
         done = part.apply(self._grouped(part.parameters))
         if loss_scaler(trainer) is not None:
             return
@@ -129,13 +149,15 @@ class GradientIntervention(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         every, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
-        if every and step % every == 0 and step > self._written_at:
+        # Several optimizers, or several steps in a batch, may step over a multiple.
+        if every and step // every > self._written_at // every:
             self._written_at = step
             self._write(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, pl_module)
+        if trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self._write(trainer, pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -161,8 +183,9 @@ class GradientIntervention(Callback):
     def _find_layers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         layers = layers_of(pl_module)
         for part, optimizer in zip(self._parts, trainer.optimizers, strict=True):
-            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            part.parameters = parameters_by_layer(layers, held)
+            trained = _trained(optimizer)
+            part.trained = [id(parameter) for parameter in trained]
+            part.parameters = parameters_by_layer(layers, trained)
 
     def _grouped(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:
         """Return the parameters in the groups that are scaled as one: layers."""
@@ -202,9 +225,15 @@ class GradientIntervention(Callback):
                 rank_zero_warn(
                     f"{self.name}: the gradient of {_listed(names)} was not finite at step "
                     f"{x_axis(trainer, pl_module)}; "
-                    f"{'the optimizer step is skipped' if self.skip_nonfinite else 'it is applied as it is'} "
-                    f"({self.nonfinite_steps} so far)"
+                    f"{self._consequence(trainer, part)} ({self.nonfinite_steps} so far)"
                 )
+
+    def _consequence(self, trainer: Trainer, part: OptimizerPart) -> str:
+        if not self.skip_nonfinite:
+            return "it is applied as it is"
+        optimizer = trainer.optimizers[self._parts.index(part)]
+        exactly = can_skip_exactly(optimizer, part.totals.device)
+        return "the optimizer step is skipped" if exactly else "the step is taken with a gradient of zero"
 
 
 class OptimizerPart:
@@ -218,10 +247,17 @@ class OptimizerPart:
         self.algorithm = algorithm
         self.parameters: dict[str, list[nn.Parameter]] = {}
         """The optimizer's parameters by layer."""
+        self.trained: list[int] = []
+        """The ids of all parameters that the optimizer trains."""
         self.steps = 0
         self.totals = torch.zeros(4, 0)
         """Over steps, for each of L layers: factors, times shortened, times not finite, and times that any
         layer was not finite; ``(4, L)``."""
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any parameter has one."""
+        return any(p.grad is not None for owned in self.parameters.values() for p in owned)
 
     def apply(self, parameters: Mapping[str, list[nn.Parameter]]) -> ScaledGradients:
         """Scale the gradients of these parameters."""
@@ -253,6 +289,10 @@ class OptimizerPart:
         """Begin to gather factors anew."""
         self.totals[:2] = 0
         self.steps = 0
+
+
+def _trained(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def _writable_gradient(parameter: nn.Parameter) -> Tensor | None:

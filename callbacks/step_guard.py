@@ -13,28 +13,40 @@ from torch.optim import Optimizer
 
 def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
     """Return the loss scaler of 16-bit mixed precision, which skips steps that overflow by itself."""
-    return getattr(trainer.precision_plugin, "scaler", None)
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
-def unscale_gradients(trainer: Trainer, optimizer: Optimizer) -> None:
+def unscale_gradients(trainer: Trainer, optimizer: Optimizer) -> bool:
     """Take the loss scale off the gradients of an optimizer, if that has not been done for the coming step.
 
     Lightning leaves it to optimizers that can do so within their step, such as fused ones; whoever reads
     norms in ``on_before_optimizer_step`` would see another scale at another time.
+
+    Returns:
+        Whether there is a step to come. After a ``training_step`` that returned ``None``, Lightning calls
+        its hooks, but neither the loss scaler nor the optimizer; the scaler must then be left alone.
     """
     scaler = loss_scaler(trainer)
-    if scaler is not None and scaler.is_enabled():
-        state: Any = scaler._per_optimizer_states[id(optimizer)]
-        if state["stage"] is OptState.READY:
-            scaler.unscale_(optimizer)
+    if scaler is None:
+        return True
+    state: Any = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"] is not OptState.READY:
+        return True
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    if not getattr(optimizer, "_step_supports_amp_scaling", False) or all(p.grad is None for p in parameters):
+        return False
+    scaler.unscale_(optimizer)
+    return True
 
 
 def skip_step_where(optimizer: Optimizer, flag: Tensor) -> None:
     """Have the coming step of an optimizer change nothing if a flag is set.
 
-    On the CPU the flag is read and the gradients are dropped: parameters and optimizer state stay as they
-    are. On another device nothing is read, as that would wait for it. Fused optimizers skip the step there.
-    Others take it with a gradient of zero: parameters still move by what momentum remains, and weight decay.
+    On the CPU the flag is read and the gradients are dropped: parameters stay as they are, and so does what
+    the optimizer keeps for each of them; counters of its own, such as Kron's, go on. On another device
+    nothing is read, as that would wait for it. Fused optimizers skip the step there. Others take it with a
+    gradient of zero: parameters still move by what momentum remains, and weight decay.
 
     Args:
         optimizer: The optimizer that is about to step.
@@ -45,13 +57,19 @@ def skip_step_where(optimizer: Optimizer, flag: Tensor) -> None:
         if flag:
             for parameter in parameters:
                 parameter.grad = None
-    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+    elif can_skip_exactly(optimizer, flag.device):
         # What a loss scaler sets after an overflow; `forget_skip` takes it away.
         vars(optimizer).update(found_inf=flag.float(), grad_scale=None)
     else:
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(flag, 0)
+                values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+                values.masked_fill_(flag, 0)
+
+
+def can_skip_exactly(optimizer: Optimizer, device: torch.device) -> bool:
+    """Whether `skip_step_where` leaves parameters on this device exactly as they are."""
+    return device.type == "cpu" or getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def forget_skip(optimizer: Optimizer) -> None:

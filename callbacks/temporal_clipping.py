@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
+from lit_gfs.errors import UserError, nearest
 from lit_gfs.gradients import PercentileClipper, TemporalClipper, ZScoreClipper
+
+SCOPES = ("layer", "global")
+MODES = ("zscore", "percentile")
 
 
 class TemporalGradientClipping(GradientIntervention):
     """Shortens a layer's gradient where it stands out from that layer's own history.
 
     `lit_gfs.gradients.ZScoreClipper` and `lit_gfs.gradients.PercentileClipper` say how. When the objective
-    itself changes
-    - a DQN's target network is synchronized, a PPO collects a new rollout - the statistics are re-opened, so
-      that a
-    legitimate jump is not mistaken for a spike. Our agents announce it; any LightningModule can, with
-    `lit_gfs.objective_shift.announce_objective_shift`.
+    itself changes (a DQN's target network is synchronized, a PPO collects a new rollout) the statistics are
+    re-opened, so that a legitimate jump is not mistaken for a spike. Our agents announce it; any
+    LightningModule can, with `lit_gfs.objective_shift.announce_objective_shift`.
 
     It writes, below ``intervention/<name>/``: ``clipped_layers``, the share of layers shortened per step;
     ``clipped/<layer>``, the share of steps in which one was; ``scale``, the mean factor; ``nonfinite_steps``.
@@ -31,17 +32,18 @@ class TemporalGradientClipping(GradientIntervention):
         scope: ``layer`` clips each layer by its own history, ``global`` all layers of an optimizer as one.
         mode: ``zscore`` or ``percentile``.
         z_threshold: Standard deviations above the running mean from which a norm is a spike (zscore).
-        decay: Memory of the running statistics, per optimizer step (zscore).
+        decay: Memory of the running statistics, per gradient of a layer (zscore).
         percentile: Percentile of the history that a norm may reach, in percent (percentile).
-        window: Optimizer steps in the history (percentile).
-        warmup: Optimizer steps that are only watched at first.
-        shift_grace: Optimizer steps that are only watched after the objective has changed; 0 ignores changes.
+        window: Gradients of a layer in the history (percentile).
+        warmup: Gradients of a layer that are only watched at first.
+        shift_grace: Gradients of a layer that are only watched after the objective has changed; 0 ignores
+            changes.
         skip_nonfinite: Whether steps with a gradient that is not finite are skipped.
         name: Its name in tags and in the checkpoint; two of a kind need different ones.
 
     Raises:
-        UserError: If a number is out of range, or the module has no layers.
-        MisconfigurationException: If the Trainer clips gradients too, or an option has no such choice.
+        UserError: If an argument is out of range, or the module has no layers.
+        MisconfigurationException: If the Trainer clips gradients too.
 
     Example::
 
@@ -62,10 +64,11 @@ class TemporalGradientClipping(GradientIntervention):
         name: str = "temporal_clipping",
     ) -> None:
         super().__init__(name, skip_nonfinite)
-        if scope not in ("layer", "global"):
-            raise MisconfigurationException(f"scope is {scope!r}; expected 'layer' or 'global'")
-        if mode not in ("zscore", "percentile"):
-            raise MisconfigurationException(f"mode is {mode!r}; expected 'zscore' or 'percentile'")
+        for option, value, choices in (("scope", scope, SCOPES), ("mode", mode, MODES)):
+            if value not in choices:
+                raise UserError(
+                    f"{option} is {value!r}; expected {' or '.join(map(repr, choices))}{nearest(value, choices)}"
+                )
         self.scope = scope
         self.mode = mode
         self.z_threshold = z_threshold

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gfs.agents import DQN, PPO
+from lit_gfs.callbacks import GradientNormalization, PathSensitiveInit, TemporalGradientClipping
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 
 
@@ -58,3 +59,52 @@ def test_two_processes_count_together_and_learn_alike(
     assert first["global_step"] == second["global_step"] > 0
     assert torch.equal(first["weights"], second["weights"])
     assert not torch.equal(first["observations"], second["observations"])
+
+
+class PoisonedPPO(PPO):
+    """Its loss is not a number on one rank, once."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.global_rank == 1 and self.global_step == 5 else loss
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_interventions_decide_alike_on_all_ranks(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data = RolloutDataModule(
+        "Counting-v0",
+        num_envs=2,
+        rollout_steps=8,
+        epochs=2,
+        minibatches=2,
+        seed=1,
+        total_steps=128,
+        eval_every=64,
+        eval_episodes=2,
+    )
+
+    class State(Callback):
+        """Writes what the interventions end with."""
+
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            states = {each.state_key: each.state_dict() for each in interventions}
+            torch.save(states, tmp_path / f"state_{trainer.global_rank}.pt")
+
+    interventions = [TemporalGradientClipping(warmup=3, z_threshold=1.0), GradientNormalization()]
+    callbacks = [PathSensitiveInit(), *interventions, Report(tmp_path), State()]
+
+    make_trainer(strategy="ddp_fork", devices=2, callbacks=callbacks).fit(PoisonedPPO(data.env_spec), data)
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["weights"].isfinite().all()
+    states = [torch.load(tmp_path / f"state_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for key, state in states[0].items():
+        other = states[1][key]
+        assert state["algorithms"][0]["layers"] == other["algorithms"][0]["layers"]
+        for name, value in state["algorithms"][0]["state"].items():
+            assert torch.equal(value, other["algorithms"][0]["state"][name])
+    clipping = next(state for key, state in states[1].items() if "Clipping" in key)
+    assert clipping["nonfinite_steps"] == 1

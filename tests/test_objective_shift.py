@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks import TemporalGradientClipping
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
+from lit_gfs.objective_shift import announce_objective_shift
 
 
 class Note(Callback):
@@ -69,3 +71,15 @@ def test_clipping_reopens_its_statistics(make_trainer: Callable[..., Trainer]) -
     # From the second rollout on: 5 at most remembered, 8 updates added, the first three only watched.
     assert memories[8:16] == [(6, 2), (7, 1), (8, 0), (9, 0), (10, 0), (11, 0), (12, 0), (13, 0)]
     assert memories[16:] == memories[8:16] * 6
+
+
+def test_every_callback_hears_of_a_shift() -> None:
+    heard: list[str] = []
+
+    def listener() -> SimpleNamespace:
+        return SimpleNamespace(on_objective_shift=lambda trainer, module, reason: heard.append(reason))
+
+    trainer: Any = SimpleNamespace(callbacks=[listener(), Callback(), listener()])
+    module: Any = None
+    announce_objective_shift(trainer, module, "x")
+    assert heard == ["x", "x"]

@@ -53,8 +53,8 @@ class TemporalClipper(LayerwiseScaling):
     def _weaken_memory(self) -> None:
         raise NotImplementedError
 
-    def _fresh_state(self, layers: int, device: torch.device) -> dict[str, Tensor]:
-        return {"watch": torch.full((layers,), self.warmup, device=device)}
+    def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
+        return {"watch": torch.full_like(norms, self.warmup, dtype=torch.int64)}
 
     def factors(self, norms: Tensor, usable: Tensor, weight_norms: Tensor | None = None) -> Tensor:
         """Return target norm by norm, once a layer is no longer only watched."""
@@ -131,9 +131,9 @@ class ZScoreClipper(TemporalClipper):
     def _weaken_memory(self) -> None:
         self.state["memory"].clamp_(max=self.shift_memory)
 
-    def _fresh_state(self, layers: int, device: torch.device) -> dict[str, Tensor]:
-        statistics = {key: torch.zeros(layers, device=device) for key in ("mean", "variance", "memory")}
-        return {**super()._fresh_state(layers, device), **statistics}
+    def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
+        statistics = {key: torch.zeros_like(norms) for key in ("mean", "variance", "memory")}
+        return {**super()._fresh_state(norms), **statistics}
 
 
 class PercentileClipper(TemporalClipper):
@@ -176,9 +176,9 @@ class PercentileClipper(TemporalClipper):
     def _weaken_memory(self) -> None:
         self.state["history"].fill_(torch.nan)
 
-    def _fresh_state(self, layers: int, device: torch.device) -> dict[str, Tensor]:
+    def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
         return {
-            **super()._fresh_state(layers, device),
-            "history": torch.full((self.window, layers), torch.nan, device=device),
-            "count": torch.zeros(layers, dtype=torch.int64, device=device),
+            **super()._fresh_state(norms),
+            "history": norms.new_full((self.window, len(norms)), torch.nan),
+            "count": torch.zeros_like(norms, dtype=torch.int64),
         }

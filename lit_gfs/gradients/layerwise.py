@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ class LayerwiseScaling:
         """The names of the L layers that state is kept for."""
         self.state: dict[str, Tensor] = {}
         """Tensors by name, on the gradients' device: ``(..., L)``, or ``()`` for what all layers share."""
+        self._kept_as: tuple[torch.device, torch.dtype] | None = None
+        """Where the state is and how precise, None as long as it has not been matched to gradients."""
 
     def factors(self, norms: Tensor, usable: Tensor, weight_norms: Tensor | None) -> Tensor:
         """Return the factor of each layer, and take the norms into the state.
@@ -57,8 +60,8 @@ class LayerwiseScaling:
     needs_weights = False
     """Whether `factors` reads the norms of the parameters themselves."""
 
-    def _fresh_state(self, layers: int, device: torch.device) -> dict[str, Tensor]:
-        """Return the state of layers never seen, ``(..., layers)`` or ``()`` each."""
+    def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
+        """Return the state of layers never seen, ``(..., L)`` or ``()`` each, like ``norms`` ``(L,)``."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -74,7 +77,7 @@ class LayerwiseScaling:
             What was done.
         """
         norms = layer_norms(gradients)
-        self._align(list(gradients), norms.device)
+        self._align(list(gradients), norms)
         usable = norms.isfinite().all() & (norms > 0)
         weight_norms = layer_norms(weights) if self.needs_weights and weights is not None else None
         # Norms that do not count are kept from the arithmetic, where they could turn into NaN.
@@ -91,23 +94,32 @@ class LayerwiseScaling:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with saved state; layers are matched by name when gradients are next applied."""
+        """Continue with saved state.
+
+        Layers are matched by name when gradients are next applied. State of another kind, or with a history
+        of another length, says nothing here: the algorithm then begins anew.
+        """
         self.layers = list(state["layers"])
         self.state = {key: value.clone() for key, value in state["state"].items()}
+        self._kept_as = None
 
-    def _align(self, layers: Sequence[str], device: torch.device) -> None:
-        """Bring the state to these layers and this device; what is known of a layer stays."""
-        if self.state and self.layers == layers and next(iter(self.state.values())).device == device:
+    def _align(self, layers: Sequence[str], norms: Tensor) -> None:
+        """Bring the state to these layers, this device and precision; what is known of a layer stays."""
+        kept_as = (norms.device, norms.dtype)
+        if self.layers == layers and self._kept_as == kept_as:
             return
-        fresh = self._fresh_state(len(layers), device)
+        fresh = self._fresh_state(norms)
+        shapes = ({key: value.shape[:-1] for key, value in state.items()} for state in (self.state, fresh))
+        if operator.ne(*shapes):
+            self.layers, self.state = [], {}
         kept = [name for name in layers if name in self.layers]
         new, old = [layers.index(name) for name in kept], [self.layers.index(name) for name in kept]
         for key, known in self.state.items():
             if known.ndim == 0:
                 fresh[key].copy_(known)
             else:
-                fresh[key][..., new] = known.to(device)[..., old]
-        self.layers, self.state = list(layers), fresh
+                fresh[key][..., new] = known.to(fresh[key])[..., old]
+        self.layers, self.state, self._kept_as = list(layers), fresh, kept_as
 
 
 def scale_gradients_(gradients: LayerGradients, scales: Tensor) -> None:

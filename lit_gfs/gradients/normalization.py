@@ -79,6 +79,6 @@ class GradientNormalizer(LayerwiseScaling):
         steps += seen
         return mean.exp()
 
-    def _fresh_state(self, layers: int, device: torch.device) -> dict[str, Tensor]:
+    def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
         keys = ("log_reference", "steps") if self.reference == "running" else ()
-        return {key: torch.zeros((), device=device) for key in keys}
+        return {key: norms.new_zeros(()) for key in keys}

@@ -136,7 +136,7 @@ def check_rows(rows, module, every):
         norms = [norm(raw[name]) for name in ("first", "last")]
         assert row["gradient_flow/max_min_ratio"] == pytest.approx(max(norms) / min(norms), rel=1e-4)
         shortened = [norm(applied[name]) < 0.999 * norm(raw[name]) for name in ("first", "last")]
-        assert row["gradient_flow/clipped_layers"] == pytest.approx(sum(shortened) / 3)
+        assert row["gradient_flow/shortened_layers"] == pytest.approx(sum(shortened) / 3)
         assert "gradient_flow/scale/unused" not in row
         for name in ("first", "last"):
             expected = pytest.approx(norm(applied[name]) / norm(raw[name]), rel=1e-3)
@@ -189,6 +189,8 @@ def test_loss_scaled_16_bit_gradients_are_reported_without_the_scale(fused):
         plugins=MixedPrecision("16-mixed", "cpu", scaler),
     )
     check_rows(rows, module, every=2)
+    for raw, applied in zip(module.raw, module.applied, strict=True):
+        assert norm(raw["first"]) == pytest.approx(norm(applied["first"]), rel=1e-3)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fakes import Records
-from lit_gfs.callbacks import GradientNormalization, TemporalGradientClipping
+from lit_gfs.callbacks import GradientFlowMonitor, GradientNormalization, TemporalGradientClipping
 from lit_gfs.callbacks.step_guard import forget_skip, skip_step_where
 from lit_gfs.errors import UserError
-from lit_gfs.gradients import GradientNormalizer, ZScoreClipper
+from lit_gfs.gradients import GradientNormalizer, PercentileClipper, ZScoreClipper
 from lit_gfs.metrics.gradient_flow import gradients_by_layer, parameters_by_layer
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -528,3 +529,146 @@ def test_a_step_reads_nothing_from_the_device(make, fused: bool) -> None:
     trainer.global_step = 5
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         callback.on_train_batch_end(trainer, module, None, None, 5)  # a log step reads
+
+
+@pytest.mark.parametrize(
+    ("callback", "algorithm"),
+    [
+        (TemporalGradientClipping, ZScoreClipper),
+        (TemporalGradientClipping, PercentileClipper),
+        (GradientNormalization, GradientNormalizer),
+    ],
+)
+def test_callback_and_algorithm_have_the_same_defaults(callback, algorithm) -> None:
+    ours, theirs = (inspect.signature(each).parameters for each in (callback, algorithm))
+    for name in theirs.keys() & ours.keys():
+        assert ours[name].default == theirs[name].default, name
+
+
+def test_the_mode_may_change_on_resume(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="it", every_n_train_steps=5)
+    fit(make_net(), [TemporalGradientClipping(), keep], 5)
+    fit(make_net(), [TemporalGradientClipping(mode="percentile")], 8, ckpt_path=tmp_path / "it.ckpt")
+
+
+@both
+def test_what_is_left_at_the_end_is_written(make) -> None:
+    assert sorted(fit(make_net(), [make()], 7)) == [5, 7]
+
+
+def test_several_steps_in_a_batch_do_not_step_over_a_log_step() -> None:
+    rows = fit(TwoOptimizers(), [GradientNormalization()], 20, log_every_n_steps=5)
+    assert sorted(rows) == [6, 10, 16, 20]
+
+
+def test_the_count_is_saved_and_a_new_trainer_starts_at_zero(tmp_path: Path) -> None:
+    poisoned = make_net()
+    poisoned.poisoned = {3: math.nan, 12: math.nan}
+    callback = TemporalGradientClipping()
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=10, save_top_k=-1)
+    fit(poisoned, [callback, keep], 20)
+    assert callback.nonfinite_steps == 2
+    rows = fit(make_net(), [callback], 15, ckpt_path=tmp_path / "step=10.ckpt")
+    assert rows[15]["intervention/temporal_clipping/nonfinite_steps"] == 1
+    assert callback.state_dict()["nonfinite_steps"] == 1
+    assert fit(make_net(), [callback], 5)[5]["intervention/temporal_clipping/nonfinite_steps"] == 0
+
+
+def test_what_was_not_read_yet_is_saved() -> None:
+    callback = TemporalGradientClipping()
+    fit(make_net(), [callback], 1)
+    callback._parts[0].totals[2:, 1] = 1  # as a GPU has it between log steps
+    assert callback.state_dict()["nonfinite_steps"] == 1
+
+
+def test_the_weight_reference_through_the_callback() -> None:
+    module = make_net(lambda p: torch.optim.SGD(p, lr=0.1))
+    before = weights(module.first)
+    fit(module, [GradientNormalization(strength=1.0, reference="weight")], 1)
+    assert float((weights(module.first) - before).norm()) == pytest.approx(
+        0.1 * float(before.norm()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_layer_joins_whoever_thaws_it_and_when(first: bool) -> None:
+    class Thaw(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 3:
+                pl_module.frozen.requires_grad_(True)
+                trainer.optimizers[0].add_param_group({"params": list(pl_module.frozen.parameters())})
+
+    callback = GradientNormalization()
+    fit(make_net(), [Thaw(), callback] if first else [callback, Thaw()], 6)
+    assert "frozen" in callback.state_dict()["algorithms"][0]["layers"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("make", [TemporalGradientClipping, GradientNormalization, GradientFlowMonitor])
+def test_a_batch_without_a_loss_under_16_bit(make, fused: bool) -> None:
+    class Skips(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            return None if batch_idx == 2 else super().training_step(batch, batch_idx)
+
+    torch.manual_seed(0)
+    module = Skips(lambda p: torch.optim.SGD(p, lr=0.01, fused=fused))
+    fit(module, [make()], 6, plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+
+
+def test_a_shift_reaches_every_optimizer() -> None:
+    callback = TemporalGradientClipping(warmup=1)
+
+    class Shift(Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            callback.on_objective_shift(trainer, pl_module, "here")
+
+    fit(TwoOptimizers(), [callback, Shift()], 8)
+    assert [int(part.algorithm.state["watch"].max()) for part in callback._parts] == [3, 3]
+
+
+def test_arguments_reach_the_algorithm() -> None:
+    clipper = TemporalGradientClipping(
+        mode="percentile", percentile=80, window=30, warmup=7, shift_grace=4
+    ).make_algorithm()
+    assert isinstance(clipper, PercentileClipper)
+    assert (clipper.percentile, clipper.window, clipper.warmup, clipper.shift_grace) == (80, 30, 7, 4)
+    clipper = TemporalGradientClipping(z_threshold=3, decay=0.8, warmup=7, shift_grace=4).make_algorithm()
+    assert (clipper.z_threshold, clipper.decay, clipper.warmup, clipper.shift_grace) == (3, 0.8, 7, 4)
+    normalizer = GradientNormalization(0.3, "unit", 0.7).make_algorithm()
+    assert (normalizer.strength, normalizer.reference, normalizer.decay) == (0.3, "unit", 0.7)
+
+
+def test_the_global_scope_keeps_the_direction_of_all_layers_together() -> None:
+    callback = TemporalGradientClipping(scope="global")
+    rows = fit(make_net(), [callback], 5)
+    assert callback.state_dict()["algorithms"][0]["layers"] == ["all"]
+    assert {tag.rsplit("/", 1)[-1] for tag in rows[5]} == {"clipped_layers", "scale", "nonfinite_steps"}
+
+
+def test_normalizations_scalars() -> None:
+    rows = fit(make_net(), [GradientNormalization(strength=1.0)], 5)
+    small, mean, large = (
+        rows[5][f"intervention/gradient_normalization/{t}"]
+        for t in ("smallest_scale", "scale", "largest_scale")
+    )
+    assert small < mean < large
+
+
+def test_a_loaded_state_is_what_is_saved_until_training_starts() -> None:
+    callback, saved = TemporalGradientClipping(), {"nonfinite_steps": 3, "algorithms": []}
+    callback.load_state_dict(saved)
+    assert callback.state_dict() == saved
+
+
+def test_nothing_stays_on_the_optimizer_after_the_fit() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    vars(optimizer).update(found_inf=torch.zeros(()), grad_scale=None)
+    trainer: Any = SimpleNamespace(optimizers=[optimizer])
+    TemporalGradientClipping().teardown(trainer, make_net(), "fit")
+    assert not {"found_inf", "grad_scale"} & vars(optimizer).keys()
+
+
+@pytest.mark.parametrize("arguments", [{"scope": "layers"}, {"mode": "z"}, {"name": ""}])
+def test_choices_are_checked(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(arguments))):
+        TemporalGradientClipping(**arguments)

@@ -204,3 +204,50 @@ def test_the_percentile_of_the_window_is_the_limit() -> None:
 def test_arguments_are_checked(make, arguments, message) -> None:
     with pytest.raises(UserError, match=message):
         make(**arguments)
+
+
+def norm_after_history(clipper: TemporalClipper, count: int) -> float:
+    """Feed so many usual norms and then one of 1,000; return what is left of it."""
+    norms_after(clipper, HISTORY[:count])
+    return norms_after(clipper, [1000.0])[0]
+
+
+@pytest.mark.parametrize("make", CLIPPERS)
+def test_exactly_the_warmup_and_the_grace_are_watched(make) -> None:
+    for watched, clipped in ((24, False), (25, True)):
+        assert (norm_after_history(make(warmup=25), watched) < 900) == clipped
+    for seen, clipped in ((2, False), (3, True)):
+        clipper = make(shift_grace=3)
+        norms_after(clipper, HISTORY * 4)
+        clipper.reopen()
+        assert (norm_after_history(clipper, seen) < 900) == clipped
+
+
+@pytest.mark.parametrize("make", CLIPPERS)
+def test_a_layer_is_watched_for_its_own_first_gradients(make) -> None:
+    clipper = make(warmup=5)
+    for _ in range(20):
+        clipper.apply({"early": [torch.ones(1)], "late": [None]})
+    clipper.apply({"early": [torch.ones(1)], "late": [torch.ones(1)]})
+    assert clipper.apply({"early": [torch.ones(1)], "late": [torch.full((1,), 50.0)]}).scales.tolist() == [
+        1,
+        1,
+    ]
+
+
+def test_reopening_early_does_not_pretend_to_a_memory() -> None:
+    clipper, other = ZScoreClipper(), ZScoreClipper()
+    for each in (clipper, other):
+        norms_after(each, [1.0, 3.0])
+    clipper.reopen()
+    for each in (clipper, other):
+        norms_after(each, [5.0])
+    assert torch.equal(clipper.state["mean"], other.state["mean"])
+
+
+def test_a_history_of_another_length_is_dropped() -> None:
+    saved, clipper = PercentileClipper(window=100), PercentileClipper(window=10)
+    norms_after(saved, [100.0] * 200)
+    clipper.load_state_dict(saved.state_dict())
+    norms_after(clipper, HISTORY)
+    assert norms_after(clipper, [90.0])[0] < 2

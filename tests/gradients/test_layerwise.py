@@ -26,8 +26,8 @@ class Counting(LayerwiseScaling):
         self.state["steps"] += 1
         return 1 / (self.state["seen"] + 1)
 
-    def _fresh_state(self, layers: int, device: torch.device) -> dict[str, Tensor]:
-        return {"seen": torch.zeros(layers, device=device), "steps": torch.zeros((), device=device)}
+    def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
+        return {"seen": torch.zeros_like(norms), "steps": norms.new_zeros(())}
 
 
 def gradients(**norms: float) -> dict[str, list[Tensor | None]]:
@@ -162,3 +162,38 @@ def test_nothing_is_read_from_the_device(make) -> None:
     assert done.scales.device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError)):
         done.scales.tolist()
+
+
+def test_state_follows_the_name_when_layers_change_places() -> None:
+    scaling = Counting()
+    for layers in ({"a": 1.0}, {"a": 1.0, "b": 1.0}, {"b": 1.0, "a": 1.0}):
+        done = scaling.apply(gradients(**layers))
+    torch.testing.assert_close(done.scales, torch.tensor([1 / 3, 1 / 4]))
+
+
+def test_saved_state_stands_still() -> None:
+    scaling, other = Counting(), Counting()
+    scaling.apply(gradients(a=1.0))
+    saved = scaling.state_dict()
+    other.load_state_dict(saved)
+    scaling.apply(gradients(a=1.0))
+    other.apply(gradients(a=1.0))
+    assert saved["state"]["seen"].tolist() == [1]
+
+
+def test_state_moves_to_the_gradients_device() -> None:
+    clipper = ZScoreClipper()
+    clipper.apply({"a": [torch.ones(2)]})
+    clipper.apply({"a": [torch.ones(2, device="meta")]})
+    assert all(state.device.type == "meta" for state in clipper.state.values())
+
+
+@pytest.mark.parametrize("make", [ZScoreClipper, PercentileClipper, GradientNormalizer])
+def test_statistics_are_as_precise_as_the_gradients(make) -> None:
+    algorithm = make()
+    for step in range(60):
+        algorithm.apply(
+            {"a": [torch.full((3,), 1e25 * (1 + step % 2), dtype=torch.float64)], "b": [torch.ones(3)]}
+        )
+    assert all(v.isfinite().any() for v in algorithm.state.values())
+    assert all(v.dtype in (torch.float64, torch.int64) for v in algorithm.state.values())
