@@ -66,9 +66,8 @@ class TemporalGradientClipping(GradientIntervention):
         super().__init__(name, skip_nonfinite)
         for option, value, choices in (("scope", scope, SCOPES), ("mode", mode, MODES)):
             if value not in choices:
-                raise UserError(
-                    f"{option} is {value!r}; expected {' or '.join(map(repr, choices))}{nearest(value, choices)}"
-                )
+                expected = " or ".join(map(repr, choices))
+                raise UserError(f"{option} is {value!r}; expected {expected}{nearest(value, choices)}")
         self.scope = scope
         self.mode = mode
         self.z_threshold = z_threshold

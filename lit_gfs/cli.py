@@ -34,11 +34,12 @@ from lit_gfs.callbacks import (
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.summary import RunSummary, print_summary
-from lit_gfs.config_files import CONFIG_NAME, complete_arguments, find_checkpoint
+from lit_gfs.config_checks import check_files, check_numbers
+from lit_gfs.config_files import complete_arguments, find_checkpoint
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.parser_errors import one_line
-from lit_gfs.run_directory import RunDirectory
+from lit_gfs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.threads import set_threads
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
@@ -73,7 +74,7 @@ class GradientFlowCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=RaisingParser,
-            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_NAME},
+            save_config_callback=None,  # the run directory has one of its own
             seed_everything_default=0,
             trainer_defaults={
                 "max_epochs": -1,  # the datamodule's total_steps ends a run
@@ -114,9 +115,12 @@ class GradientFlowCLI(LightningCLI):
             UserError: With one line about what is wrong.
         """
         try:
+            if args and args[0] in self._subcommand_parsers:
+                check_files(args, {action.dest for action in self._parser(args[0])._actions})
             self.config = parser.parse_args(args)
         except UserError as error:
             raise UserError(one_line(str(error), parser)) from None
+        check_numbers(self.config[self.config["subcommand"]])
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters overrule what was typed; ours holds none, and
@@ -141,24 +145,23 @@ class GradientFlowCLI(LightningCLI):
         set_threads(self._get(self.config_init, "threads"), self.model)
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
-        callbacks: list[Callback] = [callback for callback in chosen if callback is not None]
+        # Before the user's own, so that the first of them sees gradients that nobody has changed.
+        config["callbacks"] = [*(each for each in chosen if each is not None), *_as_list(config["callbacks"])]
+        callbacks: list[Callback] = []
         if self.subcommand == "fit":
             run: RunDirectory = self._get(self.config_init, "run")
             run.default_name = self._run_name()
             run.resume_from(self._get(self.config_init, "ckpt_path"))
             if config["logger"] in (None, True):
                 config["logger"] = run.logger()
-            else:
-                # Another logger, or none: the configuration still goes where the checkpoints are.
-                self.save_config_callback = None
-                run.save_config(self._parser(self.subcommand), self.config[self.subcommand])
+            # With another logger, or none, the configuration still goes where the checkpoints are.
+            callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints()
             callbacks.append(RunSummary())
         else:
             config["logger"] = False
             config["enable_checkpointing"] = False
-            self.save_config_callback = None
         if config["enable_progress_bar"] is not False:
             callbacks.append(StepProgressBar())
         try:
@@ -195,6 +198,12 @@ class GradientFlowCLI(LightningCLI):
     def _run_name(self) -> str:
         env_id = getattr(self.datamodule, "env_id", type(self.datamodule).__name__)
         return f"{type(self.model).__name__.lower()}_{env_id.replace('/', '-')}"
+
+
+def _as_list(callbacks: list[Callback] | Callback | None) -> list[Callback]:
+    if callbacks is None:
+        return []
+    return callbacks if isinstance(callbacks, list) else [callbacks]
 
 
 def _user_error_in(error: BaseException | None) -> UserError | None:

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
 
 from lit_gfs.config_files import CONFIG_NAME
 from lit_gfs.errors import UserError
@@ -86,3 +88,25 @@ class RunDirectory:
             save_on_exception=True,
         )
         return [best, last]
+
+
+class SaveConfig(Callback):
+    """Writes the resolved configuration once training starts.
+
+    By then a checkpoint has been loaded: a configuration that does not fit it replaces nothing.
+
+    Args:
+        run: Where to.
+        parser: The parser of ``fit``.
+        config: What it made of the command line.
+    """
+
+    def __init__(self, run: RunDirectory, parser: ArgumentParser, config: Namespace) -> None:
+        self.run = run
+        self.parser = parser
+        self.config = config
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.run.save_config(self.parser, self.config)

@@ -369,3 +369,56 @@ def test_errors_that_are_no_mistake_of_the_user_keep_their_traceback(monkeypatch
 def test_user_errors_are_not_value_errors() -> None:
     """jsonargparse would take those for its own and bury them."""
     assert not issubclass(UserError, (ValueError, TypeError))
+
+
+def test_a_resume_that_is_refused_leaves_the_configuration() -> None:
+    main(FIT)
+    run = Path("runs/dqn_CartPole-v1/version_0")
+    before = (run / "config.yaml").read_text()
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--model.trunk.depth=5"])
+
+    assert (run / "config.yaml").read_text() == before
+    main(["validate", "--ckpt_path", str(run / "last.ckpt")])
+
+
+def test_interventions_come_before_the_users_own_callbacks() -> None:
+    order: list[str] = []
+
+    class Own(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, *arguments: Any) -> None:
+            order[:] = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
+
+    globals()["Own"] = Own
+    main([*FIT, f"--trainer.callbacks={__name__}.Own"])
+
+    assert order.index("GradientFlowMonitor") < order.index("Own")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "gfs: {temporal_cliping: {}}",
+            r"gfs.temporal_cliping is no known key; did you mean 'temporal_clipping'",
+        ),
+        ("gfz: {path_init: {}}", r"gfz is no known key; did you mean 'gfs'"),
+        ("gfs: [path_init]", r"gfs is \['path_init'\]; expected keys such as .*path_init"),
+        ("data: {init_args: {eval_every: null}}", r"data.eval_every is null; expected int"),
+        (
+            "gfs: {temporal_clipping: {class_path: TemporalGradientClipping, init_args: {decay: null}}}",
+            r"gfs.temporal_clipping.decay is null; expected float",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_in_one_line(
+    text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text(text)
+
+    with pytest.raises(SystemExit) as exit_:
+        main([*FIT, "--config", "mine.yaml"])
+
+    assert exit_.value.code == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -64,7 +64,8 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
         UserError: If there is no plain chain, or a layer in one has an odd number of outputs.
     """
     writers, readers = mirrored_layers(paths)
-    if not writers:
+    # One layer behind the branches of a residual network is not what anybody means by a chain.
+    if not writers or (paths.branches and len(writers) == 1):
         raise UserError(
             "mirrored initialization needs a plain chain of linear or convolutional layers with ReLU, GELU "
             "or SiLU between, of which the module has none; expected mirrored=False"

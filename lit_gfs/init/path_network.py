@@ -143,7 +143,8 @@ class PathNetwork(TorchFunctionMode):
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
                 raise UserError(
                     f"{type(module).__name__} does not run on path energies, which path-sensitive "
-                    f"initialization needs: {str(error).splitlines()[0]}"
+                    f"initialization needs: {str(error).splitlines()[0]}; expected linear and convolutional "
+                    "layers without attention, recurrence or embeddings"
                 ) from error
             self.outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Energy)]
             self.ends += [End("output", _plain(leaf).sum()) for leaf in self.outputs]
