@@ -23,6 +23,9 @@ _NESTED = re.compile(r"NestedArg\(key='([^']+)'")
 _NOT_ACCEPTED = re.compile(r"Option '([^']+)' is not accepted")
 _WRONG_TYPE = re.compile(r"Expected an? (.+?)\. Got value: (.*?)(?: - Expected|$)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_NOT_FOUND = re.compile(r"Expected a path but (\S+) either not accessible.*has no attribute")
+_AMBIGUOUS = re.compile(r"Multiple subclasses with name (\S+)\. .*ambiguity: (.*?)\. -")
+_OURS = re.compile(r"Subtypes: \[<class 'lit_gfs\.callbacks\.[\w.]+\.(\w+)'>, <class 'NoneType'>\]")
 _ALTERNATIVES = re.compile(r"Subtypes: \[(.*?)\] Errors:.* Given value: (.*)$")
 _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"does not accept (?:option|nested key|key) '([^']+)'")
@@ -41,13 +44,18 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         One line: the key, the value, what was expected, and the nearest valid choice where there is one.
     """
     text = " ".join(message.split())
-    path = ".".join(dict.fromkeys(_KEY.findall(text)))
+    keys = list(dict.fromkeys(_KEY.findall(text)))
+    typed = _NESTED.search(text)
+    path = f"{keys[0]}.{typed[1]}" if typed and keys else ".".join(keys)
+    named = _named_class(text)
     if found := _NOT_ACCEPTED.search(text):
-        typed = _NESTED.search(text)
-        key = f"{path.partition('.')[0]}.{typed[1]}" if typed else f"{path}.{found[1]}"
-        return f"{key} is no known key{nearest(found[1].split('.')[-1], _argument_names())}"
-    if found := _NO_CLASS.search(text):
-        return f"{path} is {found[1]!r}; expected a class{nearest(found[1], _class_names())}"
+        key = path if typed else f"{path}.{found[1]}"
+        return f"{key} is no known key{nearest(found[1].split('.')[-1], _argument_names(named))}"
+    if found := _AMBIGUOUS.search(text):
+        return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
+    if found := _NO_CLASS.search(text) or _NOT_FOUND.search(text):
+        expected = f"{named.__name__} or null" if named else "a class"
+        return f"{path} is {found[1]!r}; expected {expected}{nearest(found[1], _class_names(named))}"
     if found := _WRONG_TYPE.search(text):
         return f"{path} is {found[2]!r}; expected {_describe(found[1])}{_nearest_literal(found[2], found[1])}"
     if found := _UNRECOGNIZED.search(text):
@@ -86,11 +94,22 @@ def _known_classes() -> Iterator[type]:
         yield cls
 
 
-def _class_names() -> set[str]:
-    return {cls.__name__ for cls in _known_classes() if not inspect.isabstract(cls)}
+def _named_class(text: str) -> type | None:
+    """Return the class of ours that alone was expected, as under ``gfs.<name>``."""
+    found = _OURS.search(text)
+    return next((cls for cls in _known_classes() if found and cls.__name__ == found[1]), None)
 
 
-def _argument_names() -> set[str]:
+def _class_names(named: type | None) -> set[str]:
+    if named is not None:
+        return {named.__name__}
+    # The optimizer goes by its full name: another library has one of the same short name.
+    return {cls.__name__ for cls in _known_classes() if not inspect.isabstract(cls)} | {"lit_gfs.optim.Kron"}
+
+
+def _argument_names(named: type | None) -> set[str]:
+    if named is not None:
+        return set(inspect.signature(named).parameters)
     classes = [cls for cls in _known_classes() if cls.__module__.startswith(("lit_gfs.", "torch.optim"))]
     return {name for cls in [*classes, Trainer] for name in inspect.signature(cls).parameters}
 

@@ -243,6 +243,35 @@ MISTAKES = {
     "unknown top-level key": (["--modle.gamma", "3"], "--modle.gamma is no known option"),
     "wrong type": (["--model.gamma", "high"], "model.gamma is 'high'; expected float"),
     "wrong type of steps": (["--data.total_steps", "1.5"], "data.total_steps is '1.5'; expected int"),
+    "an intervention under another's key": (
+        ["--gfs.path_init", "TemporalGradientClipping"],
+        "gfs.path_init is 'TemporalGradientClipping'; expected PathSensitiveInit or null",
+    ),
+    "unknown key of an intervention": (
+        ["--gfs.temporal_clipping.z_treshold", "2"],
+        "gfs.temporal_clipping.z_treshold is no known key; did you mean 'z_threshold'",
+    ),
+    "wrong choice of a trunk": (
+        ["--model.trunk.norm", "layr"],
+        "model.trunk.norm is 'layr'; expected one of",
+    ),
+    "misspelt optimizer": (
+        ["--model.optimizer", "lit_gfs.optim.Krom"],
+        "model.optimizer is 'lit_gfs.optim.Krom'; expected a class; did you mean 'lit_gfs.optim.Kron'",
+    ),
+    "ambiguous optimizer": (
+        ["--model.optimizer", "Kron"],
+        "which several classes are called; .*lit_gfs.optim",
+    ),
+    "strength above 1": (
+        [
+            "--gfs.gradient_normalization",
+            "GradientNormalization",
+            "--gfs.gradient_normalization.strength",
+            "2",
+        ],
+        "strength is 2.0; expected a number between 0 and 1",
+    ),
     "an optimizer that does not resume": (
         ["--model.optimizer", "pytorch_optimizer.Kron"],
         "model.optimizer is pytorch_optimizer.Kron.*expected lit_gfs.optim.Kron",
