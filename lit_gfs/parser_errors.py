@@ -44,9 +44,9 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         One line: the key, the value, what was expected, and the nearest valid choice where there is one.
     """
     text = " ".join(message.split())
-    keys = list(dict.fromkeys(_KEY.findall(text)))
+    places = list(dict.fromkeys(_KEY.findall(text)))
     typed = _NESTED.search(text)
-    path = f"{keys[0]}.{typed[1]}" if typed and keys else ".".join(keys)
+    path = f"{places[0]}.{typed[1]}" if typed and places else ".".join(places)
     named = _named_class(text)
     if found := _NOT_ACCEPTED.search(text):
         key = path if typed else f"{path}.{found[1]}"
