@@ -65,7 +65,8 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
     """
     writers, readers = mirrored_layers(paths)
     # One layer behind the branches of a residual network is not what anybody means by a chain.
-    if not writers or (paths.branches and len(writers) == 1):
+    has_branches = any(0 < share < 1 for share in paths.shares.values())
+    if not writers or (has_branches and len(writers) == 1):
         raise UserError(
             "mirrored initialization needs a plain chain of linear or convolutional layers with ReLU, GELU "
             "or SiLU between, of which the module has none; expected mirrored=False"

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -672,3 +673,17 @@ def test_nothing_stays_on_the_optimizer_after_the_fit() -> None:
 def test_choices_are_checked(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(arguments))):
         TemporalGradientClipping(**arguments)
+
+
+@both
+def test_an_optimizer_with_a_line_search_is_refused(make) -> None:
+    with pytest.raises(UserError, match="does not suit LBFGS"):
+        fit(make_net(torch.optim.LBFGS), [make()], 1)
+
+
+@both
+def test_a_strategy_that_shards_gradients_is_refused(make) -> None:
+    trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), gradient_clip_val=None)
+
+    with pytest.raises(MisconfigurationException, match="FSDPStrategy shards them; expected ddp"):
+        make().setup(trainer, make_net(), "fit")

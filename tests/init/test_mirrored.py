@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
 from lit_gfs.init import path_sensitive_
-from lit_gfs.networks import DenseTrunk, LinearHead, NatureCNN, PlainTrunk, ResidualTrunk
+from lit_gfs.networks import DenseTrunk, LinearHead, MultiSkipTrunk, NatureCNN, PlainTrunk, ResidualTrunk
 
 
 def mean_cosine(features: Tensor) -> float:
@@ -103,3 +103,11 @@ def test_odd_widths_and_branched_modules_are_refused() -> None:
     for module in (ResidualTrunk(8, 5, 8), DenseTrunk(8, 3, 8), PlainTrunk(8, 3, 8, activation="tanh")):
         with pytest.raises(UserError, match="needs a plain chain"):
             path_sensitive_(module, torch.zeros(1, 8), mirrored=True)
+
+
+@pytest.mark.parametrize("trunk", [ResidualTrunk, MultiSkipTrunk])
+def test_one_layer_behind_branches_is_no_chain(trunk) -> None:
+    network = nn.Sequential(trunk(6, depth=8, width=16), nn.Linear(16, 2))
+
+    with pytest.raises(UserError, match=r"needs a plain chain .* has none; expected mirrored=False"):
+        path_sensitive_(network, torch.zeros(1, 6), mirrored=True)
