@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
-from lit_gfs.callbacks.protocol import write_scalars
+from lit_gfs.callbacks.protocol import trained_parameters, write_scalars
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.curvature import hutchinson_trace, largest_eigenvalue, loss_gradients
 
@@ -52,9 +52,8 @@ class CurvatureMonitor(Callback):
     measures its own batch, so that whatever the ranks do together in a loss they still do together; rank
     zero's result is written. Sharded strategies are not supported.
 
-    A measurement takes ``samples + iterations`` Hessian-vector products. With the defaults it lasted as long
-    as 72 training steps of DQN on the Nature CNN with batch 32, and 37 on a 12 x 384 MLP with batch 128 (one
-    CPU thread): about 1% of the run.
+    A measurement takes ``samples + iterations`` Hessian-vector products, as long as some tens of training
+    steps: with the defaults about 1% of a run (``benchmarks/step_cost.py``).
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next.
@@ -155,10 +154,7 @@ def _next_multiple(step: int, period: int) -> int:
 
 def _trained_parameters(trainer: Trainer) -> list[nn.Parameter]:
     """List what the optimizers hold and that requires gradients, each parameter once."""
-    held = [
-        p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
-    ]
-    return list(dict.fromkeys(parameter for parameter in held if parameter.requires_grad))
+    return list(dict.fromkeys(p for optimizer in trainer.optimizers for p in trained_parameters(optimizer)))
 
 
 def _first_rows(batch: Any, count: int) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+from torch.optim import Optimizer
 
 from lit_gfs.networks.layers import named_layers
 
@@ -21,6 +22,11 @@ def layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
     own = getattr(pl_module, "named_layers", None)
     layers = own() if callable(own) else named_layers(pl_module)
     return {name or type(pl_module).__name__: layer for name, layer in layers.items()}
+
+
+def trained_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """List what an optimizer holds and that requires gradients."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def x_axis(trainer: Trainer, pl_module: LightningModule) -> int:

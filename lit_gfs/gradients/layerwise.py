@@ -36,6 +36,9 @@ class LayerwiseScaling:
     A subclass lists its state in `_fresh_state` and gives the factors in `factors`.
     """
 
+    needs_weights = False
+    """Whether `factors` reads the norms of the parameters themselves."""
+
     def __init__(self) -> None:
         self.layers: list[str] = []
         """The names of the L layers that state is kept for."""
@@ -56,9 +59,6 @@ class LayerwiseScaling:
             Factors ``(L,)``; ignored where not ``usable``.
         """
         raise NotImplementedError
-
-    needs_weights = False
-    """Whether `factors` reads the norms of the parameters themselves."""
 
     def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
         """Return the state of layers never seen, ``(..., L)`` or ``()`` each, like ``norms`` ``(L,)``."""

@@ -1,0 +1,75 @@
+"""An algorithm at work on the layers of one optimizer, and the account of what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lit_gfs.gradients import LayerwiseScaling, ScaledGradients
+
+
+class OptimizerPart:
+    """An algorithm at work on the layers of one optimizer, and what it did since that was last read.
+
+    Args:
+        algorithm: The algorithm.
+    """
+
+    def __init__(self, algorithm: LayerwiseScaling) -> None:
+        self.algorithm = algorithm
+        self.parameters: dict[str, list[nn.Parameter]] = {}
+        """The optimizer's parameters by layer."""
+        self.trained: list[int] = []
+        """The ids of all parameters that the optimizer trains."""
+        self.steps = 0
+        self.totals = torch.zeros(4, 0)
+        """Over steps, for each of L layers: factors, times shortened, times not finite, and times that any
+        layer was not finite; ``(4, L)``."""
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any parameter has one."""
+        return any(p.grad is not None for owned in self.parameters.values() for p in owned)
+
+    def apply(self, parameters: Mapping[str, list[nn.Parameter]]) -> ScaledGradients:
+        """Scale the gradients of these parameters."""
+        gradients = {name: [_writable_gradient(p) for p in owned] for name, owned in parameters.items()}
+        weights = (
+            {name: [p.detach() for p in owned] for name, owned in parameters.items()}
+            if self.algorithm.needs_weights
+            else None
+        )
+        known = self.algorithm.layers
+        done = self.algorithm.apply(gradients, weights)
+        if self.totals.shape[1] != len(done.norms) or known != self.algorithm.layers:
+            self.totals, self.steps = torch.zeros(4, len(done.norms), device=done.norms.device), 0
+        nonfinite = done.nonfinite
+        rows = (done.scales, done.scales < 1, nonfinite, nonfinite.any().expand_as(nonfinite))
+        self.totals += torch.stack([row.to(self.totals) for row in rows])
+        self.steps += 1
+        return done
+
+    def unread_nonfinite(self) -> int:
+        """Return in how many steps a gradient was not finite, since `forget_nonfinite`."""
+        return int(self.totals[3].max()) if self.totals.numel() else 0
+
+    def forget_nonfinite(self) -> None:
+        """Begin to count steps with gradients that are not finite anew."""
+        self.totals[2:] = 0
+
+    def forget(self) -> None:
+        """Begin to gather factors anew."""
+        self.totals[:2] = 0
+        self.steps = 0
+
+
+def _writable_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """Return a parameter's gradient, or the values of a sparse one, such that writing to it changes it."""
+    if parameter.grad is None:
+        return None
+    if parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()
+        return parameter.grad._values()
+    return parameter.grad
