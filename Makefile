@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint typecheck check clean
+.PHONY: demo study test test-slow lint typecheck check clean
 
 demo: $(VENV)/.runtime ## train DQN on CartPole in under two minutes
 	$(BIN)/python -m lit_gfs fit --config quickstart
+
+study: $(VENV)/.runtime ## a small study from plan to report, in under five minutes
+	$(BIN)/python -m lit_gfs study --config studies/smoke
 
 test: $(VENV)/.development ## the test suite, without the tests that train for minutes
 	$(BIN)/python -m pytest -n 2

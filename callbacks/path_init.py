@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -28,7 +30,8 @@ class PathSensitiveInit(Callback):
     those, 1 where there was none to scale; ``mirrored_layers``.
 
     Args:
-        mirrored: Whether plain chains of layers start as linear maps, so that directions stay apart.
+        mirrored: Whether plain chains of layers start as linear maps, so that directions stay apart; ``auto``
+            does so where there is such a chain, of even widths.
         head_gain: Gain of layers whose output the module returns. A `LinearHead` keeps its own.
         growth: What branches multiply the energy by that reaches an output without them, more than 1.
 
@@ -41,7 +44,9 @@ class PathSensitiveInit(Callback):
         trainer = Trainer(callbacks=[PathSensitiveInit()])
     """
 
-    def __init__(self, mirrored: bool = False, head_gain: float = 1.0, growth: float = 2.0) -> None:
+    def __init__(
+        self, mirrored: bool | Literal["auto"] = False, head_gain: float = 1.0, growth: float = 2.0
+    ) -> None:
         self.mirrored = mirrored
         self.head_gain = head_gain
         self.growth = growth

@@ -18,6 +18,7 @@ from rich.live import Live
 from typing_extensions import override
 
 from lit_gfs.callbacks.progress_line import Pace, ProgressLine
+from lit_gfs.callbacks.protocol import score_tag
 
 REFRESH_SECONDS = 0.2
 PLAIN_LINE_SECONDS = 10.0
@@ -101,9 +102,9 @@ class StepProgressBar(ProgressBar):
     """One line of progress in environment steps, with speed, returns and the time that is left.
 
     Reads ``env_steps`` and ``total_steps`` of the datamodule, ``latest_return`` of the LightningModule and
-    the metric ``eval/episode_return``. Without the first two it counts optimizer steps; returns that nobody
-    reports show as ``-``. When stdout is no terminal, a plain line is printed at most every ten seconds, and
-    at the end.
+    the metric that its ``score`` names, else ``eval/episode_return``. Without the first two it counts
+    optimizer steps; returns that nobody reports show as ``-``. When stdout is no terminal, a plain line is
+    printed at most every ten seconds, and at the end.
 
     Args:
         description: What to call the run; ``null`` makes it of agent and environment.
@@ -169,7 +170,7 @@ class StepProgressBar(ProgressBar):
             self._pace.resume(count_steps(trainer)[0], time.monotonic())
             self._evaluating = False
             # Read here only: every rank has reduced it by now, and elsewhere reading it could start to.
-            if (eval_return := trainer.callback_metrics.get("eval/episode_return")) is not None:
+            if (eval_return := trainer.callback_metrics.get(score_tag(pl_module))) is not None:
                 self._eval_return = float(eval_return)
 
     @override

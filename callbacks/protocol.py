@@ -35,6 +35,11 @@ def x_axis(trainer: Trainer, pl_module: LightningModule) -> int:
     return trainer.global_step if env_steps is None else int(env_steps)
 
 
+def score_tag(pl_module: LightningModule) -> str:
+    """Return the tag of an evaluation's verdict: the module's ``score``, else ``eval/episode_return``."""
+    return getattr(pl_module, "score", "eval/episode_return")
+
+
 def write_scalars(trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
     """Write scalars to all loggers, at the current place on the x axis."""
     for logger in trainer.loggers:

@@ -21,8 +21,8 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.progress import StepProgressBar, count_steps, counts_env_steps, run_description
 from lit_gfs.callbacks.progress_line import format_duration, format_rate, format_return
+from lit_gfs.callbacks.protocol import score_tag
 
-EVAL_RETURN = "eval/episode_return"
 MAX_COLUMNS = 90
 STATUS_STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
 
@@ -38,6 +38,7 @@ def summary_rows(
     frame_skip: int = 1,
     last_eval_return: float | None = None,
     best_eval_return: float | None = None,
+    score: str = "eval/episode_return",
     best_checkpoints: Sequence[str] = (),
     last_checkpoints: Sequence[str] = (),
     run_directory: str | None = None,
@@ -53,8 +54,9 @@ def summary_rows(
         counts_env_steps: Whether steps are environment steps; optimizer steps otherwise.
         total_steps: Steps that the run was to take.
         frame_skip: Simulator frames per environment step.
-        last_eval_return: Mean raw return of the last evaluation.
+        last_eval_return: Mean raw return, or another score, of the last evaluation.
         best_eval_return: That of the best evaluation.
+        score: The score's tag.
         best_checkpoints: Paths of the best checkpoints.
         last_checkpoints: Paths of the latest checkpoints.
         run_directory: Where the run wrote.
@@ -73,7 +75,7 @@ def summary_rows(
     rows.append(("wall time", f"{format_duration(seconds)} ({rate}{since})"))
     returns = [("last", last_eval_return), ("best", best_eval_return)]
     if known := [f"{name} {format_return(value)}" for name, value in returns if value is not None]:
-        rows.append(("evaluation return", ", ".join(known)))
+        rows.append((f"evaluation {score.removeprefix('eval/').removeprefix('episode_')}", ", ".join(known)))
     rows += [("best checkpoint", relative_path(path)) for path in best_checkpoints]
     rows += [("last checkpoint", relative_path(path)) for path in last_checkpoints]
     if run_directory is not None:
@@ -117,7 +119,8 @@ def print_summary(title: str, rows: Sequence[tuple[str, str]], console: Console 
 class RunSummary(Callback):
     """Prints what a run came to when it ends: finished, interrupted or failed.
 
-    Steps are counted as in `StepProgressBar`; the evaluation return is the metric ``eval/episode_return``.
+    Steps are counted as in `StepProgressBar`; the evaluation return is the metric that the
+    module's ``score`` names, else ``eval/episode_return``.
 
     Example::
 
@@ -137,7 +140,7 @@ class RunSummary(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (eval_return := trainer.callback_metrics.get(EVAL_RETURN)) is not None:
+        if (eval_return := trainer.callback_metrics.get(score_tag(pl_module))) is not None:
             self._last_eval_return = float(eval_return)
 
     @override
@@ -164,7 +167,8 @@ class RunSummary(Callback):
         seconds, self._started_at = time.monotonic() - self._started_at, None
         steps, total_steps = count_steps(trainer)
         datamodule = getattr(trainer, "datamodule", None)
-        best_eval_return, best_checkpoints, last_checkpoints = _checkpoints(trainer)
+        score = score_tag(trainer.lightning_module)
+        best_eval_return, best_checkpoints, last_checkpoints = _checkpoints(trainer, score)
         rows = summary_rows(
             status=status,
             steps=steps,
@@ -175,6 +179,7 @@ class RunSummary(Callback):
             frame_skip=getattr(datamodule, "frame_skip", 1),
             last_eval_return=self._last_eval_return,
             best_eval_return=best_eval_return,
+            score=score,
             best_checkpoints=best_checkpoints,
             last_checkpoints=last_checkpoints,
             # Not `trainer.log_dir`: it waits for the other ranks, which are not here.
@@ -187,15 +192,15 @@ class RunSummary(Callback):
         print_summary(run_description(trainer), rows)
 
 
-def _checkpoints(trainer: Trainer) -> tuple[float | None, list[str], list[str]]:
-    """Return the best evaluation return, the paths of the best and those of the latest checkpoints."""
+def _checkpoints(trainer: Trainer, score: str) -> tuple[float | None, list[str], list[str]]:
+    """Return the best score, the paths of the best and those of the latest checkpoints."""
     scores: list[float] = []
     best: list[str] = []
     last: list[str] = []
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint):
             continue
-        if callback.monitor == EVAL_RETURN and callback.best_model_score is not None:
+        if callback.monitor == score and callback.best_model_score is not None:
             scores.append(float(callback.best_model_score))
         # Without a metric to monitor, its "best" checkpoint is the latest that was written.
         (best if callback.monitor else last).append(callback.best_model_path)

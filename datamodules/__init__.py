@@ -1,6 +1,7 @@
 """Datamodules: what feeds the agents."""
 
+from lit_gfs.datamodules.label_shuffle import LabelShuffleDataModule
 from lit_gfs.datamodules.replay import ReplayDataModule
 from lit_gfs.datamodules.rollout import RolloutDataModule
 
-__all__ = ["ReplayDataModule", "RolloutDataModule"]
+__all__ = ["LabelShuffleDataModule", "ReplayDataModule", "RolloutDataModule"]

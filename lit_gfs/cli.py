@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_gfs.agents
+import lit_gfs.classifier
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
 from lit_gfs.callbacks import (
     CurvatureMonitor,
@@ -33,6 +34,7 @@ from lit_gfs.callbacks import (
 )
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
+from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
 from lit_gfs.config_checks import check_files, check_numbers
 from lit_gfs.config_files import complete_arguments, find_checkpoint
@@ -40,6 +42,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.parser_errors import one_line
 from lit_gfs.run_directory import RunDirectory, SaveConfig
+from lit_gfs.study import command as study_command
 from lit_gfs.threads import set_threads
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
@@ -95,6 +98,14 @@ class GradientFlowCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Leave out ``predict``: there is nothing to predict."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Add those of studies too, for the help; `main` hands them on."""
+        super()._add_subcommands(parser, **kwargs)
+        offered = parser._subcommands_action
+        assert offered is not None
+        for name, subcommand in study_command.SUBCOMMANDS.items():
+            offered.add_subcommand(name, subcommand.parser(), help=subcommand.help)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory, the interventions, and the link from environment to agent."""
@@ -157,7 +168,7 @@ class GradientFlowCLI(LightningCLI):
             # With another logger, or none, the configuration still goes where the checkpoints are.
             callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
-                callbacks += run.checkpoints()
+                callbacks += run.checkpoints(score_tag(self.model))
             callbacks.append(RunSummary())
         else:
             config["logger"] = False
@@ -219,10 +230,16 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments after the program's name; ``None`` takes the process's own.
 
     Raises:
-        SystemExit: With status 2 after a user's mistake, told in one line on stderr.
+        SystemExit: With status 2 after a user's mistake, told in one line on stderr; with another one after a
+            study that was stopped, or of which a run failed.
     """
+    arguments = sys.argv[1:] if args is None else args
     try:
-        GradientFlowCLI(complete_arguments(sys.argv[1:] if args is None else args))
+        if arguments and arguments[0] in study_command.SUBCOMMANDS:
+            if status := study_command.run(arguments):
+                raise SystemExit(status)
+        else:
+            GradientFlowCLI(complete_arguments(arguments))
     except (UserError, MisconfigurationException) as error:
         print("lit_gfs: error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None

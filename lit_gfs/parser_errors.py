@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.optim import Optimizer
 
-from lit_gfs.agents import Agent
+from lit_gfs.agents.learner import Learner
 from lit_gfs.errors import nearest
 from lit_gfs.networks import Encoder, Trunk
 
@@ -87,7 +87,7 @@ def _nearest_literal(value: str, expected: str) -> str:
 
 
 def _known_classes() -> Iterator[type]:
-    pending: list[type] = [Agent, LightningDataModule, Trunk, Encoder, Optimizer, Callback]
+    pending: list[type] = [Learner, LightningDataModule, Trunk, Encoder, Optimizer, Callback]
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()

@@ -49,6 +49,7 @@ LOG_LINES: dict[str, tuple[str, ...]] = {
         r"💡 Tip: ",  # advertises Lightning's hosted products
         # What hardware there is. That a GPU is left unused is a warning of its own, and stays.
         r"(GPU|TPU|IPU|HPU) available: ",
+        r"`Trainer\.fit` stopped: `max_epochs=",  # a run of so many epochs has ended as it should
     ),
     "lightning.fabric.utilities.seed": (r"(\[rank: \d+\] )?Seed set to ",),  # it stands in the run's config
     "lightning.pytorch.accelerators.cuda": (r"LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES: ",),

@@ -65,17 +65,20 @@ class RunDirectory:
         """Write the resolved configuration."""
         parser.save(config, Path(self.logger().log_dir) / CONFIG_NAME, skip_none=False, overwrite=True)
 
-    def checkpoints(self) -> list[ModelCheckpoint]:
-        """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by evaluation return.
+    def checkpoints(self, score: str) -> list[ModelCheckpoint]:
+        """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.
 
         Both are written after an evaluation, the last one also when a run is interrupted. They are two
         callbacks because one that monitors a value writes its last checkpoint only when the value improves.
+
+        Args:
+            score: The tag of the score, such as ``eval/episode_return``; larger is better.
         """
         directory = self.logger().log_dir
         best = ModelCheckpoint(
             directory,
             filename="best",
-            monitor="eval/episode_return",
+            monitor=score,
             mode="max",
             enable_version_counter=False,
             save_on_train_epoch_end=False,

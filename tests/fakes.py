@@ -1,7 +1,8 @@
-"""Environments whose every outcome is known beforehand, and a logger that can be read."""
+"""Environments whose every outcome is known beforehand, a logger that can be read, and a small CIFAR-10."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,3 +122,15 @@ class MatchingEnv(CountingEnv):
         reward = (tensordict["action"] == self.shown).float()
         self.totals += reward - self.steps - 1  # the parent adds the step's number
         return super()._step(tensordict).set("reward", reward.unsqueeze(1))
+
+
+def write_cifar10(folder: Path, counts: tuple[int, ...] = (64,)) -> bytes:
+    """Write files of CIFAR-10's binary format, of so many images each, and return what is in the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, count in enumerate(counts, start=1):
+        pixels = torch.randint(256, (count, 3073), generator=torch.Generator().manual_seed(number))
+        pixels[:, 0] %= 10
+        written.append(bytes(pixels.flatten().tolist()))
+        (folder / f"data_batch_{number}.bin").write_bytes(written[-1])
+    return written[0]

@@ -310,6 +310,14 @@ MISTAKES = {
         ["--trainer.val_check_interval", "100"],
         "val_check_interval is 100; .*eval_every",
     ),
+    "labels for an agent": (
+        ["--data", "LabelShuffleDataModule"],
+        "DQN learns from environments; expected data RolloutDataModule or ReplayDataModule",
+    ),
+    "environments for a classifier": (
+        ["--model", "lit_gfs.classifier.Classifier"],
+        "Classifier learns from labels, not from ReplayDataModule; use LabelShuffleDataModule",
+    ),
     "negative depth": (["--model.trunk.depth", "-1"], "depth.*-1"),
     "unknown accelerator": (["--trainer.accelerator", "gpuu"], "gpuu"),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
+from fakes import write_cifar10
 from lit_gfs.cli import GradientFlowCLI, main
 from lit_gfs.config_files import complete_arguments, find_config, shipped_configs
 from lit_gfs.errors import UserError
@@ -25,6 +26,7 @@ SMALL_REPLAY = [
     "--data.buffer_size=1000",
     "--data.batch_size=8",
 ]
+SMALL_LABELS = ["--data.samples=64", "--data.batch_size=16", "--data.epochs=2", "--data.shuffle_every=1"]
 # Full games and episodes take minutes on a slow machine: evaluation has tests of its own.
 QUICK = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
 
@@ -34,7 +36,10 @@ WHOLE = sorted(name for name in shipped_configs() if "/" not in name)
 
 
 def train(directory: Path, *names: str) -> None:
-    small = SMALL_ROLLOUT if names[0].startswith("ppo") else SMALL_REPLAY
+    small = SMALL_ROLLOUT if names[0].startswith(("ppo", "pqn")) else SMALL_REPLAY
+    if names[0].startswith("label_shuffle"):
+        small = SMALL_LABELS
+        write_cifar10(directory / "data/cifar-10-batches-bin")
     configs = [argument for name in names for argument in ("--config", name)]
 
     main(["fit", *configs, *small, *QUICK])
@@ -55,7 +60,9 @@ def test_every_shipped_config_trains(name: str, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("quickstart", "ppo_cartpole") else pytest.param(name, marks=pytest.mark.slow)
+        name
+        if name in ("quickstart", "ppo_cartpole", "label_shuffle")
+        else pytest.param(name, marks=pytest.mark.slow)
         for name in WHOLE
     ],
 )
@@ -153,6 +160,12 @@ def test_the_promised_configs_are_shipped() -> None:
         "ppo_cartpole_swingup",
         "ppo_walker_walk",
         "ppo_cheetah_run",
+        "label_shuffle",
+        "label_shuffle_cifar10",
+        "pqn_cartpole",
+        "pqn_acrobot",
+        "pqn_pong",
+        "pqn_breakout",
         "recipes/baseline",
         "recipes/gfs",
         "recipes/multiskip_kron",

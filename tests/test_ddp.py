@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gfs.agents import DQN, PPO
+from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.callbacks import GradientNormalization, PathSensitiveInit, TemporalGradientClipping
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 
@@ -36,7 +36,7 @@ class Report(Callback):
 
 
 @pytest.mark.usefixtures("counting_envs")
-@pytest.mark.parametrize("name", ["DQN", "PPO", "PPO with a divergence limit"])
+@pytest.mark.parametrize("name", ["DQN", "PPO", "PPO with a divergence limit", "PQN"])
 def test_two_processes_count_together_and_learn_alike(
     name: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -49,8 +49,11 @@ def test_two_processes_count_together_and_learn_alike(
         agent = DQN(data.env_spec)
     else:
         data = RolloutDataModule("Counting-v0", rollout_steps=8, epochs=2, minibatches=2, seed=1, **arguments)
-        limit = 1e-9 if "limit" in name else None
-        agent = PPO(data.env_spec, target_kl=limit, normalize_observation=True)
+        if name == "PQN":
+            agent = PQN(data.env_spec)
+        else:
+            limit = 1e-9 if "limit" in name else None
+            agent = PPO(data.env_spec, target_kl=limit, normalize_observation=True)
 
     make_trainer(strategy="ddp_fork", devices=2, callbacks=[Report(tmp_path)]).fit(agent, data)
 

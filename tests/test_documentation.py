@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fakes import write_cifar10
 from lit_gfs.cli import GradientFlowCLI, main
 from lit_gfs.config_files import shipped_configs
 
@@ -39,25 +40,44 @@ def programs(page: str) -> list[str]:
 
 ROLLOUT = "--data.num_envs=2 --data.rollout_steps=8 --data.total_steps=32 --data.minibatches=2"
 REPLAY = "--data.num_envs=2 --data.total_steps=80 --data.learning_starts=40 --data.batch_size=8"
+LABELS = "--data.samples=64 --data.batch_size=16 --data.epochs=2 --data.shuffle_every=1"
 # Whole episodes of Atari and dm_control take long without a policy worth watching.
 NO_EVALUATION = "--trainer.limit_val_batches=0"
 
 
 def shortened(command: str) -> str:
     """Add what makes a command of the README end within seconds."""
+    if command.startswith("report"):
+        return command
+    if command.startswith("study"):
+        return f"{command} --dry_run true" if "--config studies/" in command else command
     if command.startswith(("validate", "test ")):
         return f"{command} --data.eval_episodes=1"
     if "--ckpt_path" in command:
         return f"{command} --data.total_steps=200"
-    if "--config ppo" in command:
+    if "--config label_shuffle" in command:
+        return f"{command} {LABELS}"
+    if re.search("--config (ppo|pqn)", command):
         return f"{command} {ROLLOUT} {NO_EVALUATION}"
     return f"{command} {REPLAY}"
+
+
+def short_study() -> str:
+    """Return the page's own study with cells that end within seconds."""
+    study = next(yaml.safe_load(block) for language, block in blocks("docs/study.md") if language == "yaml")
+    options = dict(option.removeprefix("--").split("=") for option in LABELS.split())
+    study["when"].append({"where": {"task": list(study["factors"]["task"])}, "options": options})
+    study["factors"]["seed"] = study["factors"]["seed"][:1]
+    return yaml.safe_dump(study, sort_keys=False)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_every_command_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"gamma": 0.9}}}))
+    Path("my_study.yaml").write_text(short_study())
+
+    write_cifar10(tmp_path / "data/cifar-10-batches-bin")
 
     for command in commands(page):
         main(shlex.split(shortened(command)))

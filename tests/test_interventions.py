@@ -1,4 +1,4 @@
-"""The three interventions as users switch them: one flag each, on DQN and PPO, in every combination."""
+"""The three interventions as users switch them: one flag each, on every agent, in every combination."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ QUICK = [
 CONFIGS = {
     "dqn": ["quickstart", "--data.total_steps=300", "--data.learning_starts=100", "--data.eval_every=100"],
     "ppo": ["ppo_cartpole", "--data.total_steps=256", "--data.num_envs=4", "--data.rollout_steps=16"],
+    "pqn": ["pqn_cartpole", "--data.total_steps=256", "--data.num_envs=4", "--data.rollout_steps=16"],
 }
 
 

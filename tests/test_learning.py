@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fakes import MatchingEnv
-from lit_gfs.agents import DQN, PPO
+from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.cli import main
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 
@@ -32,7 +32,9 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 
 @pytest.mark.usefixtures("_matching_envs")
-@pytest.mark.parametrize("name", ["DQN", "DQN, double, mse", "PPO", "PPO, shared, normalized"])
+@pytest.mark.parametrize(
+    "name", ["DQN", "DQN, double, mse", "PPO", "PPO, shared, normalized", "PQN", "PQN, huber"]
+)
 def test_agents_learn_to_match(name: str, make_trainer: MakeTrainer) -> None:
     """Guessing pays 10 of 20, with a standard deviation of 0.5 over 20 episodes; 19 is out of its reach."""
     torch.manual_seed(0)
@@ -69,8 +71,12 @@ def test_agents_learn_to_match(name: str, make_trainer: MakeTrainer) -> None:
             rollout_steps=32,
             seed=0,
         )
-        extra = {"shared_network": True, "normalize_observation": True} if "shared" in name else {}
-        agent = PPO(data.env_spec, optimizer=adam, gamma=0.5, **extra)
+        if name.startswith("PQN"):
+            extra = {"loss": "huber"} if "huber" in name else {}
+            agent = PQN(data.env_spec, optimizer=adam, gamma=0.5, epsilon_decay_steps=2_000, **extra)
+        else:
+            extra = {"shared_network": True, "normalize_observation": True} if "shared" in name else {}
+            agent = PPO(data.env_spec, optimizer=adam, gamma=0.5, **extra)
     trainer = make_trainer()
 
     trainer.fit(agent, data)
@@ -97,7 +103,14 @@ def test_ppo_leaves_the_untrained_agent_behind_on_cartpole(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("quickstart", 475), ("ppo_cartpole", 475), ("dqn_acrobot", -100), ("ppo_cartpole_swingup", 700)],
+    [
+        ("quickstart", 475),
+        ("ppo_cartpole", 475),
+        ("dqn_acrobot", -100),
+        ("ppo_cartpole_swingup", 700),
+        ("pqn_cartpole", 450),
+        ("pqn_acrobot", -110),
+    ],
 )
 def test_shipped_configs_reach_their_return(
     name: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

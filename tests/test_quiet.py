@@ -147,6 +147,7 @@ def lines_of(name: str, messages: list[str], caplog: pytest.LogCaptureFixture) -
                 "💡 Tip: For seamless cloud logging",
                 "GPU available: False, used: False",
                 "TPU available: False",
+                "`Trainer.fit` stopped: `max_epochs=5` reached.",
             ],
             [
                 "Restored all states from the checkpoint at a.ckpt",

@@ -3,5 +3,6 @@
 from lit_gfs.agents.base import Agent
 from lit_gfs.agents.dqn import DQN
 from lit_gfs.agents.ppo import PPO
+from lit_gfs.agents.pqn import PQN
 
-__all__ = ["DQN", "PPO", "Agent"]
+__all__ = ["DQN", "PPO", "PQN", "Agent"]

@@ -19,6 +19,7 @@ from lit_gfs.agents.base import (
     Policy,
     TrunkFactory,
 )
+from lit_gfs.agents.bootstrap import next_values
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.losses import (
@@ -273,12 +274,7 @@ class PPO(Agent):
         if self.end_of_life_is_terminal:
             lost = following["end_of_life"].squeeze(-1)
             terminated, done = terminated | lost, done | lost
-        # Within an episode the next state's value was computed when that state was acted in.
-        next_value = torch.cat([value[:, 1:], value[:, -1:]], dim=1)
-        needs_value = done & ~terminated
-        needs_value[:, -1] = ~terminated[:, -1]
-        if needs_value.any():
-            next_value[needs_value] = self.actor_critic.value(following["observation"][needs_value])
+        next_value = next_values(value, following["observation"], done, terminated, self.actor_critic.value)
         advantage, value_target = generalized_advantage(
             reward, value, next_value, done, terminated, self.gamma, self.lambda_
         )

@@ -43,6 +43,16 @@ def mirrored_layers(paths: Paths) -> tuple[set[nn.Parameter], set[nn.Parameter]]
     return sources & (readers | {source for source, _ in links}), readers
 
 
+def can_mirror(paths: Paths) -> bool:
+    """Return whether a module has a plain chain, and all layers in its chains have an even number of outputs.
+
+    Args:
+        paths: What was measured of the module's paths.
+    """
+    writers, _ = mirrored_layers(paths)
+    return _has_chain(paths, writers) and all(len(weight) % 2 == 0 for weight in writers)
+
+
 @torch.no_grad()
 def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[str]:
     """Make plain chains mirrored: "looks linear" (Balduzzi et al. 2017, arXiv 1702.08591).
@@ -64,9 +74,7 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
         UserError: If there is no plain chain, or a layer in one has an odd number of outputs.
     """
     writers, readers = mirrored_layers(paths)
-    # One layer behind the branches of a residual network is not what anybody means by a chain.
-    has_branches = any(0 < share < 1 for share in paths.shares.values())
-    if not writers or (has_branches and len(writers) == 1):
+    if not _has_chain(paths, writers):
         raise UserError(
             "mirrored initialization needs a plain chain of linear or convolutional layers with ReLU, GELU "
             "or SiLU between, of which the module has none; expected mirrored=False"
@@ -87,6 +95,12 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
         nn.init.orthogonal_(block, 1.0 if weight in writers else gain)
         weight.copy_(_mirrored(_mirrored(block, 1, weight in readers), 0, weight in writers))
     return [name for weight, name in names.items() if weight in writers]
+
+
+def _has_chain(paths: Paths, writers: set[nn.Parameter]) -> bool:
+    # One layer behind the branches of a residual network is not what anybody means by a chain.
+    has_branches = any(0 < share < 1 for share in paths.shares.values())
+    return len(writers) > (1 if has_branches else 0)
 
 
 def _mirrored(block: Tensor, dim: int, wanted: bool) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.init.mirrored import mirror_
-from lit_gfs.init.paths import LAYERS, Paths, branch_scales, layer_weights, measure_paths
+from lit_gfs.init.mirrored import can_mirror, mirror_
+from lit_gfs.init.paths import LAYERS, Chain, Paths, branch_scales, layer_weights, measure_paths
 from lit_gfs.networks.heads import LinearHead
 from lit_gfs.networks.trunks import MultiSkipTrunk
 
@@ -34,7 +34,7 @@ class PathReport(NamedTuple):
 def path_sensitive_(
     module: nn.Module,
     example_input: Any,
-    mirrored: bool = False,
+    mirrored: bool | Literal["auto"] = False,
     head_gain: float = 1.0,
     growth: float = 2.0,
 ) -> PathReport:
@@ -55,6 +55,8 @@ def path_sensitive_(
     - *Chains.* Layers that every path crosses share one factor per activation, and get the same mean square
       weight: by Euler's theorem on homogeneous functions ``sum(w * dR/dw)`` is the same for all of them, so
       that equal weights mean equal gradients. The product over the layers, and with it the function, stays.
+      All that normalizations hide the scale of is one such chain: there a gradient is the smaller the larger
+      the weights are.
 
     The last layers come after that, with gains of their own. Frozen parameters stay as they are, shared ones
     are initialized once. Weights are drawn on the CPU, from torch's global generator.
@@ -64,7 +66,8 @@ def path_sensitive_(
             pooling and concatenations; it is changed in place. Attention and recurrence are not followed.
         example_input: What its forward takes: a tensor, a tuple of arguments or a dict of keywords, of which
             only the shapes matter.
-        mirrored: Whether plain chains start as linear maps; see `lit_gfs.init.mirrored`.
+        mirrored: Whether plain chains start as linear maps; see `lit_gfs.init.mirrored`. ``auto`` does so
+            where there is a chain of even widths, and nothing elsewhere.
         head_gain: Gain of layers whose output the module returns. A `LinearHead` keeps its own.
         growth: What branches, and repeated inputs, multiply the energy by, more than 1.
 
@@ -76,6 +79,8 @@ def path_sensitive_(
             on path energies, or ``mirrored`` does not apply.
     """
     require_between(0, math.inf, head_gain=head_gain)
+    if mirrored not in (True, False, "auto"):
+        raise UserError(f"mirrored is {mirrored!r}; expected True, False or 'auto'")
     if growth <= 1:
         raise UserError(f"growth is {growth}; expected a number above 1")
     all_names = layer_weights(module)
@@ -94,7 +99,8 @@ def path_sensitive_(
             heads[layer.weight] = layer.gain
 
     _share_repeated_inputs_(paths)
-    mirrored_names = mirror_(paths, names, _GAIN) if mirrored else []
+    wanted = can_mirror(paths) if mirrored == "auto" else mirrored
+    mirrored_names = mirror_(paths, names, _GAIN) if wanted else []
     _equalize_chains_(paths, heads)
     for weight, factor in (*scales.items(), *((head, gain / _GAIN) for head, gain in heads.items())):
         if weight.requires_grad:
@@ -133,8 +139,11 @@ def _share_repeated_inputs_(paths: Paths) -> None:
 
 
 def _equalize_chains_(paths: Paths, heads: dict[nn.Parameter, float]) -> None:
-    for chain in paths.chains:
-        weights = [weight for weight in chain.weights if weight.requires_grad and weight not in heads]
+    hidden = [chain.weights for chain in paths.chains if chain.is_normalized]
+    felt = [chain for chain in paths.chains if not chain.is_normalized]
+    for chain in (Chain(frozenset().union(*hidden), 0.0, True), *felt):
+        members = (weight for weight in paths.shares if weight in chain.weights)
+        weights = [weight for weight in members if weight.requires_grad and weight not in heads]
         if not weights:
             continue
         sizes = torch.stack([weight.double().square().mean().sqrt() for weight in weights])

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 ZERO_COLOUR = "#c4c4c4"
@@ -44,13 +45,13 @@ def gradient_heat_map(
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize, to_rgba
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     panels = {"raw": raw.T.double().numpy(), "applied": applied.T.double().numpy()}
-    scale = Normalize(*_colour_limits(np.stack(list(panels.values()))))
+    scale = Normalize(*colour_limits(np.stack(list(panels.values()))))
     colours = ScalarMappable(scale, colormaps["viridis"])
 
     # A layout of fixed margins, in inches: frames keep still while the reader moves through a run, and
@@ -71,10 +72,7 @@ def gradient_heat_map(
     every = math.ceil(len(layers) / _MOST_LABELS)
     for column, (title, cells) in enumerate(panels.items()):
         axis = figure.add_subplot(grid[column])
-        pixels = colours.to_rgba(cells)
-        pixels[np.isneginf(cells)] = to_rgba(ZERO_COLOUR)
-        pixels[np.isnan(cells) | np.isposinf(cells)] = to_rgba(NOT_FINITE_COLOUR)
-        axis.imshow(pixels, aspect="auto", interpolation="nearest")
+        axis.imshow(norm_pixels(cells, colours), aspect="auto", interpolation="nearest")
         axis.set_title(title, fontsize=15)
         axis.set_xticks(*_step_ticks(steps), fontsize=12)
         axis.set_xlabel(x_label, fontsize=12)
@@ -127,8 +125,31 @@ def _short_name(parts: Sequence[str], longest: int) -> str:
     return "…" + parts[-1][-(longest - 1) :]
 
 
-def _colour_limits(cells: np.ndarray) -> tuple[float, float]:
-    """Return the ends of the colour scale, at least two decades apart."""
+def norm_pixels(cells: np.ndarray, colours: ScalarMappable) -> np.ndarray:
+    """Colour gradient norms.
+
+    Args:
+        cells: log10 of the norms, ``(rows, columns)``; minus infinity stands for zero, NaN and plus infinity
+            for not finite.
+        colours: The colour scale.
+
+    Returns:
+        RGBA pixels ``(rows, columns, 4)``.
+    """
+    from matplotlib.colors import to_rgba
+
+    pixels = colours.to_rgba(cells)
+    pixels[np.isneginf(cells)] = to_rgba(ZERO_COLOUR)
+    pixels[np.isnan(cells) | np.isposinf(cells)] = to_rgba(NOT_FINITE_COLOUR)
+    return pixels
+
+
+def colour_limits(cells: np.ndarray) -> tuple[float, float]:
+    """Return the ends of a colour scale: the 1st and 99th percentile, at least two decades apart.
+
+    Args:
+        cells: log10 of norms, of any shape; those that are not finite are left out.
+    """
     finite = cells[np.isfinite(cells)]
     if finite.size == 0:
         return -1.0, 1.0

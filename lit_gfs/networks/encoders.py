@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
+from lit_gfs.networks.components import require_choice
+
+ImageNorm = Literal["layer", "none"]
+"""Normalization of images: over channels and positions together, or nothing."""
 
 
 class Encoder(nn.Module):
@@ -70,9 +74,10 @@ class PixelEncoder(Encoder):
 
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
+        norm: Normalization after each convolution.
 
     Raises:
-        UserError: If the observations are not images, or too small.
+        UserError: If the observations are not images, or too small, or there is no such normalization.
     """
 
     smallest_image: ClassVar[int] = 1
@@ -81,9 +86,10 @@ class PixelEncoder(Encoder):
     convolutions: nn.Module
     """Maps ``(batch, channels, height, width)`` to ``(batch, features, rows, columns)``."""
 
-    def __init__(self, observation_shape: tuple[int, ...]) -> None:
+    def __init__(self, observation_shape: tuple[int, ...], norm: ImageNorm = "none") -> None:
         super().__init__(observation_shape)
         name = type(self).__name__
+        require_choice(name, "norm", norm, ImageNorm)
         if len(observation_shape) != 3:
             raise UserError(
                 f"{name} reads images (channels, height, width), but the observations have shape "
@@ -113,21 +119,23 @@ class NatureCNN(PixelEncoder):
 
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
+        norm: Normalization after each convolution, before its activation.
 
     Raises:
-        UserError: If the observations are not images, or smaller than 36 x 36.
+        UserError: If the observations are not images, or smaller than 36 x 36, or there is no such
+            normalization.
     """
 
     smallest_image = 36
 
-    def __init__(self, observation_shape: tuple[int, ...]) -> None:
-        super().__init__(observation_shape)
+    def __init__(self, observation_shape: tuple[int, ...], norm: ImageNorm = "none") -> None:
+        super().__init__(observation_shape, norm)
         self.convolutions = nn.Sequential(
-            nn.Conv2d(observation_shape[0], 32, kernel_size=8, stride=4),
+            *_normalized(nn.Conv2d(observation_shape[0], 32, kernel_size=8, stride=4), norm),
             nn.ReLU(),
-            nn.Conv2d(32, 64, kernel_size=4, stride=2),
+            *_normalized(nn.Conv2d(32, 64, kernel_size=4, stride=2), norm),
             nn.ReLU(),
-            nn.Conv2d(64, 64, kernel_size=3, stride=1),
+            *_normalized(nn.Conv2d(64, 64, kernel_size=3, stride=1), norm),
             nn.ReLU(),
         )
         self.out_features = self._count_features()
@@ -142,9 +150,11 @@ class ImpalaCNN(PixelEncoder):
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
         channels: Output channels of each stage.
         width_scale: Factor on all of ``channels``.
+        norm: Normalization after each convolution, in a residual block before it is added to the stream.
 
     Raises:
-        UserError: If the observations are not images, or a number of channels is not positive.
+        UserError: If the observations are not images, a number of channels is not positive, or there is no
+            such normalization.
     """
 
     def __init__(
@@ -152,37 +162,51 @@ class ImpalaCNN(PixelEncoder):
         observation_shape: tuple[int, ...],
         channels: tuple[int, ...] = (16, 32, 32),
         width_scale: int = 1,
+        norm: ImageNorm = "none",
     ) -> None:
-        super().__init__(observation_shape)
+        super().__init__(observation_shape, norm)
         widths = [width_scale * count for count in channels]
         if not widths or min(widths) < 1:
             raise UserError(
                 f"ImpalaCNN needs positive numbers of channels, got channels={tuple(channels)} times "
                 f"width_scale={width_scale}"
             )
-        stages = [_impala_stage(before, after) for before, after in pairwise([observation_shape[0], *widths])]
+        stages = [
+            _impala_stage(before, after, norm) for before, after in pairwise([observation_shape[0], *widths])
+        ]
         self.convolutions = nn.Sequential(*stages, nn.ReLU())
         self.out_features = self._count_features()
 
 
 class _ImpalaBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: ImageNorm) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            *_normalized(nn.Conv2d(channels, channels, kernel_size=3, padding=1), norm),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            *_normalized(nn.Conv2d(channels, channels, kernel_size=3, padding=1), norm),
         )
 
     def forward(self, images: Tensor) -> Tensor:
         return images + self.branch(images)
 
 
-def _impala_stage(in_channels: int, out_channels: int) -> nn.Module:
+def _impala_stage(in_channels: int, out_channels: int, norm: ImageNorm) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+        *_normalized(nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1), norm),
         nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-        _ImpalaBlock(out_channels),
-        _ImpalaBlock(out_channels),
+        _ImpalaBlock(out_channels, norm),
+        _ImpalaBlock(out_channels, norm),
     )
+
+
+def _normalized(convolution: nn.Conv2d, norm: ImageNorm) -> list[nn.Module]:
+    """List a convolution and the normalization that follows it; without one, nothing stands in its place."""
+    if norm == "none":
+        return [convolution]
+    # One group is LayerNorm over (channels, rows, columns) with a gain and a shift per channel, like the
+    # convolution's bias, instead of one per position too. LayerNorm over the channels of each position, as in
+    # purejaxql, divides by next to nothing where the image is almost black: at initialization the gradient of
+    # the first bias is then the largest of all.
+    return [convolution, nn.GroupNorm(1, convolution.out_channels)]

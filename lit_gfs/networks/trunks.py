@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.errors import UserError, nearest
-
-Norm = Literal["layer", "rms", "none"]
-"""Normalization over features: LayerNorm, RMSNorm, or nothing."""
-
-Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-
-
-def make_norm(norm: Norm, features: int) -> nn.Module:
-    """Build a normalization of ``features`` features; ``none`` is the identity."""
-    if norm == "layer":
-        return nn.LayerNorm(features)
-    if norm == "rms":
-        return nn.RMSNorm(features)
-    return nn.Identity()
-
-
-def make_activation(activation: Activation) -> nn.Module:
-    """Build an activation function; each use is a module of its own, which hooks can tell apart."""
-    return _ACTIVATIONS[activation]()
+from lit_gfs.errors import UserError
+from lit_gfs.networks.components import Activation, Norm, make_activation, make_norm, require_choice
 
 
 class Trunk(nn.Module):
@@ -67,13 +39,8 @@ class Trunk(nn.Module):
             raise UserError(f"{name} needs depth >= {self.smallest_depth}, got {depth}")
         if width < 1:
             raise UserError(f"{name} needs width >= 1, got {width}")
-        for argument, value, literal in (("norm", norm, Norm), ("activation", activation, Activation)):
-            choices = get_args(literal)
-            if value not in choices:
-                raise UserError(
-                    f"{name} has no {argument} {value!r}; expected one of {', '.join(choices)}"
-                    f"{nearest(str(value), choices)}"
-                )
+        require_choice(name, "norm", norm, Norm)
+        require_choice(name, "activation", activation, Activation)
         self.in_features = in_features
         self.out_features = width if depth else in_features
         self.depth = depth

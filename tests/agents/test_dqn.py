@@ -11,7 +11,6 @@ from tensordict import TensorDict
 from lit_gfs.agents import DQN
 from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -88,42 +87,6 @@ def test_the_target_network_is_not_trained() -> None:
     assert trained == {id(parameter) for parameter in agent.q_network.parameters()}
     assert not any(parameter.requires_grad for parameter in agent.target_network.parameters())
     assert list(agent.named_layers()) == ["trunk.layers.0", "trunk.layers.3", "head"]
-
-
-def test_every_environment_draws_its_own_exploration() -> None:
-    torch.manual_seed(0)
-    agent = DQN(SPEC)
-    actions = agent._act(torch.zeros(9_000, 2), epsilon=0.3)
-
-    greedy = int(agent.q_network(torch.zeros(2)).argmax())
-    shares = torch.bincount(actions, minlength=3) / 9_000
-    for action in range(3):
-        assert shares[action] == pytest.approx(0.8 if action == greedy else 0.1, abs=0.02)
-
-
-def test_continuous_actions_are_refused() -> None:
-    spec = EnvSpec(
-        env_id="Pendulum-v1",
-        observation_shape=(3,),
-        observation_dtype="float32",
-        num_actions=None,
-        action_low=(-2.0,),
-        action_high=(2.0,),
-        frame_skip=1,
-    )
-    with pytest.raises(UserError, match=r"'Pendulum-v1' has a continuous action space .* use PPO"):
-        DQN(spec)
-
-
-def test_evaluation_explores_by_its_own_epsilon() -> None:
-    torch.manual_seed(0)
-    observation = torch.zeros(6_000, 2)
-    for epsilon in (0.0, 0.5):
-        agent = DQN(SPEC, epsilon_start=1.0, evaluation_epsilon=epsilon)
-        greedy = agent.q_network(observation[0]).argmax()
-        acted = agent.evaluation_policy()(TensorDict({"observation": observation}, [6_000]))["action"]
-        share = float((acted == greedy).float().mean())
-        assert share == pytest.approx(1 - epsilon * 2 / 3, abs=0.03)
 
 
 class SyncKeeper(Callback):

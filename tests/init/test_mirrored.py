@@ -76,6 +76,18 @@ def test_convolutions_are_mirrored_over_channels() -> None:
     torch.testing.assert_close(module(one) + module(two), module(one + two), rtol=1e-3, atol=1e-4)
 
 
+def test_normalized_convolutions_are_mirrored_too() -> None:
+    encoder = NatureCNN((4, 36, 36), norm="layer")
+    module = nn.Sequential(encoder, PlainTrunk(encoder.out_features, 2, 32, norm="layer"), LinearHead(32, 5))
+    images = torch.rand(3, 4, 36, 36)
+
+    report = path_sensitive_(module, images[:1], mirrored=True)
+
+    assert len(report.mirrored) == 5
+    torch.testing.assert_close(module(-images), -module(images), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(module(3 * images), module(images), rtol=1e-3, atol=1e-4)
+
+
 def test_two_heads_read_one_chain() -> None:
     class TwoHeads(nn.Module):
         def __init__(self) -> None:
@@ -111,3 +123,18 @@ def test_one_layer_behind_branches_is_no_chain(trunk) -> None:
 
     with pytest.raises(UserError, match=r"needs a plain chain .* has none; expected mirrored=False"):
         path_sensitive_(network, torch.zeros(1, 6), mirrored=True)
+
+
+def test_auto_mirrors_what_can_be_mirrored_and_nothing_else() -> None:
+    example = torch.zeros(1, 8)
+    others = (
+        PlainTrunk(8, 3, 7),
+        PlainTrunk(8, 3, 8, activation="tanh"),
+        ResidualTrunk(8, 5, 8),
+        DenseTrunk(8, 3, 8),
+    )
+
+    assert len(path_sensitive_(PlainTrunk(8, 3, 8), example, mirrored="auto").mirrored) == 3
+    assert [path_sensitive_(module, example, mirrored="auto").mirrored for module in others] == [[]] * 4
+    with pytest.raises(UserError, match="mirrored is 'atuo'; expected True, False or 'auto'"):
+        path_sensitive_(PlainTrunk(8, 3, 8), example, mirrored="atuo")  # type: ignore[arg-type]

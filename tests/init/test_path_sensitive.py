@@ -53,17 +53,39 @@ def test_gradients_and_signals_keep_their_size(trunk: type, norm: str, depth: in
     assert 0.1 <= median(sizes) <= 2
 
 
+@pytest.mark.parametrize("norm", ["none", "layer"])
 @pytest.mark.parametrize(("encoder", "bound"), [(NatureCNN, 3.0), (ImpalaCNN, 6.0)])
-def test_gradients_and_signals_keep_their_size_in_convolutions(encoder: type, bound: float) -> None:
+def test_gradients_and_signals_keep_their_size_in_convolutions(
+    encoder: type, bound: float, norm: str
+) -> None:
     torch.manual_seed(0)
-    pixels = encoder((4, 64, 64))
-    module = nn.Sequential(pixels, PlainTrunk(pixels.out_features, 2, 256))
+    pixels = encoder((4, 64, 64), norm=norm)
+    module = nn.Sequential(pixels, PlainTrunk(pixels.out_features, 2, 256, norm))
 
     path_sensitive_(module, torch.zeros(1, 4, 64, 64))
     ratio, size = spread(module, torch.rand(8, 4, 64, 64), 0)
 
     assert ratio <= bound
     assert 0.1 <= size <= 2
+
+
+def test_layers_whose_scale_normalizations_hide_get_equal_weights_and_the_function_stays() -> None:
+    pixels = NatureCNN((4, 36, 36), norm="layer")
+    module = nn.Sequential(pixels, PlainTrunk(64, 2, 32, norm="layer"), LinearHead(32, 3, gain=0.5))
+    images = torch.rand(5, 4, 36, 36)
+
+    path_sensitive_(module, images[:1])
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    sizes = [float(layer.weight.detach().square().mean().sqrt()) for layer in layers]
+    output = module(images)
+    for layer in layers[:-1]:
+        singular = torch.linalg.svdvals(layer.weight.detach().flatten(1))
+        torch.testing.assert_close(singular, singular.mean().expand_as(singular))
+        with torch.no_grad():
+            layer.weight.mul_(math.sqrt(2) / singular[0])
+
+    assert sizes[:-1] == pytest.approx([sizes[0]] * 5, rel=1e-5)
+    torch.testing.assert_close(module(images), output, rtol=1e-3, atol=1e-4)
 
 
 def test_a_chain_of_equal_layers_is_orthogonal() -> None:

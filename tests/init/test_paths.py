@@ -152,10 +152,22 @@ def test_outputs_do_not_make_each_other_s_layers_optional() -> None:
     assert [len(branch.weights) for branch in paths.branches] == [8]
 
 
-def test_convolutions_of_a_chain_are_needed() -> None:
-    module = nn.Sequential(NatureCNN((4, 36, 36)), PlainTrunk(64, 1, 8))
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_convolutions_of_a_chain_are_needed(norm: str) -> None:
+    module = nn.Sequential(NatureCNN((4, 36, 36), norm=norm), PlainTrunk(64, 1, 8))
 
     assert list(path_shares(module, torch.zeros(1, 4, 36, 36, dtype=torch.uint8)).values()) == [1.0] * 4
+
+
+def test_each_normalized_convolution_is_a_chain_of_its_own() -> None:
+    encoder = NatureCNN((4, 36, 36), norm="layer")
+
+    chains = measure_paths(encoder, torch.zeros(1, 4, 36, 36)).chains
+
+    assert all(chain.is_normalized for chain in chains)
+    assert {chain.weights for chain in chains} == {
+        frozenset([layer.weight]) for layer in encoder.modules() if isinstance(layer, nn.Conv2d)
+    }
 
 
 def test_a_shared_layer_counts_each_time_and_frozen_ones_carry_paths() -> None:

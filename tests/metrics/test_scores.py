@@ -9,7 +9,16 @@ import pytest
 from scipy.stats import trim_mean
 
 from lit_gfs.metrics.atari_scores import ATARI_SCORES
-from lit_gfs.metrics.scores import human_normalized_score, interquartile_mean
+from lit_gfs.metrics.scores import (
+    final_score,
+    first_crossing,
+    human_normalized_score,
+    instability,
+    interquartile_mean,
+    normalized_score,
+    smooth,
+    steps_to_reach,
+)
 
 
 def test_random_is_0_and_human_is_1() -> None:
@@ -71,3 +80,76 @@ def test_interquartile_mean_ignores_outliers() -> None:
 def test_interquartile_mean_refuses_missing_scores(scores: list[float]) -> None:
     with pytest.raises(ValueError, match="at least one score and no NaN"):
         interquartile_mean(scores)
+
+
+def test_normalized_score() -> None:
+    assert normalized_score(-300, floor=-500, reference=-100) == 0.5
+    assert normalized_score(0, floor=-500, reference=-100) == 1.25
+    with pytest.raises(ValueError, match="other than the floor"):
+        normalized_score(1, floor=2, reference=2)
+
+
+def test_final_score_is_the_mean_after_nine_tenths() -> None:
+    # Above 0.9 * 1,000: the evaluations at 950 and 1,000, not the one at 900.
+    assert final_score([100, 900, 950, 1_000], [0, 10, 20, 40]) == 30
+    assert final_score([100, 900, 950, 1_000], [0, 10, 20, 40], share=1) == 17.5
+
+
+def test_final_score_of_a_short_run_is_its_last_evaluation() -> None:
+    assert final_score([0], [3]) == 3
+    assert final_score([100, 200], [1, 2]) == 2
+
+
+@pytest.mark.parametrize(("steps", "scores"), [([], []), ([1, 2], [1])])
+def test_final_score_needs_evaluations(steps: list[float], scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="as many scores as steps"):
+        final_score(steps, scores)
+
+
+def test_smooth_is_a_trailing_mean() -> None:
+    assert smooth([3, 5, 10, 0]) == [3, 4, 6, 5]
+    assert smooth([3, 5, 10, 0], window=1) == [3, 5, 10, 0]
+
+
+def test_instability_by_hand() -> None:
+    # Smoothed: 0, 0, 0, 3, 6, 6, 3, 0. Start 0, best 3, 6, 6, 6, 6: lost 0 0 0 0 0 0 1/2 1, over 8 points.
+    assert instability([0, 0, 0, 9, 9, 0, 0, 0]) == pytest.approx(1.5 / 8)
+
+
+def test_a_run_that_only_rises_loses_nothing() -> None:
+    assert instability([0, 1, 2, 2, 5]) == 0
+
+
+def test_a_run_that_never_rises_has_nothing_to_lose() -> None:
+    assert math.isnan(instability([-500, -500, -500]))
+    assert math.isnan(instability([5, 4, 3]))
+    assert math.isnan(instability([]))
+    assert math.isnan(instability([1, math.nan, 3]))
+
+
+def test_a_fall_below_the_start_counts_as_a_loss_of_all() -> None:
+    # Smoothed: 0, 0.5, 1/3, -33: a rise of 0.5, of which 1/3 and then more than all is lost.
+    assert instability([0, 1, 0, -100]) == pytest.approx((1 / 3 + 1) / 4)
+
+
+def test_instability_has_no_unit() -> None:
+    scores = np.random.default_rng(0).normal(size=30).cumsum()
+
+    assert instability((7 * scores - 40).tolist()) == pytest.approx(instability(scores.tolist()))
+    assert 0 < instability(scores.tolist()) < 1
+
+
+def test_steps_to_reach_lies_between_evaluations() -> None:
+    # Smoothed: 0, 3, 4 at 10, 20, 30.
+    assert steps_to_reach([10, 20, 30], [0, 6, 6], 1.5) == 15
+    assert steps_to_reach([10, 20, 30], [0, 6, 6], 3.5) == 25
+    assert steps_to_reach([10, 20, 30], [0, 6, 6], -1) == 10
+    assert steps_to_reach([10, 20, 30], [0, 6, 6], 6) == math.inf
+
+
+def test_first_crossing_of_many_curves() -> None:
+    curves = np.array([[0, 2, 0, 4], [0, 0, 0, 0], [5, 0, 0, 9]])
+
+    crossings = first_crossing([0, 1, 2, 4], curves, [3, 1, 5])
+
+    np.testing.assert_array_equal(crossings, [3.5, np.inf, 0])

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor, nn
+from torch.nn import functional
 
 from lit_gfs.errors import UserError
-from lit_gfs.networks import Encoder, ImpalaCNN, NatureCNN, VectorEncoder
+from lit_gfs.networks import Encoder, ImpalaCNN, NatureCNN, VectorEncoder, named_layers
 
 FRAMES = (4, 84, 84)
 
@@ -27,8 +32,12 @@ def test_pixel_encoders_count_their_features(encoder: Encoder, features: int) ->
     assert encoder(image).shape == (features,)
 
 
-@pytest.mark.parametrize("encoder", [NatureCNN((2, 40, 40)), ImpalaCNN((2, 40, 40), channels=(4,))])
-def test_any_batch_dimensions_give_the_features_of_single_images(encoder: Encoder) -> None:
+@pytest.mark.parametrize("norm", ["none", "layer"])
+@pytest.mark.parametrize("build", [NatureCNN, partial(ImpalaCNN, channels=(4,))])
+def test_any_batch_dimensions_give_the_features_of_single_images(
+    build: Callable[..., Encoder], norm: str
+) -> None:
+    encoder = build((2, 40, 40), norm=norm)
     images = torch.randint(0, 256, (2, 3, 2, 40, 40), dtype=torch.uint8)
 
     features = encoder(images)
@@ -46,7 +55,10 @@ def test_bytes_are_scaled_to_the_unit_interval(encoder: Encoder) -> None:
     torch.testing.assert_close(encoder(images), encoder(images.double() / 255))
 
 
-@pytest.mark.parametrize("encoder", [NatureCNN(FRAMES), ImpalaCNN(FRAMES)])
+@pytest.mark.parametrize(
+    "encoder",
+    [NatureCNN(FRAMES), ImpalaCNN(FRAMES), NatureCNN(FRAMES, norm="layer"), ImpalaCNN(FRAMES, norm="layer")],
+)
 def test_gradient_reaches_every_layer_and_features_are_rectified(encoder: Encoder) -> None:
     features = encoder(torch.randint(0, 256, (8, *FRAMES), dtype=torch.uint8))
     features.square().sum().backward()
@@ -80,6 +92,97 @@ def test_impala_blocks_are_residual() -> None:
     images = torch.rand(3, 2, 16, 16)
 
     torch.testing.assert_close(encoder(images), stage[1](stage[0](images)).relu().flatten(1))
+
+
+class ByHand:
+    """Applies an encoder's convolutions, and what normalizes each, in their order."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        for parameter in encoder.parameters():
+            nn.init.normal_(parameter, std=0.3)  # so that an exchanged or forgotten layer changes the output
+        self.layers = iter(named_layers(encoder).values())
+
+    def __call__(self, images: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+        convolution, norm = next(self.layers), next(self.layers)
+        images = functional.conv2d(images, convolution.weight, convolution.bias, stride, padding)
+        centred = images - images.mean((1, 2, 3), keepdim=True)
+        deviation = (centred.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return centred / deviation * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+
+    def all_used(self) -> bool:
+        return next(self.layers, None) is None
+
+
+def test_nature_normalizes_each_convolution_over_channels_and_positions() -> None:
+    encoder = NatureCNN((2, 44, 52), norm="layer")
+    normalized, images = ByHand(encoder), torch.rand(3, 2, 44, 52)
+
+    expected = normalized(images, stride=4).relu()
+    expected = normalized(expected, stride=2).relu()
+    expected = normalized(expected).relu()
+
+    assert normalized.all_used()
+    torch.testing.assert_close(encoder(images), expected.flatten(1), rtol=1e-4, atol=1e-4)
+
+
+def test_impala_normalizes_each_convolution_before_it_is_pooled_or_added() -> None:
+    encoder = ImpalaCNN((2, 12, 16), channels=(4, 6), norm="layer")
+    normalized, images = ByHand(encoder), torch.rand(3, 2, 12, 16)
+
+    stream = images
+    for _ in range(2):
+        stream = functional.max_pool2d(normalized(stream, padding=1), 3, 2, 1)
+        for _ in range(2):
+            hidden = normalized(stream.relu(), padding=1)
+            stream = stream + normalized(hidden.relu(), padding=1)
+
+    assert normalized.all_used()
+    torch.testing.assert_close(encoder(images), stream.relu().flatten(1), rtol=1e-4, atol=1e-4)
+
+
+def test_almost_black_regions_do_not_swell_a_gradient() -> None:
+    torch.manual_seed(0)
+    encoder = NatureCNN(FRAMES, norm="layer")
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    images = torch.rand(8, *FRAMES)
+    images[..., :42] = 1 / 255
+
+    encoder(images).backward(torch.randn(8, encoder.out_features))
+
+    first = encoder.convolutions[0]
+    assert first.bias.grad.norm() < first.weight.grad.norm()
+
+
+def test_without_normalization_nothing_stands_in_its_place() -> None:
+    assert list(NatureCNN(FRAMES).state_dict()) == [
+        f"convolutions.{index}.{name}" for index in (0, 2, 4) for name in ("weight", "bias")
+    ]
+    assert list(named_layers(ImpalaCNN(FRAMES, channels=(4,)))) == [
+        "convolutions.0.0",
+        *(f"convolutions.0.{block}.branch.{index}" for block in (2, 3) for index in (1, 3)),
+    ]
+
+
+@pytest.mark.parametrize("build", [NatureCNN, ImpalaCNN])
+def test_other_normalizations_are_refused(build: type[Encoder]) -> None:
+    with pytest.raises(
+        UserError, match=rf"^{build.__name__} has no norm 'rms'; expected one of layer, none$"
+    ):
+        build(FRAMES, norm="rms")
+    with pytest.raises(UserError, match="did you mean 'layer'"):
+        build(FRAMES, norm="layr")
+
+
+def test_the_command_line_knows_the_normalizations() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(NatureCNN, "encoder", skip={"observation_shape"})
+
+    assert parser.parse_args(["--encoder.norm", "layer"]).encoder.norm == "layer"
+    with pytest.raises(ArgumentError, match="'layer', 'none'"):
+        parser.parse_args(["--encoder.norm", "rms"])
 
 
 @pytest.mark.parametrize(("shape", "features"), [((5,), 5), ((2, 3), 6), ((), 1)])

@@ -1,0 +1,108 @@
+"""Labelled images, read whole into memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gfs.errors import UserError, nearest
+
+CLASSES = 10
+"""How many labels each of the image sets has."""
+
+CIFAR10_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_CIFAR10_SHAPE = (3, 32, 32)
+_CIFAR10_RECORD = 1 + 3 * 32 * 32
+
+
+def load_images(dataset: str, root: str, samples: int | None) -> tuple[Tensor, Tensor]:
+    """Read the training images of a data set.
+
+    Args:
+        dataset: ``digits`` or ``cifar10``, as `load_digits` and `load_cifar10` describe them.
+        root: Folder of the files of ``cifar10``.
+        samples: How many images to take, from the first on; ``None`` takes all.
+
+    Returns:
+        Images ``(samples, *shape)`` and labels ``(samples,)`` of int64, 0 to 9.
+
+    Raises:
+        UserError: If there is no such data set, a file is missing or damaged, or there are fewer images.
+    """
+    if dataset == "digits":
+        images, labels = load_digits()
+    elif dataset == "cifar10":
+        images, labels = load_cifar10(Path(root), samples)
+    else:
+        expected = ("digits", "cifar10")
+        raise UserError(
+            f"dataset is {dataset!r}; expected {' or '.join(map(repr, expected))}{nearest(dataset, expected)}"
+        )
+    if samples is not None and samples > len(images):
+        raise UserError(f"samples is {samples}; expected at most {len(images)}, as many as {dataset!r} has")
+    return images[:samples], labels[:samples]
+
+
+def load_digits() -> tuple[Tensor, Tensor]:
+    """Read scikit-learn's 1,797 handwritten digits, which come with the package.
+
+    Returns:
+        Images of 8 x 8 grey values as vectors ``(1797, 64)`` of float32 in [0, 1], and labels ``(1797,)``.
+    """
+    from sklearn import datasets  # a second of import time, for those who want it
+
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    return torch.from_numpy(pixels / 16).float(), torch.from_numpy(labels).long()
+
+
+def load_cifar10(root: Path, samples: int | None = None) -> tuple[Tensor, Tensor]:
+    """Read CIFAR-10's training images in the published binary format.
+
+    A file is a row of records: one byte of label, then 3,072 bytes of pixels, channel by channel. The format
+    that is published beside it, for Python, runs code when it is read and is not supported.
+
+    Args:
+        root: The folder with ``data_batch_1.bin`` to ``data_batch_5.bin``.
+        samples: Images after which no further file is read; ``None`` reads all files.
+
+    Returns:
+        Images ``(N, 3, 32, 32)`` of uint8 and labels ``(N,)``, with N of at least ``samples``.
+
+    Raises:
+        UserError: If a file that is needed is missing or damaged.
+    """
+    parts: list[np.ndarray] = []
+    for name in CIFAR10_FILES:
+        if samples is not None and sum(map(len, parts)) >= samples:
+            break
+        parts.append(_read_records(root / name))
+    records = np.concatenate(parts)
+    images = torch.from_numpy(records[:, 1:].copy()).reshape(-1, *_CIFAR10_SHAPE)
+    return images, torch.from_numpy(records[:, 0].astype(np.int64))
+
+
+def _read_records(path: Path) -> np.ndarray:
+    """Return a file's records, ``(count, 3073)`` of uint8."""
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(
+            f"root {str(path.parent)!r} has no file {path.name!r} that can be read; expected the folder "
+            "'cifar-10-batches-bin' with data_batch_1.bin to data_batch_5.bin: unpack the binary version of "
+            "https://www.cs.toronto.edu/~kriz/cifar.html (cifar-10-binary.tar.gz) and give its path as root"
+        ) from error
+    if not len(content) or len(content) % _CIFAR10_RECORD:
+        raise UserError(
+            f"{str(path)!r} has {len(content):,} bytes; expected records of {_CIFAR10_RECORD:,} bytes "
+            "(30,730,000 in a published file): it is truncated or no CIFAR-10 binary file"
+        )
+    records = content.reshape(-1, _CIFAR10_RECORD)
+    largest = int(records[:, 0].max())
+    if largest >= CLASSES:
+        raise UserError(
+            f"{str(path)!r} has a label {largest}; expected 0 to 9: it is no CIFAR-10 binary file"
+        )
+    return records

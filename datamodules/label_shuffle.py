@@ -1,0 +1,178 @@
+"""Supervised learning on labels that change: plasticity loss within seconds, and without an environment."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lit_gfs.datamodules.base import require_positive
+from lit_gfs.datamodules.image_sets import CLASSES, load_images
+from lit_gfs.datamodules.shuffled_labels import EpochLoader, EvaluationLoader, ShuffledLabels
+from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import UserError
+from lit_gfs.objective_shift import announce_objective_shift
+from lit_gfs.seeding import run_seed
+
+
+class LabelShuffleDataModule(LightningDataModule):
+    """Images whose labels are shuffled among them every few epochs; the run ends after ``epochs``.
+
+    The non-stationary supervised experiment of Castanyer et al. (2025, arXiv 2506.15544): after a shuffle the
+    labels are noise, so that the accuracy on the training images is what a network can still learn. Class
+    counts stay as they are. Each shuffle is announced as an objective shift, ``label_shuffle``, before the
+    first step on the new labels. Evaluation is on the training images with the labels of the moment: every
+    ``eval_every`` epochs, at the last epoch before a shuffle, and at the end.
+
+    Args:
+        dataset: ``digits`` (1,797 images of 8 x 8, part of scikit-learn) or ``cifar10`` (50,000 of 32 x 32).
+        root: Folder with CIFAR-10's binary files, ``data_batch_1.bin`` to ``data_batch_5.bin``; nothing is
+            downloaded.
+        samples: How many images to learn, from the first on; ``null`` takes all.
+        batch_size: Images in a batch, in each process; an epoch leaves out what does not fill one.
+        shuffle_every: Epochs from one shuffle of the labels to the next; ``null`` never shuffles.
+        starts_true: Whether the first phase has the true labels. If not, it shows what a fresh network can
+            do, to hold the later ones against.
+        epochs: Passes over the images that the run lasts.
+        eval_every: Epochs between evaluations.
+        seed: Seed of labels and orders; ``null`` takes that of ``seed_everything``.
+
+    Raises:
+        UserError: If a count is out of range, or the images cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["digits", "cifar10"] = "digits",
+        root: str = "data/cifar-10-batches-bin",
+        samples: int | None = None,
+        batch_size: int = 128,
+        shuffle_every: int | None = 20,
+        starts_true: bool = True,
+        epochs: int = 80,
+        eval_every: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(batch_size=batch_size, epochs=epochs, eval_every=eval_every)
+        optional = {"samples": samples, "shuffle_every": shuffle_every}
+        require_positive(**{name: value for name, value in optional.items() if value is not None})
+        if seed is not None and seed < 0:
+            raise UserError(f"seed is {seed}; expected a whole number of at least 0")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.eval_every = eval_every
+        images, labels = load_images(dataset, root, samples)
+        seed = run_seed() if seed is None else seed
+        self.task = ShuffledLabels(images, labels, shuffle_every, seed, starts_true)
+        self._loader = self._make_loader()
+
+    @property
+    def env_id(self) -> str:
+        """The data set, which stands where other runs name their environment."""
+        return self.dataset
+
+    @property
+    def env_spec(self) -> EnvSpec:
+        """The images as observations, the classes as actions: an environment of one step."""
+        images = self.task.images
+        return EnvSpec(
+            env_id=self.dataset,
+            observation_shape=tuple(images.shape[1:]),
+            observation_dtype=str(images.dtype).removeprefix("torch."),
+            num_actions=CLASSES,
+            action_low=None,
+            action_high=None,
+            frame_skip=1,
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose labels hold, from 0."""
+        return self._loader.epoch
+
+    def ends_phase(self) -> bool:
+        """Return whether labels change after this epoch, or the run ends."""
+        return self.epoch + 1 == self.epochs or self.task.is_shuffled_before(self.epoch + 1)
+
+    def probe_images(self) -> Tensor:
+        """Return the first 256 images, ``(256, *shape)``: always the same ones."""
+        return self.task.images[:256]
+
+    # -- what Lightning asks for -------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Start at the first epoch, unless the Trainer goes on; a checkpoint is loaded afterwards.
+
+        Raises:
+            UserError: If the model learns from something else, or the Trainer cannot count in epochs.
+        """
+        trainer = cast(Any, self.trainer)
+        name = type(trainer.lightning_module).__name__
+        if hasattr(trainer.lightning_module, "collection_policy"):
+            raise UserError(
+                f"{name} learns from environments; expected data RolloutDataModule or ReplayDataModule, or "
+                "model lit_gfs.classifier.Classifier"
+            )
+        if stage != "fit":
+            return
+        _check_trainer(trainer)
+        if trainer.current_epoch == 0:
+            self._loader = self._make_loader(trainer.global_rank, trainer.world_size)
+        if trainer.max_epochs in (None, -1):
+            trainer.fit_loop.max_epochs = self.epochs
+
+    def train_dataloader(self) -> EpochLoader:
+        """Return the loader of the epochs."""
+        return self._loader
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Return the evaluation that Lightning runs as validation."""
+        return EvaluationLoader(self.task, lambda: self.epoch)
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Return the same evaluation."""
+        return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loader's state: without a loader, as in validation, labels follow from it too."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the same epoch."""
+        self._loader.load_state_dict(state_dict)
+
+    def _make_loader(self, rank: int = 0, world_size: int = 1) -> EpochLoader:
+        loader = EpochLoader(
+            self.task, self.batch_size, rank, world_size, self._announce, self._schedule_validation
+        )
+        if not len(loader):
+            processes = f" in each of {world_size} processes" if world_size > 1 else ""
+            raise UserError(
+                f"batch_size is {self.batch_size}{processes}; expected at most the {len(self.task)} images"
+            )
+        return loader
+
+    def _announce(self, epoch: int) -> None:
+        if self.task.is_shuffled_before(epoch):
+            trainer = cast(Any, self.trainer)
+            announce_objective_shift(trainer, trainer.lightning_module, "label_shuffle")
+
+    def _schedule_validation(self, epoch: int) -> None:
+        # A period of 1 always divides the Trainer's count of epochs, one of epoch + 2 never.
+        trainer = cast(Any, self.trainer)
+        due = (epoch + 1) % self.eval_every == 0 or self.ends_phase()
+        trainer.check_val_every_n_epoch = 1 if due else trainer.current_epoch + 2
+
+
+def _check_trainer(trainer: Any) -> None:
+    """Refuse Trainer options under which evaluations, or precision, would not hold."""
+    if trainer.val_check_interval != 1.0:
+        raise UserError(
+            f"trainer.val_check_interval is {trainer.val_check_interval}; expected 1.0, as data.eval_every "
+            "says when to evaluate"
+        )
+    if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
+        raise UserError(f"trainer.precision is {trainer.precision}; expected 32-true, 16-mixed or bf16-mixed")

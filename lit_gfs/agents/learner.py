@@ -1,0 +1,177 @@
+"""What everything that is trained here shares: its optimizer, its layers, and how it reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import UserError
+from lit_gfs.networks import named_layers
+from lit_gfs.objective_shift import announce_objective_shift
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+"""Builds an optimizer over parameters; in YAML any optimizer's ``class_path`` with ``init_args``."""
+
+
+class Learner(LightningModule):
+    """A LightningModule that callbacks can read, and that reports against its own count of steps.
+
+    Callbacks read `trunk`, `named_layers`, `policy_features`, `policy_head`, `loss`, `probe_batch` and
+    `score`. Quantities are gathered on the device with `record` and written every
+    ``Trainer(log_every_n_steps)`` optimizer steps.
+
+    Args:
+        env_spec: The spaces of what is learned from.
+    """
+
+    score: ClassVar[str]
+    """The tag of the evaluation's verdict: larger is better, ``best.ckpt`` is chosen by it."""
+
+    def __init__(self, env_spec: EnvSpec) -> None:
+        super().__init__()
+        self.env_spec = env_spec
+        # Lightning's name for an input that `forward` takes, for what measures the network.
+        self.example_input_array = torch.zeros(1, *env_spec.observation_shape)
+        self.latest_return: float | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._clock: tuple[float, int] | None = None
+        self._written_at = 0
+        self._validation_began: float | None = None
+
+    def make_optimizer(self, build: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Build an optimizer.
+
+        Raises:
+            UserError: If it refuses its arguments, or is known not to resume.
+        """
+        try:
+            optimizer = build(parameters)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer: {error}") from error
+        kind = type(optimizer)
+        # By name: importing that library takes half a second, which most runs need not pay.
+        if kind.__name__ == "Kron" and kind.__module__.startswith("pytorch_optimizer."):
+            raise UserError(
+                "model.optimizer is pytorch_optimizer.Kron, which draws differently in every process and "
+                "after a resume; expected lit_gfs.optim.Kron"
+            )
+        return optimizer
+
+    # -- what callbacks read -----------------------------------------------------------------------------
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The part of the network whose depth and width are studied."""
+        raise NotImplementedError
+
+    @property
+    def policy_head(self) -> nn.Module:
+        """The last layer of what decides on actions: its outputs' largest, or their value, is the action."""
+        raise NotImplementedError
+
+    def policy_features(self, observation: Tensor) -> Tensor:
+        """Map observations ``(*batch, *shape)`` to what `policy_head` reads, ``(*batch, out_features)``."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss ``()`` that training minimizes on a batch; it leaves no trace in the module."""
+        raise NotImplementedError
+
+    def probe_batch(self) -> Tensor | None:
+        """Return up to 256 observations on the module's device, or ``None`` before any were seen."""
+        raise NotImplementedError
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Layers by name: every trained module that owns parameters directly."""
+        return named_layers(self)
+
+    def announce_objective_shift(self, reason: str) -> None:
+        """Tell callbacks that the objective has changed, before the first step on the new one."""
+        announce_objective_shift(self.trainer, self, reason)
+
+    # -- reporting ---------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Steps so far, the x axis of everything: optimizer steps, unless a subclass counts others."""
+        return self.trainer.global_step
+
+    def record(self, values: Mapping[str, Tensor]) -> None:
+        """Add scalars to the running means that are written next, without a host synchronization."""
+        for tag, value in values.items():
+            value = value.detach()
+            self._sums[tag] = self._sums[tag] + value if tag in self._sums else value
+            self._counts[tag] = self._counts.get(tag, 0) + 1
+
+    def schedule_values(self) -> dict[str, float]:
+        """Return the schedules' current values, for ``schedule/*``."""
+        optimizer = cast(Any, self.optimizers(use_pl_optimizer=False))
+        return {"schedule/learning_rate": optimizer.param_groups[0]["lr"]}
+
+    def current_values(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return what else is written with the means of what was recorded."""
+        return self.schedule_values()
+
+    def report_evaluation(self, scores: Mapping[str, Tensor]) -> None:
+        """Make an evaluation's scalars known to checkpoints and, in validation, to loggers."""
+        # Lightning would log against optimizer steps; checkpoints still need the value under its name.
+        self.log_dict(dict(scores), logger=False, batch_size=1, sync_dist=True)
+        if self.trainer.validating:
+            self.write({tag: float(value) for tag, value in scores.items()})
+
+    def write(self, scalars: Mapping[str, float]) -> None:
+        """Write scalars to all loggers, at the current count of steps."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(scalars), step=self.steps)
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
+        """Write what was recorded, on log steps."""
+        every, step = cast(Any, self.trainer).log_every_n_steps, self.trainer.global_step
+        # A batch is not always a step: gradients may be accumulated, the rest of a rollout skipped.
+        if every and step % every == 0 and step > self._written_at:
+            self._written_at = step
+            self._write_recorded()
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._clock = (time.monotonic(), self.steps)
+        self._written_at = self.trainer.global_step
+
+    def on_validation_start(self) -> None:
+        """Note when an evaluation begins."""
+        self._validation_began = time.monotonic()
+
+    def on_validation_end(self) -> None:
+        """Leave the time of evaluations out of the steps per second."""
+        if self._clock is not None and self._validation_began is not None:
+            self._clock = (self._clock[0] + time.monotonic() - self._validation_began, self._clock[1])
+
+    def on_train_end(self) -> None:
+        """Write what the last log step left."""
+        if self._sums:
+            self._write_recorded()
+
+    def _write_recorded(self) -> None:
+        steps = self.steps
+        means: dict[str, float] = {}
+        if self._sums:
+            tags = sorted(self._sums)
+            values = torch.stack([self._sums[tag].float() / self._counts[tag] for tag in tags]).tolist()
+            means = dict(zip(tags, values, strict=True))
+        scalars = {**means, **self.current_values(means)}
+        now = time.monotonic()
+        if self._clock is not None and steps > self._clock[1]:
+            scalars["time/steps_per_second"] = (steps - self._clock[1]) / max(now - self._clock[0], 1e-9)
+        if self._clock is None or steps > self._clock[1]:
+            self._clock = (now, steps)
+        self._sums, self._counts = {}, {}
+        self.write(scalars)

@@ -1,0 +1,209 @@
+"""The subcommands ``study`` and ``report``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+from lit_gfs.config_files import find_config
+from lit_gfs.errors import UserError
+from lit_gfs.parser_errors import one_line
+from lit_gfs.study.collect import Result, make_table
+from lit_gfs.study.execute import (
+    available_cores,
+    choose_cells,
+    fit_command,
+    locked,
+    read_results,
+    run_cells,
+    stopped_by_signals,
+    threads_per_worker,
+)
+from lit_gfs.study.factors import Where, read_where
+from lit_gfs.study.options_check import check_options
+from lit_gfs.study.plan import Cell, Study
+from lit_gfs.study.progress import StudyProgress
+from lit_gfs.study.summary import summarize, write_summary
+from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_atomically, write_table
+
+STUDY_NAME = "study.yaml"
+ORIGIN_NAME = "origin.json"
+INTERRUPTED = 130
+PACKAGES = ("lit-gfs", "torch", "torchrl", "lightning", "gymnasium", "ale-py", "dm_control", "numpy")
+SECONDS_BETWEEN_TABLES = 60.0
+
+
+class _Parser(ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(one_line(message, self)) from ex
+
+
+def study_parser() -> ArgumentParser:
+    """Make the parser of ``study``."""
+    parser = _Parser(prog="lit_gfs study", description="Runs a grid of fits, and reports on it.")
+    parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
+    parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
+    parser.add_argument(
+        "--jobs", type=PositiveInt | None, help="Cells at a time; null takes one per CPU core."
+    )
+    parser.add_argument(
+        "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
+    )
+    parser.add_argument("--retry_failed", type=bool, default=False, help="Run failed cells again.")
+    parser.add_argument("--dry_run", type=bool, default=False, help="Print the cells, and run nothing.")
+    return parser
+
+
+def report_parser() -> ArgumentParser:
+    """Make the parser of ``report``."""
+    parser = _Parser(prog="lit_gfs report", description="Makes a study's report again, from its tables.")
+    parser.add_argument("directory", type=str, help="The study's directory, as in runs/smoke.")
+    return parser
+
+
+def run_study(options: Namespace) -> int:
+    """Plan, run, collect and report.
+
+    Args:
+        options: What was parsed.
+
+    Returns:
+        The exit status: 0, or 1 if a cell failed, or 130 if the study was stopped.
+
+    Raises:
+        UserError: If the plan has a mistake, before anything is run.
+    """
+    if options.config is None:
+        raise UserError("--config is missing; name a study, as in: study --config studies/smoke")
+    study = Study.load(find_config(options.config))
+    only = read_where(options.only, study.factors, "--only") if options.only else None
+    jobs = options.jobs or available_cores()
+    directory = Path(options.root) / study.name
+    check_options(study)
+    if options.dry_run:
+        return _print_plan(study, only, directory, jobs)
+    with locked(directory):
+        results = read_results(study, directory)
+        cells = choose_cells(study, results, only, options.retry_failed)
+        study.save(directory / STUDY_NAME)
+        _write_origin(directory, options)
+        with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory) as progress:
+            run_cells(cells, study.score, directory, jobs, progress, stop)
+        write_table(directory, make_table(study, results))
+        if stop.is_set():
+            left = f"{progress.left} of {len(cells)} cells left"
+            print(f"stopped, {left}; the same command continues", file=sys.stderr)
+            return INTERRUPTED
+        _report(directory)
+    return 1 if any(result.status == FAILED for result in results.values()) else 0
+
+
+def run_report(options: Namespace) -> int:
+    """Make summary and report from a study's tables.
+
+    Raises:
+        UserError: If there are none.
+    """
+    directory = Path(options.directory)
+    for name in (STUDY_NAME, ORIGIN_NAME, RUNS_FILE):
+        if not (directory / name).is_file():
+            raise UserError(
+                f"{options.directory!r} has no {name}; expected the directory of a study that ran"
+            )
+    _report(directory)
+    return 0
+
+
+class Subcommand(NamedTuple):
+    """A subcommand: what it is for, its parser, and what runs it."""
+
+    help: str
+    parser: Callable[[], ArgumentParser]
+    run: Callable[[Namespace], int]
+
+
+SUBCOMMANDS = {
+    "study": Subcommand("Run a grid of fits, and report on it.", study_parser, run_study),
+    "report": Subcommand("Make a study's report again.", report_parser, run_report),
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of the subcommands; return the exit status.
+
+    Args:
+        arguments: What was typed, beginning with the subcommand's name.
+
+    Raises:
+        UserError: With one line about what is wrong.
+    """
+    subcommand = SUBCOMMANDS[arguments[0]]
+    options = subcommand.parser().parse_args(list(arguments[1:]))
+    try:
+        return subcommand.run(options)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Tables(StudyProgress):
+    """Progress that also writes the tables now and then, so that a report can be made at any time."""
+
+    def __init__(
+        self, study: Study, cells: Sequence[Cell], results: dict[str, Result], jobs: int, directory: Path
+    ) -> None:
+        super().__init__(study, cells, results, jobs)
+        self._directory = directory
+        self._written_at = time.monotonic()
+
+    def ended(self, cell: Cell, result: Result) -> None:
+        super().ended(cell, result)
+        if time.monotonic() - self._written_at > SECONDS_BETWEEN_TABLES:
+            write_table(self._directory, make_table(self.study, self.results))
+            self._written_at = time.monotonic()
+
+
+def _report(directory: Path) -> None:
+    # Late: it draws with matplotlib, which no other command needs to import.
+    from lit_gfs.study.report import write_report
+
+    study, table = Study.load(directory / STUDY_NAME), read_table(directory)
+    origin = json.loads((directory / ORIGIN_NAME).read_text(encoding="utf-8"))
+    summary = summarize(study, table)
+    write_summary(directory, summary)
+    path = write_report(directory, study, table, summary, origin["command"], origin["versions"])
+    failed = sum(run.status == FAILED for run in table.runs)
+    print(
+        f"report: {path}" + (f" ({failed} of {len(table.runs)} cells failed)" if failed else ""), flush=True
+    )
+
+
+def _write_origin(directory: Path, options: Namespace) -> None:
+    """Write down what a report says about how it came about."""
+    command = ["python", "-m", "lit_gfs", "study", "--config", options.config, "--root", options.root]
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    with write_atomically(directory / ORIGIN_NAME) as file:
+        json.dump(
+            {"command": shlex.join(command), "versions": {"python": platform.python_version(), **versions}},
+            file,
+        )
+
+
+def _print_plan(study: Study, only: Where | None, directory: Path, jobs: int) -> int:
+    for cell in choose_cells(study, {}, only):
+        command = fit_command(cell, directory, threads_per_worker(jobs))
+        print(f"# {cell.name}", f"python -m lit_gfs {shlex.join(command)}", sep="\n")
+    return 0

@@ -1,0 +1,231 @@
+"""The headline figures: a recipe at a scale beside the baseline, over one stratum or many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lit_gfs.metrics.intervals import (
+    Floats,
+    estimate,
+    interquartile_means,
+    optimality_gaps,
+    probabilities_of_improvement,
+)
+from lit_gfs.study.curves import needed, own_target, speed_up
+from lit_gfs.study.groups import Group, Stratum
+from lit_gfs.study.plan import Compare
+
+AIMS = {"ratio": 1.0, "stability_gain": 0.62, "speed_up": 1.8}
+"""What the method aims at; for the ratio it is the lower end of the interval that has to reach it."""
+
+ITSELF = "the baseline itself"
+"""Note of a figure that would compare the baseline with itself."""
+
+Figure = dict[str, Any]
+"""An estimate: ``value``, ``interval``, ``note`` (why one is unknown) and ``strata`` (how many it covers)."""
+
+
+class Comparison(NamedTuple):
+    """A group beside the baseline's groups of its stratum. Samples are ``(1 + resamples,)``."""
+
+    group: Group
+    own: Group | None
+    """The baseline at the same scale."""
+    base: Group | None
+    """The baseline at the base scale."""
+    steps_to_reach: Floats | None
+    """Steps to the final score of ``own``; NaN where that did not learn, ``None`` without a curve of it."""
+    speed_ups: dict[str, Floats | None]
+    """Speed-ups by name of the figure; NaN where the baseline did not learn, ``None`` without a baseline."""
+
+
+def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, final_share: float) -> Comparison:
+    """Put a group beside the baselines of its stratum.
+
+    Args:
+        stratum: The stratum.
+        scale: Scale of the group.
+        recipe: Recipe of the group.
+        plan: What to compare with.
+        final_share: The last part of a run that its final score is taken from.
+    """
+    group = stratum.groups[scale, recipe]
+    own = stratum.groups.get((scale, plan.baseline))
+    base = stratum.groups.get((plan.base_scale, plan.baseline))
+    steps_to_reach = None
+    speeds: dict[str, Floats | None] = {}
+    for name, baseline in (("speed_up", own), ("speed_up_over_base", base)):
+        in_steps = in_seconds = None
+        if baseline is not None and (baseline.by_steps is None or baseline.by_seconds is None):
+            in_steps = in_seconds = np.array([math.nan])  # all of its runs failed
+        elif baseline is not None and baseline.by_steps is not None and baseline.by_seconds is not None:
+            target = own_target(baseline.by_steps, final_share, stratum.lowest, stratum.highest)
+            in_steps = speed_up(group.by_steps, baseline.by_steps, target)
+            in_seconds = speed_up(group.by_seconds, baseline.by_seconds, target)
+            if baseline is own and group.by_steps is not None:
+                steps_to_reach = np.where(target.learned, needed(group.by_steps, target.score), math.nan)
+        speeds |= {name: in_steps, f"{name}_seconds": in_seconds}
+    # Resampled curves of a whole study would fill the memory, and nothing else is computed from them.
+    small = [group and group._replace(by_steps=None, by_seconds=None) for group in (own, base)]
+    return Comparison(
+        group._replace(by_steps=None, by_seconds=None), small[0], small[1], steps_to_reach, speeds
+    )
+
+
+def headline(scale: str, recipe: str, plan: Compare, strata: Sequence[Comparison]) -> dict[str, Any]:
+    """Compute all figures of a recipe at a scale over strata.
+
+    Args:
+        scale: The scale.
+        recipe: The recipe.
+        plan: What it is compared with.
+        strata: Its comparison in each of the strata, at least one.
+
+    Returns:
+        Figures by name, and ``verdicts``: of each aim ``met``, ``met by the estimate alone`` (the interval
+        reaches below it), ``not met`` or ``undefined``; none for the baseline.
+    """
+    no_own, no_base = f"no baseline at {scale}", f"no baseline at {plan.base_scale}"
+    if any(comparison.own is not None for comparison in strata):
+        no_gain = "one of the two never learned"
+    else:
+        no_gain = no_own
+    figures = {
+        "normalized_score": _over(strata, interquartile_means, _scores),
+        "baseline_score": _over(strata, interquartile_means, _own_scores, unknown=no_own),
+        "ratio": _over(
+            strata, _ratios, _scores, _base_scores, unknown=no_base, undefined="baseline at the floor"
+        ),
+        "instability": _over(strata, interquartile_means, _lost, unknown="never learned"),
+        "baseline_instability": _over(strata, interquartile_means, _own_lost, unknown="never learned"),
+        "stability_gain": _over(
+            strata, _gains, _lost, _own_lost, unknown=no_gain, undefined="baseline lost nothing", best=1.0
+        ),
+        "speed_up": _median_speed_up(strata, "speed_up", no_own),
+        "speed_up_seconds": _median_speed_up(strata, "speed_up_seconds", no_own),
+        "speed_up_over_base": _median_speed_up(strata, "speed_up_over_base", no_base),
+        "speed_up_over_base_seconds": _median_speed_up(strata, "speed_up_over_base_seconds", no_base),
+        "optimality_gap": _over(strata, optimality_gaps, _scores),
+        "probability_of_improvement": _over(
+            strata, probabilities_of_improvement, _scores, _own_scores, unknown=no_own
+        ),
+    }
+    if recipe != plan.baseline:
+        return {**figures, "verdicts": {name: _verdict(name, figures[name]) for name in AIMS}}
+    itself = ["stability_gain", "speed_up", "speed_up_seconds", "probability_of_improvement"]
+    if scale == plan.base_scale:
+        itself += ["ratio", "speed_up_over_base", "speed_up_over_base_seconds"]
+    return {**figures, **{name: missing(ITSELF) for name in itself}, "verdicts": {}}
+
+
+def figure(
+    statistics: Floats,
+    runs: int,
+    strata: int = 1,
+    undefined: str = "",
+    worst: float = -math.inf,
+    best: float = math.inf,
+) -> Figure:
+    """Turn a statistic of the sample and its resamples into a figure.
+
+    Args:
+        statistics: ``(1 + resamples,)``, the sample first.
+        runs: Runs of the smallest group involved: a single one says nothing about the spread.
+        strata: Number of strata that it covers.
+        undefined: Why the statistic is NaN, where it is.
+        worst: The lowest value that it can have.
+        best: The highest value that it can have.
+    """
+    if math.isnan(statistics[0]):
+        return missing(undefined)
+    value, low, high = estimate(statistics, worst=worst, best=best)
+    if runs < 2:
+        return {"value": value, "interval": None, "note": "one seed", "strata": strata}
+    return {"value": value, "interval": [low, high], "note": "", "strata": strata}
+
+
+def missing(why: str) -> Figure:
+    """Return a figure that is not defined or not known."""
+    return {"value": None, "interval": None, "note": why, "strata": 0}
+
+
+def _scores(comparison: Comparison) -> Floats | None:
+    return comparison.group.normalized
+
+
+def _own_scores(comparison: Comparison) -> Floats | None:
+    return comparison.own.normalized if comparison.own else None
+
+
+def _base_scores(comparison: Comparison) -> Floats | None:
+    return comparison.base.normalized if comparison.base else None
+
+
+def _lost(comparison: Comparison) -> Floats | None:
+    return comparison.group.instabilities
+
+
+def _own_lost(comparison: Comparison) -> Floats | None:
+    return comparison.own.instabilities if comparison.own else None
+
+
+def _ratios(scores: Sequence[Floats], base: Sequence[Floats]) -> Floats:
+    numerator, unit = interquartile_means(scores), interquartile_means(base)
+    # In a resample, something beside nothing is infinitely much; in the sample itself the ratio is undefined.
+    ratios = np.where(numerator > 0, np.inf, np.nan)
+    ratios[0] = np.nan
+    return np.divide(numerator, unit, out=ratios, where=unit > 0)
+
+
+def _gains(lost: Sequence[Floats], baseline: Sequence[Floats]) -> Floats:
+    numerator, unit = interquartile_means(lost), interquartile_means(baseline)
+    return 1 - np.divide(numerator, unit, out=np.full_like(unit, np.nan), where=unit > 0)
+
+
+def _over(
+    strata: Sequence[Comparison],
+    statistic: Callable[..., Floats],
+    *samples: Callable[[Comparison], Floats | None],
+    unknown: str = "no floor and reference",
+    undefined: str = "",
+    best: float = math.inf,
+) -> Figure:
+    """Compute a statistic over the strata in which all of its samples are known."""
+    rows = [[sample(comparison) for sample in samples] for comparison in strata]
+    known = [[sample for sample in row if sample is not None] for row in rows]
+    complete = [row for row in known if len(row) == len(samples)]
+    if not complete:
+        return missing(unknown)
+    runs = min(sample.shape[-1] for row in complete for sample in row)
+    statistics = statistic(*zip(*complete, strict=True))
+    return figure(statistics, runs, len(complete), undefined, best=best)
+
+
+def _median_speed_up(strata: Sequence[Comparison], name: str, unknown: str) -> Figure:
+    """Take the median over the strata in which the baseline learned."""
+    known = [(factors, c) for c in strata if (factors := c.speed_ups[name]) is not None]
+    defined = [(factors, c) for factors, c in known if not math.isnan(factors[0])]
+    if not defined:
+        return missing("baseline did not learn" if known else unknown)
+    baselines = [c.base if "over_base" in name else c.own for _, c in defined]
+    runs = min(len(group.runs) for group in [*(c.group for _, c in defined), *baselines] if group)
+    medians = np.median(np.stack([factors for factors, _ in defined]), axis=0)
+    return figure(medians, runs, len(defined), worst=0.0)
+
+
+def _verdict(name: str, result: Figure) -> str:
+    value, interval, aim = result["value"], result["interval"], AIMS[name]
+    if value is None:
+        return "undefined"
+    if value < aim:
+        return "not met"
+    if interval is not None and interval[0] >= aim:
+        return "met"
+    if name != "ratio":
+        return "met by the estimate alone"
+    # "Without loss" speaks of the interval's lower end.
+    return "undefined" if interval is None else "not met"

@@ -1,0 +1,115 @@
+"""Learning curves of groups of runs: the interquartile mean over runs, and what it takes to reach a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_gfs.metrics.intervals import Floats, interquartile_means
+from lit_gfs.metrics.scores import first_crossing, smooth
+
+MOST_POINTS = 100
+LEARNED = 0.05
+"""Share of the way from the lowest to the highest score that a run has to rise to count as having learned."""
+
+
+class GroupCurve(NamedTuple):
+    """Interquartile mean of the smoothed curves of a group's runs, and of its resamples."""
+
+    x: Floats
+    """Steps or seconds, ``(G,)``."""
+    values: Floats
+    """Scores ``(1 + resamples, G)``; row 0 is of the sample itself."""
+
+
+class Target(NamedTuple):
+    """The score that a baseline ends with, for the sample and each resample, ``(1 + resamples,)``."""
+
+    score: Floats
+    learned: NDArray[np.bool_]
+    """Whether the baseline rose to it from below: otherwise nobody can be faster than it."""
+
+
+def group_curve(
+    curves: Sequence[tuple[Sequence[float], Sequence[float]] | None],
+    draws: NDArray[np.intp],
+    lowest: float,
+) -> GroupCurve | None:
+    """Average the curves of runs, and of resampled runs.
+
+    Every run is smoothed, then interpolated on points common to all. Before its first evaluation a run has
+    its first score, and after the last one its last.
+
+    Args:
+        curves: x and scores of each of the n runs; ``None`` for one without a curve: it counts as the lowest
+            score throughout.
+        draws: Which runs make up each resample, ``(1 + resamples, n)``.
+        lowest: The score of a run that failed, and of one that is not finite.
+
+    Returns:
+        The curve, or ``None`` if no run has one.
+    """
+    known = [curve for curve in curves if curve is not None]
+    if not known:
+        return None
+    x = np.unique(np.concatenate([np.asarray(points, dtype=float) for points, _ in known]))
+    if len(x) > MOST_POINTS:
+        x = x[np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int)]
+    rows = np.full((len(curves), len(x)), lowest)
+    for row, curve in zip(rows, curves, strict=True):
+        if curve is not None:
+            points, scores = curve
+            finite = np.where(np.isfinite(scores), scores, lowest)
+            row[:] = np.interp(x, points, smooth(finite.tolist()))
+    # The same runs in another order have the same mean: of 5 runs there are 126 different resamples.
+    distinct, where = np.unique(np.sort(draws, axis=1), axis=0, return_inverse=True)
+    means = interquartile_means([rows.T[:, distinct]]).T
+    return GroupCurve(x, means[where.reshape(-1)])
+
+
+def own_target(baseline: GroupCurve, share: float, lowest: float, highest: float) -> Target:
+    """Say which score a baseline ends with: the mean of its curve over the last share of the steps.
+
+    Args:
+        baseline: Its curve against steps.
+        share: The last part of the run that counts.
+        lowest: Score of a run that learned nothing.
+        highest: Score that counts as solved.
+    """
+    last = baseline.x > (1 - share) * baseline.x[-1]
+    last[-1] = True
+    score = baseline.values[:, last].mean(1)
+    start = np.maximum(baseline.values[:, 0], lowest)
+    return Target(score, score - start >= LEARNED * (highest - lowest))
+
+
+def needed(curve: GroupCurve, score: Floats) -> Floats:
+    """Return where each resample first reaches a score, ``(1 + resamples,)``; infinity for never."""
+    # A curve that is level at its end must not miss its own mean by rounding.
+    tolerance = 1e-9 * np.maximum(1.0, np.abs(score))
+    crossing = first_crossing(curve.x, curve.values, score - tolerance)
+    # An evaluation before the first step would make the rest of training infinitely slow.
+    positive = curve.x[curve.x > 0]
+    return np.maximum(crossing, positive[0]) if positive.size else crossing
+
+
+def speed_up(curve: GroupCurve | None, baseline: GroupCurve, target: Target) -> Floats:
+    """Divide what a baseline needs to its own final score by what another group needs to that score.
+
+    Args:
+        curve: The group's curve; ``None`` if every run of it failed.
+        baseline: The baseline's, along the same axis.
+        target: The baseline's own final score.
+
+    Returns:
+        Factors ``(1 + resamples,)``: 0 where the group never gets there, NaN where the
+        baseline did not learn.
+    """
+    # Against time, a mean over runs of different speed can stay a little below the final score.
+    score = np.minimum(target.score, baseline.values.max(1))
+    own = needed(baseline, score)
+    factor = np.zeros_like(own) if curve is None else own / needed(curve, score)
+    return np.where(target.learned, factor, np.nan)

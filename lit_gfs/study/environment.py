@@ -1,0 +1,25 @@
+"""What a study ran with: packages, machine and date."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from datetime import UTC, datetime
+
+import torch
+
+
+def environment() -> dict[str, str]:
+    """Return what a study ran with: versions of packages, the machine, and the date."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchrl", "lightning", "numpy")}
+    has_gpu = torch.cuda.is_available()
+    return {
+        "lit_gfs": importlib.metadata.version("lit-gfs"),
+        "python": platform.python_version(),
+        **packages,
+        "system": platform.platform(),
+        "CPU cores": str(os.cpu_count()),
+        "device": torch.cuda.get_device_name() if has_gpu else f"CPU, {platform.machine()}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }

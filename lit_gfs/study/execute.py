@@ -1,0 +1,284 @@
+"""Runs the cells of a study, each in a process of its own, several at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from lit_gfs.errors import UserError
+from lit_gfs.study.collect import Result, read_result, write_result
+from lit_gfs.study.factors import Where, matches
+from lit_gfs.study.plan import Cell, Score, Study
+from lit_gfs.study.table import FAILED, FINISHED
+from lit_gfs.study.worker import LOG_NAME, Fit, Task, describe_exit, fit, work
+
+CELLS_DIRECTORY = "cells"
+LOCK_NAME = ".lock"
+DEFAULTS = ("--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false")
+"""Options of every ``fit``; a study's own come after them."""
+
+PRELOADED = ["lit_gfs.cli", "lit_gfs.study.worker", "matplotlib.backends.backend_agg"]
+"""What the fork server imports, so that a cell costs no seconds of imports."""
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 5.0
+"""How long a worker has to end by itself before it is killed."""
+
+
+class Observer(Protocol):
+    """Follows the cells as they run."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell's process has begun."""
+
+    def ended(self, cell: Cell, result: Result) -> None:
+        """A cell has ended."""
+
+    def refresh(self) -> None:
+        """Some time has passed."""
+
+
+def available_cores() -> int:
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_per_worker(jobs: int) -> int:
+    """Share the cores among workers that run at once."""
+    return max(1, available_cores() // jobs)
+
+
+def fit_command(cell: Cell, directory: Path, threads: int) -> list[str]:
+    """Return all arguments of a cell's ``fit``.
+
+    Args:
+        cell: The cell.
+        directory: The study's.
+        threads: Threads to compute with.
+    """
+    place = [f"--run.root={directory}", f"--run.name={CELLS_DIRECTORY}", f"--run.version={cell.name}"]
+    return ["fit", *DEFAULTS, *cell.arguments, *place, f"--threads={threads}"]
+
+
+def read_results(study: Study, directory: Path) -> dict[str, Result]:
+    """Read what has ended in an earlier run of the study.
+
+    A failed cell whose arguments have changed since is left out: it is another one now.
+
+    Args:
+        study: The plan.
+        directory: The study's.
+
+    Raises:
+        UserError: If a finished cell was run with other arguments than the plan has now.
+    """
+    results = {}
+    for cell in study.cells():
+        place = directory / CELLS_DIRECTORY / cell.name
+        result = read_result(place)
+        if result is None or (result.status == FAILED and result.arguments != cell.arguments):
+            continue
+        if result.status == FINISHED:
+            _check_unchanged(cell, result, study.score, place)
+        results[cell.name] = result
+    return results
+
+
+def choose_cells(
+    study: Study, results: dict[str, Result], only: Where | None = None, retry_failed: bool = False
+) -> list[Cell]:
+    """List the cells that are still to be run.
+
+    Args:
+        study: The plan.
+        results: What has ended, by cell.
+        only: Levels by factor: no other cells are run.
+        retry_failed: Whether failed cells are run again.
+    """
+    done = {name for name, result in results.items() if result.status == FINISHED or not retry_failed}
+    return [cell for cell in study.cells() if cell.name not in done and matches(cell.levels, only or {})]
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    score: Score,
+    directory: Path,
+    jobs: int,
+    observer: Observer,
+    stop: threading.Event,
+    run_fit: Fit = fit,
+) -> None:
+    """Run cells, each in a process of its own; one that fails does not keep the others from running.
+
+    Args:
+        cells: What to run, in order. What an earlier attempt left in a cell's directory is removed.
+        score: Which scalars are collected.
+        directory: The study's.
+        jobs: Cells at a time.
+        observer: Told about every cell.
+        stop: Set by somebody else to end early; cells that have not ended by then are given up.
+        run_fit: Runs a fit, in the worker.
+    """
+    threads = threads_per_worker(jobs)
+    environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    waiting = deque(cells)
+    running: dict[int, tuple[BaseProcess, Task]] = {}
+    with _environment(environment):
+        context = _start_method()
+        try:
+            while (waiting or running) and not stop.is_set():
+                while waiting and len(running) < jobs:
+                    cell = waiting.popleft()
+                    place = _empty_directory(directory / CELLS_DIRECTORY / cell.name)
+                    command = fit_command(cell, directory, threads)
+                    task = Task(cell, command, place, score, environment)
+                    worker = context.Process(target=work, args=(task, run_fit), name=cell.name)
+                    worker.start()
+                    running[worker.sentinel] = (worker, task)
+                    observer.started(cell)
+                for sentinel in connection.wait(list(running), timeout=POLL_SECONDS):
+                    process, task = running.pop(sentinel)  # type: ignore[arg-type]
+                    process.join()
+                    # A signal to all processes also ends workers: theirs is no failure.
+                    if (result := _result_of(process, task, stop)) is not None:
+                        observer.ended(task.cell, result)
+                observer.refresh()
+        finally:
+            _end([process for process, _ in running.values()])
+        for _, task in running.values():
+            if (result := read_result(task.directory)) is not None:  # it was just done
+                observer.ended(task.cell, result)
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event, so that neither interrupts a step half-way."""
+    stop = threading.Event()
+    previous = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make a directory, and keep other studies out of it until this process ends, however it ends.
+
+    Raises:
+        UserError: If one is at work there, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / LOCK_NAME).open("a")
+    except OSError as error:
+        raise UserError(
+            f"{str(directory)!r} cannot be written ({error.strerror}); name another --root"
+        ) from error
+    with file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"a study is running in {str(directory)!r}; wait for it, or stop it") from None
+        yield
+
+
+def _check_unchanged(cell: Cell, result: Result, score: Score, place: Path) -> None:
+    before, now = result.arguments, cell.arguments
+    if before != now:
+        gone = [argument for argument in before if argument not in now]
+        new = [argument for argument in now if argument not in before]
+        change = f"{' '.join(gone) or 'nothing'} became {' '.join(new) or 'nothing'}"
+        if not gone and not new:
+            change = "the order of its options changed"
+    elif missing := [tag for tag in (score.tag, score.curve_tag) if tag not in result.curves]:
+        change = f"{missing[0]!r} was not collected"
+    else:
+        return
+    raise UserError(
+        f"cell {cell.name!r} was finished with other arguments: {change}; "
+        f"give the study another name, or remove {place}"
+    )
+
+
+def _result_of(process: BaseProcess, task: Task, stop: threading.Event) -> Result | None:
+    result = read_result(task.directory)
+    if result is None and not stop.is_set():
+        error = describe_exit(process.exitcode, task.directory / LOG_NAME)
+        result = Result(task.cell.name, task.cell.arguments, task.command, FAILED, error)
+        write_result(task.directory, result)
+    return result
+
+
+def _start_method() -> ForkServerContext | SpawnContext:
+    """Choose how workers begin: as forks of a server that has imported everything, where there is one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    # Ctrl-C reaches all processes of a terminal. What is ignored here stays so in the server and its forks.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return context
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _empty_directory(path: Path) -> Path:
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    return path
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()

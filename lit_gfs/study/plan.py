@@ -1,0 +1,224 @@
+"""What a study runs: factors, their levels, and the cells that they span.
+
+A cell is one run of ``fit``: one level of every factor. Each level adds configurations and options to the
+command line of its cells.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import yaml
+
+from lit_gfs.errors import UserError
+from lit_gfs.study.factors import Factors, Where, matches, read_factors, read_where
+from lit_gfs.study.sections import check_known, read_section
+
+
+@dataclass(frozen=True)
+class Score:
+    """What judges a run; higher is better.
+
+    Attributes:
+        tag: The logged scalar that the final score is made of.
+        curve_tag: The one for learning curves, stability and speed; empty: the same.
+        final_share: The final score is the mean of ``tag`` over this last share of the steps.
+        x_label: Unit of the steps.
+    """
+
+    tag: str = "eval/episode_return"
+    curve_tag: str = ""
+    final_share: float = 0.1
+    x_label: str = "environment steps"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curve_tag", self.curve_tag or self.tag)
+        if not 0 < self.final_share <= 1:
+            raise UserError(f"score.final_share is {self.final_share}; expected a number above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Who is compared with whom.
+
+    Attributes:
+        baseline: The recipe that the others are compared with.
+        base_scale: The scale that the others are compared with.
+        tuned_on: The tasks that took part in choosing the recipes; the others are held out.
+    """
+
+    baseline: str
+    base_scale: str
+    tuned_on: list[str] = field(default_factory=list)
+
+
+class When(NamedTuple):
+    """Extra options for the cells that ``where`` selects."""
+
+    where: Where
+    options: dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """One planned run: its name, its level by factor, and the arguments of ``fit`` that follow from them."""
+
+    name: str
+    levels: dict[str, str]
+    arguments: list[str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs.
+
+    Attributes:
+        name: Its directory's name.
+        description: One or two sentences about what it asks.
+        score: What judges a run.
+        factors: Levels by name, by factor, in order; ``task``, ``scale``, ``recipe`` and ``seed`` are among
+            them.
+        when: Extra options for some cells.
+        skip: Cells that are not run.
+        compare: Who is compared with whom.
+    """
+
+    name: str
+    description: str
+    score: Score
+    factors: Factors
+    when: list[When]
+    skip: list[Where]
+    compare: Compare
+
+    @staticmethod
+    def load(path: Path) -> Study:
+        """Read a study from YAML and check it, but for the configurations and options that it names.
+
+        Raises:
+            UserError: With the file and the place in it, if there is a mistake.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return read_study(content)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is no readable YAML file: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the study as YAML that `load` reads back."""
+        content = asdict(self)
+        content["factors"] = {
+            factor: {
+                name: {key: value for key, value in asdict(level).items() if value not in (None, [], {})}
+                for name, level in levels.items()
+            }
+            for factor, levels in self.factors.items()
+        }
+        content["factors"]["seed"] = [int(seed) for seed in self.factors["seed"]]
+        content["when"] = [{"where": dict(rule.where), "options": rule.options} for rule in self.when]
+        path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), "utf-8")
+
+    def cells(self) -> list[Cell]:
+        """List the planned runs, all of the first seed first, so that a study that is stopped is balanced."""
+        grid = [factor for factor in self.factors if factor != "seed"]
+        cells = []
+        for seed, *names in itertools.product(
+            self.factors["seed"], *(self.factors[factor] for factor in grid)
+        ):
+            chosen = {**dict(zip(grid, names, strict=True)), "seed": seed}
+            levels = {factor: chosen[factor] for factor in self.factors}
+            if not any(matches(levels, where) for where in self.skip):
+                cells.append(Cell(_cell_name(levels), levels, self._arguments(levels)))
+        return cells
+
+    def stratum(self, levels: Mapping[str, str]) -> str:
+        """Name the levels besides scale, recipe and seed: what statistics take for one task."""
+        return " / ".join(
+            level for factor, level in levels.items() if factor not in ("scale", "recipe", "seed")
+        )
+
+    def _arguments(self, levels: Mapping[str, str]) -> list[str]:
+        chosen = [self.factors[factor][name] for factor, name in levels.items()]
+        options = [level.options for level in chosen]
+        options += [rule.options for rule in self.when if matches(levels, rule.where)]
+        return [
+            *(f"--config={config}" for level in chosen for config in level.configs),
+            *(f"--{key}={_as_text(value)}" for group in options for key, value in group.items()),
+        ]
+
+
+def read_study(content: Any) -> Study:
+    """Make a study of the content of its YAML file.
+
+    Raises:
+        UserError: With the place in the file, if there is a mistake.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"the study is {content!r}; expected keys: {', '.join(Study.__annotations__)}")
+    check_known(content, Study.__annotations__, "key", "the study")
+    name = content.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise UserError(f"name is {name!r}; expected the name of a directory, of letters, digits, - and _")
+    factors = read_factors(content.get("factors"))
+    study = Study(
+        name=name,
+        description=str(content.get("description") or ""),
+        score=_read_score(content.get("score")),
+        factors=factors,
+        when=[
+            _read_when(rule, factors, f"when[{index}]")
+            for index, rule in enumerate(_read_list(content.get("when"), "when"))
+        ],
+        skip=[
+            read_where(where, factors, f"skip[{index}]")
+            for index, where in enumerate(_read_list(content.get("skip"), "skip"))
+        ],
+        compare=read_section(Compare, content.get("compare"), "compare"),
+    )
+    check_known([study.compare.baseline], factors["recipe"], "recipe", "compare.baseline")
+    check_known([study.compare.base_scale], factors["scale"], "scale", "compare.base_scale")
+    check_known(study.compare.tuned_on, factors["task"], "task", "compare.tuned_on")
+    names = [cell.name for cell in study.cells()]
+    if not names:
+        raise UserError("skip leaves no cell to run")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two cells are called {min(twice)!r}; expected levels whose names differ in letters")
+    return study
+
+
+def _read_score(content: Any) -> Score:
+    if isinstance(content, dict) and content.get("curve_tag", "") is None:
+        content = {**content, "curve_tag": ""}
+    return read_section(Score, content, "score")
+
+
+def _read_when(content: Any, factors: Factors, place: str) -> When:
+    if not isinstance(content, dict) or set(content) != {"where", "options"}:
+        raise UserError(f"{place} is {content!r}; expected the keys where and options")
+    options = content["options"]
+    if not isinstance(options, dict):
+        raise UserError(f"{place}.options is {options!r}; expected values by option")
+    return When(read_where(content["where"], factors, f"{place}.where"), cast(dict[str, Any], options))
+
+
+def _read_list(content: Any, place: str) -> list[Any]:
+    if content is not None and not isinstance(content, list):
+        raise UserError(f"{place} is {content!r}; expected a list")
+    return content or []
+
+
+def _cell_name(levels: Mapping[str, str]) -> str:
+    parts = [f"seed_{level}" if factor == "seed" else level for factor, level in levels.items()]
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+
+def _as_text(value: Any) -> str:
+    """Write a value as the command line takes it: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,193 @@
+"""The report of a study: one self-contained HTML page with its figures, tables, failures and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lit_gfs.study.comparisons import AIMS
+from lit_gfs.study.figures import curve_figure, data_uri, heat_map_figure, scale_figure
+from lit_gfs.study.page import (
+    decimals,
+    details,
+    estimate_text,
+    page,
+    percent,
+    picture,
+    section,
+    table,
+)
+from lit_gfs.study.plan import Study
+from lit_gfs.study.report_tables import FEW_STRATA, aggregates, has_both_sets, headline_section, runs_section
+from lit_gfs.study.summary import ALL, HELD_OUT, Summary
+from lit_gfs.study.table import GradientNorms, Table, write_atomically
+
+REPORT_FILE = "report.html"
+_CHIPS = {"met": "met", "met by the estimate alone": "alone", "not met": "unmet", "undefined": ""}
+
+
+def write_report(
+    directory: Path, study: Study, table: Table, summary: Summary, command: str, versions: Mapping[str, str]
+) -> Path:
+    """Write ``report.html``.
+
+    Args:
+        directory: The study's directory.
+        study: What was planned.
+        table: What became of it.
+        summary: Its figures, from `summarize`.
+        command: The command that ran the study.
+        versions: What it ran with, as from `lit_gfs.study.environment.environment`.
+
+    Returns:
+        Where the page is.
+    """
+    contents = {
+        "headline": "Headline figures",
+        "scale": "Scale against final score",
+        "curves": "Learning curves",
+        "runs": "Runs",
+        "gradients": "Gradient flow",
+        "failures": "Failures",
+        "provenance": "Provenance",
+    }
+    sections = [
+        f"<h1>{escape(summary['study'])}</h1>",
+        f'<p class="lead">{escape(summary["description"])}</p>',
+        _verdict(summary),
+        "<nav>" + "".join(f'<a href="#{key}">{title}</a>' for key, title in contents.items()) + "</nav>",
+        headline_section(summary, contents["headline"]),
+        section(
+            "scale",
+            contents["scale"],
+            "Interquartile mean of the final scores and its 95% interval; every run is a faint dot. "
+            "A method that scales without loss does not fall from left to right.",
+            picture(
+                data_uri(scale_figure(summary)),
+                "final score against scale",
+                "Recipes stand side by side at each scale.",
+            ),
+        ),
+        _curves(summary, contents["curves"]),
+        runs_section(summary, contents["runs"]),
+        _gradients(study, table, summary, contents["gradients"]),
+        _failures(summary, contents["failures"]),
+        _provenance(directory, summary, command, versions, contents["provenance"]),
+    ]
+    path = directory / REPORT_FILE
+    with write_atomically(path) as file:
+        file.write(page(f"{summary['study']}: report", sections))
+    return path
+
+
+def _verdict(summary: Summary) -> str:
+    cells = summary["cells"]
+    sizes = [scale for scale in summary["scales"] if scale != summary["base_scale"]] or summary["scales"]
+    parts = []
+    for title in (ALL, HELD_OUT) if has_both_sets(summary) else (ALL,):
+        rows = [
+            row
+            for row in aggregates(summary, title)
+            if row["scale"] in sizes and row["recipe"] != summary["baseline"]
+        ]
+        if rows:
+            parts.append(f"<p><b>{title.capitalize()}</b></p><ul>{''.join(map(_sentence, rows))}</ul>")
+    missing = f", {cells['missing']} were not run" if cells["missing"] else ""
+    parts.append(
+        f"<p>{cells['failed']} of {cells['planned']} cells failed{missing}. "
+        "Aims: the interval of the ratio at 1 or above, a stability gain of "
+        f"{percent(AIMS['stability_gain'])}, a speed-up of {AIMS['speed_up']}.</p>"
+    )
+    return f'<div class="verdict">{"".join(parts)}</div>'
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    chips = {name: _chip(verdict) for name, verdict in row["verdicts"].items()}
+    return (
+        f"<li><b>{escape(row['recipe'])}</b> at <b>{escape(row['scale'])}</b>: "
+        f"{estimate_text(row['ratio'], decimals)} of the small baseline's score {chips['ratio']}; "
+        f"stability gain {estimate_text(row['stability_gain'], percent)} {chips['stability_gain']}; "
+        f"speed-up {estimate_text(row['speed_up'], decimals)} {chips['speed_up']}.</li>"
+    )
+
+
+def _chip(verdict: str) -> str:
+    return f'<span class="chip {_CHIPS[verdict]}">{verdict}</span>'
+
+
+def _curves(summary: Summary, title: str) -> str:
+    tag = escape(summary["score"]["curve_tag"])
+    return section(
+        "curves",
+        title,
+        f"Interquartile mean over seeds of <code>{tag}</code>, each run smoothed over three evaluations; 95% "
+        "bootstrap intervals shaded. A run that failed counts as the floor throughout.",
+        picture(
+            data_uri(curve_figure(summary)), "learning curves", f"Against {summary['score']['x_label']}."
+        ),
+        picture(
+            data_uri(curve_figure(summary, "seconds")),
+            "learning curves against wall time",
+            "Against wall time. A run keeps its last score once it has ended.",
+        ),
+    )
+
+
+def _gradients(study: Study, runs: Table, summary: Summary, title: str) -> str:
+    strata: dict[str, dict[tuple[str, str], GradientNorms]] = {}
+    for run in runs.runs:
+        norms = runs.gradient_norms.get(run.cell)
+        if norms is not None and norms.steps:
+            stratum = strata.setdefault(study.stratum(run.levels), {})
+            stratum.setdefault((run.levels["scale"], run.levels["recipe"]), norms)
+    parts = [
+        details(
+            name,
+            index < FEW_STRATA,
+            picture(
+                data_uri(
+                    heat_map_figure(norms, summary["recipes"], summary["scales"], summary["score"]["x_label"])
+                ),
+                f"gradient norms of {name}",
+                "Layers from the first (top) to the last; grey: no gradient, red: not finite.",
+            ),
+        )
+        for index, (name, norms) in enumerate(strata.items())
+    ]
+    return section(
+        "gradients",
+        title,
+        "Gradient norm of every layer over the run of the first seed, before interventions (raw) and as the "
+        "optimizer received it (applied). Rows that grow dark towards one end are layers that gradients do "
+        "not reach; bright columns are spikes.",
+        *(parts or ["<p>No gradient norms were recorded.</p>"]),
+    )
+
+
+def _failures(summary: Summary, title: str) -> str:
+    rows = [[escape(failure[key]) for key in ("cell", "status", "error")] for failure in summary["failures"]]
+    return section(
+        "failures",
+        title,
+        "Every cell that failed or was not run. A failed cell counts as the floor in all figures; one that "
+        "was not run is left out.",
+        table(["cell", "status", "error"], rows) if rows else "<p>None.</p>",
+    )
+
+
+def _provenance(
+    directory: Path, summary: Summary, command: str, versions: Mapping[str, str], title: str
+) -> str:
+    return section(
+        "provenance",
+        title,
+        "The study was run by",
+        f"<pre>{escape(command)}</pre>",
+        "<p>This page and <code>summary.json</code> are made from the tables beside them, without the "
+        "runs, by</p>",
+        f"<pre>python -m lit_gfs report {escape(str(directory))}</pre>",
+        f"<p>The bootstrap is seeded with {summary['seed']}: rebuilding gives the same numbers.</p>",
+        table(["", ""], [[escape(key), escape(value)] for key, value in versions.items()]),
+    )

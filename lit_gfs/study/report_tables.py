@@ -1,0 +1,183 @@
+"""The tables of a study's report: headline figures, and runs in detail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from lit_gfs.study.comparisons import Figure
+from lit_gfs.study.figures import recipe_styles
+from lit_gfs.study.page import decimals, details, estimate_cell, number, percent, section, short, table
+from lit_gfs.study.summary import ALL, HELD_OUT, STRATUM, TUNED, Summary
+
+FEW_STRATA = 3
+"""Up to as many strata, all parts of the page are open from the beginning."""
+
+
+def aggregates(summary: Summary, name: str, stratum: str = "") -> list[dict[str, Any]]:
+    """List the headlines over a set of strata."""
+    return [row for row in summary["aggregates"] if row["set"] == name and row["stratum"] == stratum]
+
+
+def has_both_sets(summary: Summary) -> bool:
+    """Tell whether some tasks took part in choosing the recipes and some did not."""
+    return len({stratum["tuned"] for stratum in summary["strata"]}) == 2
+
+
+def headline_section(summary: Summary, title: str) -> str:
+    """Show the headline figures over sets of tasks, then task by task."""
+    strata = [stratum["name"] for stratum in summary["strata"]]
+    rows: list[Sequence[str] | str] = []
+    for name in [TUNED, HELD_OUT, ALL] if has_both_sets(summary) else [ALL]:
+        count = sum(name == ALL or stratum["tuned"] == (name == TUNED) for stratum in summary["strata"])
+        rows += [name.capitalize(), *_headline_rows(summary, aggregates(summary, name), count)]
+    return section(
+        "headline",
+        title,
+        _explanation(summary),
+        table(_HEADLINE_COLUMNS, rows),
+        "<h3>Task by task</h3>",
+        *(
+            details(
+                name,
+                len(strata) <= FEW_STRATA,
+                table(_HEADLINE_COLUMNS, _headline_rows(summary, aggregates(summary, STRATUM, name), 1)),
+            )
+            for name in strata
+        ),
+    )
+
+
+_HEADLINE_COLUMNS = [
+    "scale",
+    "recipe",
+    "score",
+    "ratio to small baseline",
+    "instability",
+    "stability gain",
+    "speed-up, steps",
+    "speed-up, wall time",
+    "over small baseline, steps",
+    "over small baseline, wall time",
+    "optimality gap",
+    "P(better)",
+]
+
+
+def _explanation(summary: Summary) -> str:
+    if has_both_sets(summary):
+        remark = "Tuned tasks took part in choosing the recipes; held-out tasks did not."
+    elif any(stratum["tuned"] for stratum in summary["strata"]):
+        remark = "All tasks took part in choosing the recipes: none is held out."
+    else:
+        remark = "No task took part in choosing the recipes."
+    return (
+        f"Values with 95% stratified bootstrap intervals ({summary['resamples']:,} resamples of runs within "
+        "each task). <i>Score</i>: interquartile mean of normalized final scores, 0 for an agent that "
+        "learned nothing, 1 for a solved task. <i>Ratio</i>: score over that of "
+        f"{escape(summary['baseline'])} at {escape(summary['base_scale'])}. <i>Instability</i>: share of "
+        "what was learned that is lost again, averaged over the run; <i>stability gain</i>: by how much it "
+        "is lower than the baseline's at the same scale. <i>Speed-up</i>: what the baseline of the same "
+        "scale needs to its own final score over what the recipe needs to that score, 0 if it never gets "
+        "there; median over the tasks on which that baseline learned. <i>P(better)</i>: how likely a run "
+        f"scores higher than one of the baseline at the same scale. {remark}"
+    )
+
+
+def _headline_rows(summary: Summary, rows: Sequence[dict[str, Any]], strata: int) -> list[list[str]]:
+    lines = []
+    before = None
+    for row in rows:
+        is_baseline = row["recipe"] == summary["baseline"]
+        cells = [
+            _beside(row, "normalized_score", "baseline_score", strata, is_baseline),
+            estimate_cell(row["ratio"], decimals, strata),
+            _beside(row, "instability", "baseline_instability", strata, is_baseline),
+            estimate_cell(row["stability_gain"], percent, strata),
+            *(
+                estimate_cell(row[name], decimals, strata)
+                for name in (
+                    "speed_up",
+                    "speed_up_seconds",
+                    "speed_up_over_base",
+                    "speed_up_over_base_seconds",
+                    "optimality_gap",
+                    "probability_of_improvement",
+                )
+            ),
+        ]
+        lines.append([_scale(row, before), _recipe(summary, row["recipe"]), *cells])
+        before = row["scale"]
+    return lines
+
+
+def _beside(row: dict[str, Any], name: str, baseline: str, strata: int, is_baseline: bool) -> str:
+    """Write an estimate with the baseline's own below."""
+    form = decimals if name == "normalized_score" else short
+    cell = estimate_cell(row[name], form, strata)
+    other: Figure = row[baseline]
+    if is_baseline or other["value"] is None:
+        return cell
+    return f'{cell}<span class="note beside">baseline {form(other["value"])}</span>'
+
+
+def runs_section(summary: Summary, title: str) -> str:
+    """Show what is known about the runs of every recipe and scale, task by task."""
+    header = [
+        "scale",
+        "recipe",
+        "final score",
+        "normalized",
+        "instability",
+        f"{escape(summary['score']['x_label'])} to the baseline's final score",
+        "wall time, s",
+        "parameters",
+        "final score of each seed",
+    ]
+    strata = [stratum["name"] for stratum in summary["strata"]]
+    parts = []
+    for name in strata:
+        rows: list[list[str]] = []
+        before = None
+        for group in (group for group in summary["groups"] if group["stratum"] == name):
+            learned = f"{group['learned']} of {group['seeds']} learned"
+            rows.append(
+                [
+                    _scale(group, before),
+                    _recipe(summary, group["recipe"]),
+                    estimate_cell(group["final_score"], number),
+                    estimate_cell(group["normalized_score"], decimals),
+                    estimate_cell(group["instability"], short)
+                    + ("" if group["learned"] == group["seeds"] else f'<span class="note">{learned}</span>'),
+                    estimate_cell(group["steps_to_reach"], number),
+                    "" if group["wall_seconds"] is None else number(group["wall_seconds"]),
+                    "" if group["parameters"] is None else number(group["parameters"]),
+                    " &ensp;".join(
+                        f'<span title="seed {seed}">{_final(final)}</span>'
+                        for seed, final in group["finals"].items()
+                    ),
+                ]
+            )
+            before = group["scale"]
+        parts.append(details(name, len(strata) <= FEW_STRATA, table(header, rows)))
+    return section(
+        "runs",
+        title,
+        "Interquartile means over seeds with 95% bootstrap intervals; wall time is a mean over the runs that "
+        "finished. A failed run counts as the floor, and as one that lost everything.",
+        *parts,
+    )
+
+
+def _scale(row: dict[str, Any], before: str | None) -> str:
+    return "" if row["scale"] == before else f"<b>{escape(row['scale'])}</b>"
+
+
+def _recipe(summary: Summary, recipe: str) -> str:
+    colour = recipe_styles(summary["recipes"], summary["baseline"])[recipe].colour
+    return f'<span class="swatch" style="background:{colour}"></span>{escape(recipe)}'
+
+
+def _final(score: float | None) -> str:
+    return '<span class="chip unmet">failed</span>' if score is None else number(score)

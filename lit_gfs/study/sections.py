@@ -1,0 +1,74 @@
+"""Sections of a YAML file as dataclasses, with a user's mistakes told by their place in the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from lit_gfs.errors import UserError, nearest
+
+_Section = TypeVar("_Section")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_EXPECTED: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    str: (lambda value: isinstance(value, str), "text"),
+    float: (_is_number, "a number"),
+    float | None: (lambda value: value is None or _is_number(value), "a number or null"),
+    list[str]: (
+        lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "a list of names",
+    ),
+    dict[str, Any]: (lambda value: isinstance(value, dict), "keys with a value each"),
+}
+
+
+def read_section(kind: type[_Section], content: Any, place: str) -> _Section:
+    """Make a dataclass of what a YAML file says.
+
+    Args:
+        kind: A dataclass; its fields are the keys, and those without a default are required.
+        content: What stands in the file; an empty section is one without keys.
+        place: Where, as in ``factors.task.acrobot``.
+
+    Raises:
+        UserError: If a key is not known or missing, or a value has the wrong type.
+    """
+    content = {} if content is None else content
+    keys = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(content, dict):
+        raise UserError(f"{place} is {content!r}; expected keys such as {', '.join(keys)}")
+    check_known(content, keys, "key", place)
+    for name, section_field in keys.items():
+        has_default = (section_field.default, section_field.default_factory) != (dataclasses.MISSING,) * 2
+        if name not in content and not has_default:
+            raise UserError(f"{place}.{name} is missing")
+    hints = typing.get_type_hints(kind)
+    for name, value in content.items():
+        fits, expected = _EXPECTED[hints[name]]
+        if not fits(value):
+            raise UserError(f"{place}.{name} is {value!r}; expected {expected}")
+    return kind(**content)
+
+
+def check_known(names: Collection[Any], known: Collection[str], what: str, place: str) -> None:
+    """Refuse names that nobody knows.
+
+    Args:
+        names: What was written.
+        known: Every valid choice.
+        what: What they are called, as in ``level``.
+        place: Where they stand.
+
+    Raises:
+        UserError: For the first unknown one, with the nearest valid ones.
+    """
+    for name in names:
+        if name not in known:
+            expected = nearest(str(name), known) or f"; expected one of {', '.join(known)}"
+            raise UserError(f"{place}: {name!r} is no known {what}{expected}")

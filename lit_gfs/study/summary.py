@@ -1,0 +1,199 @@
+"""The figures of a study: aggregates and comparisons with their intervals, as one JSON-able structure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gfs.metrics.intervals import Floats, interquartile_means
+from lit_gfs.study.comparisons import Comparison, Figure, compare, figure, headline, missing
+from lit_gfs.study.curves import GroupCurve
+from lit_gfs.study.groups import Group, failed, read_stratum, stratum_names
+from lit_gfs.study.plan import Study
+from lit_gfs.study.table import FINISHED, MISSING, Table, write_atomically
+
+SUMMARY_FILE = "summary.json"
+TUNED, HELD_OUT, ALL, STRATUM = "tuned tasks", "held-out tasks", "all tasks", "stratum"
+
+Summary = dict[str, Any]
+_Key = tuple[str, str]
+
+
+def summarize(study: Study, table: Table, resamples: int = 2_000, seed: int = 0) -> Summary:
+    """Compute every figure of a study.
+
+    Args:
+        study: What was planned: orders, floors, what to compare with.
+        table: What became of it.
+        resamples: Resamples of each bootstrap.
+        seed: Seed of all resamples.
+
+    Returns:
+        Figures of which each estimate is ``{"value", "interval": [low, high], "note", "strata"}``: ``null``
+        for a value that is not defined or an interval that is not known, with the reason as a note; an end
+        of ``null`` for an interval that has no bound there. Numbers have 6 significant digits, and the same
+        study and table give the same figures.
+    """
+    recipes = [recipe for recipe in study.factors["recipe"] if _ran(table, "recipe", recipe)]
+    scales = [scale for scale in study.factors["scale"] if _ran(table, "scale", scale)]
+    keys = [(scale, recipe) for scale in scales for recipe in recipes]
+    tuned: dict[str, bool] = {}
+    comparisons: dict[str, dict[_Key, Comparison]] = {}
+    groups = []
+    for name in stratum_names(study, table.runs):
+        stratum = read_stratum(study, table, name, resamples, seed)
+        tuned[name] = stratum.tuned
+        comparisons[name] = {
+            key: compare(stratum, *key, study.compare, study.score.final_share)
+            for key in keys
+            if key in stratum.groups
+        }
+        groups += [
+            {"stratum": name, "scale": key[0], "recipe": key[1], **_group(stratum.groups[key], comparison)}
+            for key, comparison in comparisons[name].items()
+        ]
+    return _rounded(
+        {
+            "study": study.name,
+            "description": study.description,
+            "score": {
+                "tag": study.score.tag,
+                "curve_tag": study.score.curve_tag,
+                "x_label": study.score.x_label,
+            },
+            "baseline": study.compare.baseline,
+            "base_scale": study.compare.base_scale,
+            "recipes": recipes,
+            "scales": scales,
+            "strata": [{"name": name, "tuned": is_tuned} for name, is_tuned in tuned.items()],
+            "cells": _counts(table),
+            "failures": _failures(table),
+            "resamples": resamples,
+            "seed": seed,
+            "aggregates": _aggregates(study, keys, tuned, comparisons),
+            "groups": groups,
+        }
+    )
+
+
+def write_summary(directory: Path, summary: Summary) -> Path:
+    """Write ``summary.json``; equal summaries give equal bytes."""
+    path = directory / SUMMARY_FILE
+    with write_atomically(path) as file:
+        json.dump(summary, file, sort_keys=True, indent=1, allow_nan=False)
+    return path
+
+
+def _aggregates(
+    study: Study, keys: Sequence[_Key], tuned: dict[str, bool], comparisons: dict[str, dict[_Key, Comparison]]
+) -> list[dict[str, Any]]:
+    """Return the headlines of every recipe and scale over sets of strata, then of each stratum."""
+    sets = [
+        (TUNED, "", [name for name in tuned if tuned[name]]),
+        (HELD_OUT, "", [name for name in tuned if not tuned[name]]),
+        (ALL, "", list(tuned)),
+        *((STRATUM, name, [name]) for name in tuned),
+    ]
+    return [
+        {
+            "set": title,
+            "stratum": stratum,
+            "scale": key[0],
+            "recipe": key[1],
+            **headline(*key, study.compare, present),
+        }
+        for title, stratum, names in sets
+        for key in keys
+        if (present := [comparisons[name][key] for name in names if key in comparisons[name]])
+    ]
+
+
+def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
+    """Return what is known about the runs of one recipe at one scale in one stratum."""
+    finished = [run for run in group.runs if not failed(run)]
+    seconds = [run.wall_seconds for run in finished if run.wall_seconds is not None]
+    return {
+        "final_score": _mean(group.scores, "a run failed, and the floor is not known"),
+        "normalized_score": _mean(group.normalized, "no floor and reference"),
+        "instability": _mean(group.instabilities, "never learned"),
+        "steps_to_reach": _steps_to_reach(comparison),
+        "seeds": len(group.runs),
+        "failed": len(group.runs) - len(finished),
+        "learned": sum(run.instability is not None for run in finished),
+        "wall_seconds": sum(seconds) / len(seconds) if seconds else None,
+        "parameters": max((run.parameters for run in finished if run.parameters is not None), default=None),
+        "finals": {run.levels["seed"]: None if failed(run) else run.final_score for run in group.runs},
+        "curve": _curve(group.by_steps, len(group.runs)),
+        "curve_seconds": _curve(group.by_seconds, len(group.runs)),
+    }
+
+
+def _mean(sample: Floats | None, unknown: str) -> Figure:
+    return missing(unknown) if sample is None else figure(interquartile_means([sample]), sample.shape[-1])
+
+
+def _steps_to_reach(comparison: Comparison) -> Figure:
+    steps, own = comparison.steps_to_reach, comparison.own
+    if own is None:
+        return missing("no baseline at this scale")
+    if steps is None:
+        return missing("every run failed")
+    if math.isinf(steps[0]):
+        return missing("never")
+    return figure(
+        steps, min(len(comparison.group.runs), len(own.runs)), undefined="baseline did not learn", worst=0.0
+    )
+
+
+def _curve(curve: GroupCurve | None, runs: int) -> dict[str, Any] | None:
+    """Return the curve of a group and its interval, which a single run does not have."""
+    if curve is None:
+        return None
+    low, high = np.quantile(curve.values[1:], [0.025, 0.975], axis=0) if runs > 1 else (None, None)
+    return {
+        "x": curve.x.tolist(),
+        "score": curve.values[0].tolist(),
+        "low": None if low is None else low.tolist(),
+        "high": None if high is None else high.tolist(),
+    }
+
+
+def _counts(table: Table) -> dict[str, int]:
+    return {
+        "planned": len(table.runs),
+        "finished": sum(run.status == FINISHED and not failed(run) for run in table.runs),
+        "failed": sum(map(failed, table.runs)),
+        "missing": sum(run.status == MISSING for run in table.runs),
+    }
+
+
+def _failures(table: Table) -> list[dict[str, str]]:
+    return [
+        {
+            "cell": run.cell,
+            "status": "failed" if failed(run) else run.status,
+            "error": run.error or ("not run" if run.status == MISSING else "finished without a score"),
+        }
+        for run in table.runs
+        if failed(run) or run.status == MISSING
+    ]
+
+
+def _ran(table: Table, factor: str, level: str) -> bool:
+    return any(run.levels[factor] == level for run in table.runs)
+
+
+def _rounded(value: Any) -> Any:
+    """Round every number to 6 significant digits; those that JSON does not know become null."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,188 @@
+"""The tables of a study: what is known about every cell, as plain CSV files.
+
+Everything that a report shows is computed from these files, so that it can be made again without the runs.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypeVar
+
+RUNS_FILE = "runs.csv"
+CURVES_FILE = "curves.csv"
+GRADIENT_NORMS_FILE = "gradient_norms.csv"
+
+FINISHED = "finished"
+FAILED = "failed"
+MISSING = "missing"
+
+_Number = TypeVar("_Number", int, float)
+
+
+class Run(NamedTuple):
+    """What became of one planned cell.
+
+    Attributes:
+        cell: The cell's name, unique in its study.
+        levels: Name of the level by factor, in the order of the factors.
+        status: ``finished``, ``failed`` or ``missing`` (not run yet).
+        error: Why it failed, in one line; empty otherwise.
+        steps: Step at which the run was last evaluated.
+        final_score: Mean score over the last share of the steps.
+        normalized_score: The final score on the line from the task's floor (0) to its reference (1).
+        instability: How far the run fell back from its best; unknown where it never rose above its start.
+        parameters: Number of trained parameters.
+        wall_seconds: Time of the fit, without imports.
+    """
+
+    cell: str
+    levels: dict[str, str]
+    status: str
+    error: str = ""
+    steps: int | None = None
+    final_score: float | None = None
+    normalized_score: float | None = None
+    instability: float | None = None
+    parameters: int | None = None
+    wall_seconds: float | None = None
+
+
+class Curve(NamedTuple):
+    """A logged scalar: its value at steps, and the seconds since the fit began; three lists of one length."""
+
+    steps: list[int]
+    seconds: list[float]
+    values: list[float]
+
+
+class GradientNorms(NamedTuple):
+    """Gradient norms of one run; ``raw`` before interventions, ``applied`` after; both ``[layer][time]``.
+
+    A norm is NaN where no finite one was measured.
+    """
+
+    layers: list[str]
+    steps: list[int]
+    raw: list[list[float]]
+    applied: list[list[float]]
+
+
+class Table(NamedTuple):
+    """All of a study: every planned run in order, curves by cell and tag, gradient norms by cell."""
+
+    runs: list[Run]
+    curves: dict[tuple[str, str], Curve]
+    gradient_norms: dict[str, GradientNorms]
+
+
+_MEASURES = Run._fields[2:]
+
+
+def write_table(directory: Path, table: Table) -> None:
+    """Write ``runs.csv``, ``curves.csv`` and ``gradient_norms.csv``.
+
+    Args:
+        directory: An existing directory; files of these names are replaced, each at once.
+        table: What to write; all runs have the same factors.
+    """
+    factors = list(table.runs[0].levels) if table.runs else []
+    _write(
+        directory / RUNS_FILE,
+        ["cell", *factors, *_MEASURES],
+        ([run.cell, *run.levels.values(), *run[2:]] for run in table.runs),
+    )
+    _write(
+        directory / CURVES_FILE,
+        ["cell", "tag", "step", "seconds", "value"],
+        (
+            [cell, tag, *point]
+            for (cell, tag), curve in table.curves.items()
+            for point in zip(*curve, strict=True)
+        ),
+    )
+    _write(
+        directory / GRADIENT_NORMS_FILE,
+        ["cell", "layer", "step", "raw", "applied"],
+        (
+            [cell, layer, *point]
+            for cell, norms in table.gradient_norms.items()
+            for layer, raw, applied in zip(norms.layers, norms.raw, norms.applied, strict=True)
+            for point in zip(norms.steps, raw, applied, strict=True)
+        ),
+    )
+
+
+def read_table(directory: Path) -> Table:
+    """Read what `write_table` wrote.
+
+    Raises:
+        FileNotFoundError: If one of the files is missing.
+    """
+    runs = []
+    for row in _rows(directory / RUNS_FILE):
+        columns = list(row)
+        factors = columns[1 : columns.index("status")]
+        runs.append(
+            Run(
+                cell=row["cell"],
+                levels={factor: row[factor] for factor in factors},
+                status=row["status"],
+                error=row["error"],
+                steps=_number(row["steps"], int),
+                final_score=_number(row["final_score"], float),
+                normalized_score=_number(row["normalized_score"], float),
+                instability=_number(row["instability"], float),
+                parameters=_number(row["parameters"], int),
+                wall_seconds=_number(row["wall_seconds"], float),
+            )
+        )
+    curves: dict[tuple[str, str], Curve] = {}
+    for row in _rows(directory / CURVES_FILE):
+        curve = curves.setdefault((row["cell"], row["tag"]), Curve([], [], []))
+        curve.steps.append(int(row["step"]))
+        curve.seconds.append(float(row["seconds"]))
+        curve.values.append(float(row["value"]))
+    return Table(runs, curves, _read_gradient_norms(directory / GRADIENT_NORMS_FILE))
+
+
+def _read_gradient_norms(path: Path) -> dict[str, GradientNorms]:
+    norms: dict[str, GradientNorms] = {}
+    for row in _rows(path):
+        cell = norms.setdefault(row["cell"], GradientNorms([], [], [], []))
+        if row["layer"] not in cell.layers:
+            cell.layers.append(row["layer"])
+            cell.raw.append([])
+            cell.applied.append([])
+        if len(cell.layers) == 1:  # all layers have the same steps
+            cell.steps.append(int(row["step"]))
+        cell.raw[-1].append(float(row["raw"]))
+        cell.applied[-1].append(float(row["applied"]))
+    return norms
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[TextIO]:
+    """Open a text file that takes its place once it is complete: nobody ever reads half of it."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        yield file
+    temporary.replace(path)
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with write_atomically(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(text: str, kind: Callable[[str], _Number]) -> _Number | None:
+    return kind(text) if text else None

@@ -1,0 +1,159 @@
+"""The process of one cell: runs its ``fit``, and leaves a log and a result behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from lit_gfs.config_files import complete_arguments
+from lit_gfs.errors import UserError
+from lit_gfs.study.collect import Result, read_events, write_result
+from lit_gfs.study.plan import Cell, Score
+from lit_gfs.study.table import FAILED, FINISHED
+
+LOG_NAME = "log.txt"
+MAX_ERROR_LENGTH = 300
+
+
+class Fitted(NamedTuple):
+    """What is known about a fit besides its events; times in seconds, the start since the epoch."""
+
+    started_at: float
+    seconds: float
+    parameters: int
+    env_id: str | None
+
+
+Fit = Callable[[list[str]], Fitted]
+
+
+class Task(NamedTuple):
+    """What a worker is to do.
+
+    Attributes:
+        cell: The planned run.
+        command: All arguments of its ``fit``.
+        directory: Where it writes; exists and is empty.
+        score: Which scalars are collected.
+        environment: Environment variables to set.
+    """
+
+    cell: Cell
+    command: list[str]
+    directory: Path
+    score: Score
+    environment: Mapping[str, str]
+
+
+def fit(command: list[str]) -> Fitted:
+    """Run the command line's ``fit``.
+
+    Args:
+        command: Its arguments, beginning with ``fit``.
+    """
+    # The command line offers studies, and so imports this package.
+    from lit_gfs.callbacks.protocol import trained_parameters
+    from lit_gfs.cli import GradientFlowCLI
+
+    class TimedFit(GradientFlowCLI):
+        started_at = ended_at = 0.0
+
+        def before_fit(self) -> None:
+            self.started_at = time.time()
+
+        def after_fit(self) -> None:
+            self.ended_at = time.time()
+
+    cli = TimedFit(complete_arguments(command))
+    trained = [p for optimizer in cli.trainer.optimizers for p in trained_parameters(optimizer)]
+    return Fitted(
+        started_at=cli.started_at,
+        seconds=round(cli.ended_at - cli.started_at, 3),
+        parameters=sum(parameter.numel() for parameter in trained),
+        env_id=getattr(cli.datamodule, "env_id", None),
+    )
+
+
+def work(task: Task, run_fit: Fit) -> None:
+    """Run a cell in this process, and write its log and its result.
+
+    A process that is asked to end (SIGTERM), or whose study has ended, leaves no result: its cell has not
+    failed, it is to be run again.
+    """
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    os.environ.update(task.environment)
+    _write_output_to(task.directory / LOG_NAME)
+    result = Result(task.cell.name, task.cell.arguments, task.command, FAILED)
+    try:
+        fitted = run_fit(task.command)
+        events = read_events(task.directory, task.score, fitted.started_at)
+        result = result._replace(
+            status=FINISHED,
+            env_id=fitted.env_id,
+            steps=events.steps,
+            parameters=fitted.parameters,
+            wall_seconds=fitted.seconds,
+            curves=events.curves,
+            gradient_norms=events.gradient_norms,
+        )
+    except UserError as error:
+        print("lit_gfs: error:", error, file=sys.stderr)
+        result = result._replace(error=shorten(str(error)))
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        result = result._replace(error=shorten(f"{type(error).__name__}: {error}"))
+    write_result(task.directory, result)
+
+
+def describe_exit(status: int | None, log: Path) -> str:
+    """Say in one line how a process ended that left no result.
+
+    Args:
+        status: Its exit status, negative for a signal.
+        log: What it printed; its last line is quoted.
+    """
+    if status is not None and status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        ended = f"killed by {name}"
+        if name == "SIGKILL":
+            ended += " (out of memory?)"
+    else:
+        ended = f"exited with status {status}"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return shorten(f"{ended}: {last}" if last else ended)
+
+
+def shorten(message: str) -> str:
+    """Bring a message on one line of bounded length."""
+    line = " ".join(message.split())
+    return line if len(line) <= MAX_ERROR_LENGTH else f"{line[: MAX_ERROR_LENGTH - 3]}..."
+
+
+def _end_with_the_study() -> None:
+    study = multiprocessing.parent_process()
+    if study is not None:
+        study.join()
+        os._exit(1)
+
+
+def _write_output_to(path: Path) -> None:
+    """Send what this process and its libraries print to a file."""
+    with path.open("ab") as file:
+        for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

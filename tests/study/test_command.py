@@ -1,0 +1,232 @@
+"""``study`` and ``report`` from the command line, with fits that really train, for a moment."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_gfs.cli import main
+
+STUDY: dict[str, Any] = yaml.safe_load(
+    """
+name: tiny
+score: {tag: eval/phase_accuracy, curve_tag: eval/accuracy, x_label: optimizer steps}
+factors:
+  task:
+    digits:
+      configs: [label_shuffle]
+      options:
+        data.samples: 256
+        data.shuffle_every: 1
+        data.epochs: 3
+        data.eval_every: 1
+        gfs.gradient_flow.init_args.every_n_steps: 1
+      floor: 0.1
+      reference: 1
+  scale:
+    base: {options: {model.trunk.depth: 2, model.trunk.width: 8}}
+    large: {options: {model.trunk.depth: 4, model.trunk.width: 16}}
+  recipe:
+    baseline: {configs: [recipes/baseline]}
+    gfs: {configs: [recipes/gfs]}
+  seed: [0, 1]
+skip: [{scale: base, recipe: gfs}, {scale: large, recipe: baseline}]
+compare: {baseline: baseline, base_scale: base}
+"""
+)
+RUN = ["study", "--config", "tiny.yaml"]
+TABLES = Path("runs/tiny")
+
+
+@pytest.fixture(autouse=True)
+def _directory_with_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(STUDY)
+
+
+def write(study: dict[str, Any]) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+
+def with_options(**options: Any) -> dict[str, Any]:
+    """Return the study with other options of its task."""
+    task = STUDY["factors"]["task"]["digits"]
+    changed = {**task, "options": {**task["options"], **options}}
+    return {**STUDY, "factors": {**STUDY["factors"], "task": {"digits": changed}}}
+
+
+def rows(name: str, *ignored: str) -> list[dict[str, str]]:
+    with (TABLES / name).open(newline="") as file:
+        return [{key: row[key] for key in row if key not in ignored} for row in csv.DictReader(file)]
+
+
+def tables() -> list[list[dict[str, str]]]:
+    """Return everything in the tables but times."""
+    return [rows("runs.csv", "wall_seconds"), rows("curves.csv", "seconds"), rows("gradient_norms.csv")]
+
+
+def test_a_study_that_is_killed_goes_on_to_the_same_tables(tmp_path: Path) -> None:
+    main(RUN)
+    whole = tables()
+    assert [row["status"] for row in whole[0]] == ["finished"] * 4
+    assert {row["cell"] for row in whole[2]} == {row["cell"] for row in whole[0] if row["seed"] == "0"}
+    assert {path.name for path in TABLES.iterdir()} >= {"study.yaml", "summary.json", "report.html"}
+    before = {path: path.stat().st_mtime_ns for path in TABLES.glob("cells/*/result.json")}
+    main(RUN)
+    assert {path: path.stat().st_mtime_ns for path in TABLES.glob("cells/*/result.json")} == before
+    TABLES.rename("whole")
+
+    process = subprocess.Popen([sys.executable, "-m", "lit_gfs", *RUN, "--jobs", "2"])
+    wait_for_a_cell()
+    time.sleep(random.uniform(0, 2))  # any moment will do
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    main([*RUN, "--jobs", "2"])
+
+    assert tables() == whole
+
+
+def test_ctrl_c_leaves_tables_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        wait_for_a_cell("result.json")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(SystemExit) as stop:
+        main([*RUN, "--jobs", "1"])
+
+    assert stop.value.code == 130
+    assert "cells left; the same command continues" in capsys.readouterr().err
+    statuses = [row["status"] for row in rows("runs.csv")]
+    assert statuses[0] == "finished"
+    assert statuses[-1] == "missing"
+
+
+def test_a_part_of_a_study_with_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    study = with_options()
+    study["when"] = [{"where": {"scale": "large"}, "options": {"data.samples": 10_000_000}}]
+    write(study)
+
+    with pytest.raises(SystemExit) as stop:
+        main([*RUN, "--only.recipe=[baseline,gfs]", "--only.seed=1"])
+
+    assert stop.value.code == 1
+    by_status = {row["status"]: row for row in rows("runs.csv")}
+    assert by_status["finished"]["cell"] == "digits-base-baseline-seed_1"
+    assert by_status["failed"]["cell"] == "digits-large-gfs-seed_1"
+    assert "10000000" in by_status["failed"]["error"].replace(",", "").replace("_", "")
+    assert "missing" in by_status
+    assert "(1 of 4 cells failed)" in capsys.readouterr().out
+
+    (TABLES / "report.html").unlink()
+    main(["report", str(TABLES)])
+    assert (TABLES / "report.html").is_file()
+
+    write(with_options(**{"data.epochs": 2}))
+    change = "finished with other arguments: --data.epochs=3 became --data.epochs=2;"
+    assert mistake_of(RUN, capsys).startswith(f"cell 'digits-base-baseline-seed_1' was {change}")
+
+
+def mistake_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line that a command ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("lit_gfs: error: ")
+    assert "\n" not in line
+    return line.removeprefix("lit_gfs: error: ")
+
+
+MISTAKES = {
+    "no config": (["study"], "--config is missing; name a study"),
+    "unknown study": (["study", "--config", "studies/smoek"], "did you mean 'studies/smoke'"),
+    "unknown option": ([*RUN, "--job", "3"], "--job"),
+    "unknown level": (
+        [*RUN, "--only.recipe=gsf"],
+        "--only: 'gsf' is no known level of recipe; did you mean 'gfs'",
+    ),
+    "no jobs": ([*RUN, "--jobs", "0"], "jobs"),
+    "no study there": (["report", "runs/nowhere"], "'runs/nowhere' has no study.yaml"),
+    "no directory": (["report"], "directory"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = MISTAKES[mistake]
+
+    assert expected in mistake_of(arguments, capsys)
+    assert not Path("runs").exists()
+
+
+def test_a_misspelt_option_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    study = with_options()
+    study["when"] = [{"where": {"scale": "large", "seed": 1}, "options": {"model.trunk.depht": 3}}]
+    write(study)
+
+    message = mistake_of(RUN, capsys)
+
+    assert message.startswith("cell 'digits-large-gfs-seed_1': model.trunk.depht is no known key")
+    assert not Path("runs").exists()
+
+
+def test_a_missing_configuration_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    study = with_options()
+    study["factors"]["recipe"] = {"baseline": {}, "gfs": {"configs": ["recipes/gsf"]}}
+    write(study)
+
+    message = mistake_of(RUN, capsys)
+
+    assert message.startswith("cell 'digits-large-gfs-seed_0': --config 'recipes/gsf' not found")
+    assert "did you mean 'recipes/gfs'" in message
+
+
+def test_a_task_without_a_floor_has_to_be_an_atari_game(capsys: pytest.CaptureFixture[str]) -> None:
+    study = with_options()
+    del study["factors"]["task"]["digits"]["floor"], study["factors"]["task"]["digits"]["reference"]
+    write(study)
+
+    assert "factors.task.digits has no floor and no reference" in mistake_of(RUN, capsys)
+
+
+def test_the_atari_study_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["study", "--config", "studies/atari", "--dry_run", "true", "--jobs", "1000"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * 10 * 2 * 3 * 3 * 3
+    assert lines[0] == "# Amidar-pqn-small-baseline-seed_0"
+    assert lines[1].startswith("python -m lit_gfs fit ")
+    assert "--data.env_id=ALE/Amidar-v5 " in lines[1]
+    assert not Path("runs").exists()
+
+
+def test_help_shows_studies(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["--help"], "Run a grid of fits"),
+        (["study", "--help"], "--retry_failed"),
+        (["report", "--help"], "directory"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def wait_for_a_cell(name: str = "log.txt", seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not list(TABLES.glob(f"cells/*/{name}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,282 @@
+"""Cells run in processes of their own: how they end, what is repeated, and who may run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import study_fits
+
+from lit_gfs.errors import UserError
+from lit_gfs.study.collect import Result, read_result, write_result
+from lit_gfs.study.execute import (
+    available_cores,
+    choose_cells,
+    fit_command,
+    locked,
+    read_results,
+    run_cells,
+    threads_per_worker,
+)
+from lit_gfs.study.plan import Cell, Score, Study, read_study
+from lit_gfs.study.table import FAILED, FINISHED, Curve
+
+
+def study(*ends: str, seeds: int = 1, **options: str) -> Study:
+    """Plan cells whose fits end as told."""
+    return read_study(
+        {
+            "name": "example",
+            "factors": {
+                "task": {"t": {"floor": 0, "reference": 1, "options": options}},
+                "scale": {"base": {}},
+                "recipe": {end: {"options": {"ends": end}} for end in ends},
+                "seed": list(range(seeds)),
+            },
+            "compare": {"baseline": ends[0], "base_scale": "base"},
+        }
+    )
+
+
+class Record:
+    """Keeps what it is told about cells."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self.most_at_once = 0
+        self.results: dict[str, Result] = {}
+
+    def started(self, cell: Cell) -> None:
+        self.running.append(cell.name)
+        self.most_at_once = max(self.most_at_once, len(self.running))
+
+    def ended(self, cell: Cell, result: Result) -> None:
+        self.running.remove(cell.name)
+        self.results[cell.levels["recipe"]] = result
+
+    def refresh(self) -> None:
+        pass
+
+
+def run(cells: list[Cell], directory: Path, jobs: int = 1, stop: threading.Event | None = None) -> Record:
+    record = Record()
+    run_cells(cells, Score(), directory, jobs, record, stop or threading.Event(), study_fits.fit)
+    return record
+
+
+FAILURES = {
+    "error": "^no such environment; seed 0$",
+    "bug": "^ValueError: a bug over two lines$",
+    "exit": "^SystemExit: 2$",
+    "abrupt exit": "^exited with status 3: goodbye$",
+    "kill": r"^killed by SIGKILL \(out of memory\?\): a fit that ends with kill$",
+    "silence": "^no score: 'eval/episode_return' was never logged; did you mean 'train/episode_return'",
+    "nan": "^no score: the final 'eval/episode_return' is nan$",
+}
+
+
+def test_however_a_cell_fails_it_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+    plan = study(*FAILURES, "well")
+
+    results = run(plan.cells(), tmp_path).results
+
+    for end, expected in FAILURES.items():
+        assert results[end].status == FAILED
+        assert re.search(expected, results[end].error), results[end].error
+    assert (results["well"].status, results["well"].error) == (FINISHED, "")
+    assert results["well"].curves["eval/episode_return"].values == [0.0, 0.0]
+    assert read_results(plan, tmp_path) == {result.cell: result for result in results.values()}
+    log = (tmp_path / "cells" / results["bug"].cell / "log.txt").read_text()
+    assert "a fit that ends with bug" in log
+    assert "Traceback" in log
+
+
+def test_jobs_run_at_once_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gfs.study.execute.available_cores", lambda: 7)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+
+    record = run(study("well", seeds=3).cells(), tmp_path, jobs=2)
+
+    assert record.most_at_once == 2
+    facts = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("facts.json"))]
+    assert len(facts) == 3
+    assert all(fact["threads"] == "3" for fact in facts)
+    assert len({fact["pid"] for fact in facts} - {os.getpid()}) == 3
+    assert min(fact["ended"] for fact in facts[:2]) > max(fact["began"] for fact in facts[:2])
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+
+
+def test_threads_are_what_is_left_of_the_cores() -> None:
+    assert threads_per_worker(1) == available_cores()
+    assert threads_per_worker(1_000) == 1
+    (cell,) = study("well").cells()
+    assert fit_command(cell, Path("runs/example"), 3) == [
+        "fit",
+        "--trainer.enable_checkpointing=false",
+        "--trainer.enable_progress_bar=false",
+        "--ends=well",
+        "--seed_everything=0",
+        "--run.root=runs/example",
+        "--run.name=cells",
+        "--run.version=t-base-well-seed_0",
+        "--threads=3",
+    ]
+
+
+def finish(cell: Cell, directory: Path, status: str = FINISHED) -> None:
+    """Leave what a cell that ended leaves behind."""
+    place = directory / "cells" / cell.name
+    place.mkdir(parents=True)
+    curves = {"eval/episode_return": Curve([1], [1.0], [1.0])} if status == FINISHED else {}
+    write_result(place, Result(cell.name, cell.arguments, [], status, curves=curves))
+
+
+def test_what_ended_is_not_repeated_unless_it_failed_and_that_is_asked_for(tmp_path: Path) -> None:
+    plan = study("well", "bad", "half", "new")
+    well, bad, half, new = plan.cells()
+    finish(well, tmp_path)
+    finish(bad, tmp_path, FAILED)
+    (tmp_path / "cells" / half.name).mkdir()
+
+    results = read_results(plan, tmp_path)
+
+    assert set(results) == {well.name, bad.name}
+    assert choose_cells(plan, results) == [half, new]
+    assert choose_cells(plan, results, retry_failed=True) == [bad, half, new]
+    assert choose_cells(plan, results, only={"recipe": ["new", "well"]}) == [new]
+
+
+def test_what_is_half_done_is_removed(tmp_path: Path) -> None:
+    (cell,) = study("well").cells()
+    left_over = tmp_path / "cells" / cell.name / "events.out.tfevents.0"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text("half")
+
+    result = run([cell], tmp_path).results["well"]
+
+    assert result.status == FINISHED
+    assert not left_over.exists()
+
+
+def test_a_finished_cell_with_other_arguments_is_refused(tmp_path: Path) -> None:
+    before, after = study("well", lr="1"), study("well", lr="2")
+    finish(before.cells()[0], tmp_path)
+
+    assert set(read_results(before, tmp_path)) == {"t-base-well-seed_0"}
+    expected = (
+        "'t-base-well-seed_0' was finished with other arguments: --lr=1 became --lr=2; .*cells/t-base-well"
+    )
+    with pytest.raises(UserError, match=expected):
+        read_results(after, tmp_path)
+
+
+def test_new_levels_only_add_cells(tmp_path: Path) -> None:
+    finish(study("well").cells()[0], tmp_path)
+
+    larger = study("well", "other", seeds=2)
+
+    left = [cell.name for cell in choose_cells(larger, read_results(larger, tmp_path))]
+    assert left == ["t-base-other-seed_0", "t-base-well-seed_1", "t-base-other-seed_1"]
+
+
+def test_a_failed_cell_with_other_arguments_is_a_new_one(tmp_path: Path) -> None:
+    finish(study("well", lr="1").cells()[0], tmp_path, FAILED)
+
+    assert read_results(study("well", lr="2"), tmp_path) == {}
+
+
+def test_a_score_that_was_not_collected_is_told(tmp_path: Path) -> None:
+    plan = study("well")
+    finish(plan.cells()[0], tmp_path)
+    changed = Study(**{**vars(plan), "score": Score(tag="eval/accuracy")})
+
+    with pytest.raises(UserError, match="'eval/accuracy' was not collected"):
+        read_results(changed, tmp_path)
+
+
+def test_a_directory_belongs_to_one_study_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / "a"):
+        with (
+            pytest.raises(UserError, match=r"a study is running in '.*a'; wait for it"),
+            locked(tmp_path / "a"),
+        ):
+            pass
+        with locked(tmp_path / "b"):
+            pass
+    with locked(tmp_path / "a"):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_told() -> None:
+    with pytest.raises(UserError, match="'/proc/runs' cannot be written"), locked(Path("/proc/runs")):
+        pass
+
+
+def test_a_stop_ends_the_workers_and_leaves_their_cells_unfinished(tmp_path: Path) -> None:
+    cells = study("well", "never", "new").cells()
+    stop = threading.Event()
+    started = tmp_path / "cells" / "t-base-never-seed_0" / "pid"
+    threading.Thread(target=lambda: (wait_for(started), stop.set())).start()
+
+    record = run(cells, tmp_path, stop=stop)
+
+    assert set(record.results) == {"well"}
+    assert not is_alive(int(started.read_text()))
+    assert read_result(started.parent) is None
+
+
+def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
+    program = f"""
+        import sys, threading
+        from pathlib import Path
+        sys.path[:0] = {sys.path!r}
+        import study_fits
+        from lit_gfs.study import execute
+        from lit_gfs.study.plan import Cell, Score
+        class Silent:
+            started = ended = refresh = lambda *_: None
+        execute.PRELOADED.clear()  # only for speed
+        cells = [Cell(name, {{}}, ["--ends=never", "--seed_everything=0"]) for name in ("a", "b")]
+        if __name__ == "__main__":
+            directory = Path({str(tmp_path)!r})
+            execute.run_cells(cells, Score(), directory, 2, Silent(), threading.Event(), study_fits.fit)
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(program))
+    process = subprocess.Popen([sys.executable, tmp_path / "program.py"])
+    files = [tmp_path / "cells" / name / "pid" for name in ("a", "b")]
+    for file in files:
+        wait_for(file)
+    pids = [int(file.read_text()) for file in files]
+    assert all(map(is_alive, pids))
+
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, pids))
+
+
+def wait_for(path: Path, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text()):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_study import STEPS, TAG, TRUTH, study, table
+
+from lit_gfs.study.environment import environment
+from lit_gfs.study.figures import curve_figure, heat_map_figure, recipe_styles, scale_figure
+from lit_gfs.study.page import estimate_cell, estimate_text, number, percent
+from lit_gfs.study.plan import Study
+from lit_gfs.study.report import write_report
+from lit_gfs.study.report_tables import headline_section
+from lit_gfs.study.summary import summarize
+from lit_gfs.study.table import GradientNorms, Table
+
+COMMAND = "python -m lit_gfs study --config configs/studies/<mine>.yaml"
+
+
+class Reader(HTMLParser):
+    """Collects texts, targets and unbalanced tags of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.targets: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.targets += [value for key, value in attrs if key in ("src", "href") and value]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def read(plan: Study, known: Table, directory: Path, resamples: int = 50) -> Reader:
+    summary = summarize(plan, known, resamples=resamples)
+    reader = Reader()
+    reader.feed(
+        write_report(directory, plan, known, summary, COMMAND, environment()).read_text(encoding="utf-8")
+    )
+    assert reader.open == []
+    return reader
+
+
+def text(reader: Reader) -> str:
+    return re.sub(r"\s+", " ", "".join(reader.texts))
+
+
+def test_the_page_has_everything_and_needs_nothing(tmp_path: Path) -> None:
+    plan = study(tasks=["acrobot", "lander"])
+    known = table(plan, TRUTH, noise=0.1, statuses={"lander-large-gfs-seed_2": "failed"})
+    reader = read(plan, known, tmp_path)
+    content = text(reader)
+
+    links = [target for target in reader.targets if target.startswith("#")]
+    images = [target for target in reader.targets if target.startswith("data:image/")]
+    assert len(links) == 7
+    # Scale, curves against steps and against time, and a heat map of each task.
+    assert len(images) == 5
+    assert len(links) + len(images) == len(reader.targets)
+    assert "lander-large-gfs-seed_2" in content
+    assert "ValueError: exploded" in content
+    assert "1 of 30 cells failed" in content
+    assert COMMAND in content
+    assert f"python -m lit_gfs report {tmp_path}" in content
+    for name in (
+        "torch",
+        "torchrl",
+        "lightning",
+        "numpy",
+        "python",
+        "lit_gfs",
+        "CPU cores",
+        "device",
+        "date",
+    ):
+        assert name in environment()
+        assert environment()[name] in content or name == "date"
+
+
+def test_the_verdict_says_what_the_figures_say(tmp_path: Path) -> None:
+    plan = study(tasks=["acrobot", "lander"])
+    known = table(plan, TRUTH, noise=0.02)
+    row = next(
+        row
+        for row in summarize(plan, known, resamples=50)["aggregates"]
+        if row["set"] == "all tasks" and row["recipe"] == "gfs"
+    )
+    low, high = row["ratio"]["interval"]
+    content = text(read(plan, known, tmp_path))
+
+    assert low > 1
+    ratio = f"{row['ratio']['value']:.2f} [{low:.2f}, {high:.2f}]"
+    assert f"gfs at large: {ratio} of the small baseline's score met;" in content
+    assert "Tuned tasks took part in choosing the recipes; held-out tasks did not." in content
+
+
+@pytest.mark.parametrize(
+    ("tuned", "remark"),
+    [([], "No task took part"), (["acrobot", "lander"], "All tasks took part in choosing the recipes: none")],
+)
+def test_it_says_when_nothing_is_held_out(tuned: list[str], remark: str) -> None:
+    compare = {"baseline": "baseline", "base_scale": "base", "tuned_on": tuned}
+    plan = study(tasks=["acrobot", "lander"], seeds=2, compare=compare)
+    summary = summarize(plan, table(plan, TRUTH, noise=0.1), resamples=50)
+
+    assert remark in headline_section(summary, "Headline figures")
+
+
+def test_one_seed_and_a_baseline_that_did_not_learn(tmp_path: Path) -> None:
+    plan = study(seeds=1)
+    known = table(plan, {**TRUTH, ("baseline", "large"): (1.0, 0.0)})
+    content = text(read(plan, known, tmp_path))
+
+    assert "speed-up undefined (baseline did not learn)" in content
+    assert "one seed" in content
+    assert "0 of 3 cells failed" in content
+    assert "None." in content
+
+
+def test_a_study_of_which_nothing_was_run(tmp_path: Path) -> None:
+    plan = study()
+    known = table(plan, TRUTH, statuses={cell.name: "missing" for cell in plan.cells()})
+    content = text(read(plan, known, tmp_path))
+
+    assert "0 of 15 cells failed, 15 were not run" in content
+    assert "No gradient norms were recorded." in content
+
+
+def test_a_study_of_which_everything_failed(tmp_path: Path) -> None:
+    plan = study()
+    known = table(plan, TRUTH, statuses={cell.name: "failed" for cell in plan.cells()})
+    content = text(read(plan, known, tmp_path))
+
+    assert "15 of 15 cells failed" in content
+    assert "undefined (baseline at the floor)" in content
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    plan = study(recipes=["baseline", "<b>&gfs"], seeds=2)
+    truth = {("<b>&gfs" if recipe == "gfs" else recipe, scale): v for (recipe, scale), v in TRUTH.items()}
+
+    assert "<b>&gfs at large" in text(read(plan, table(plan, truth, noise=0.1), tmp_path))
+
+
+def test_a_large_page_stays_light(tmp_path: Path) -> None:
+    recipes = ["baseline", "gfs", "clip", "kron"]
+    truth = {(recipe, scale): (1.5, 0.9) for recipe in recipes for scale in ("base", "large")}
+    plan = study(tasks=["a", "b"], seeds=2, recipes=recipes, skip=[])
+    read(plan, table(plan, truth, noise=0.1), tmp_path)
+
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000
+
+
+def test_styles_tell_recipes_apart() -> None:
+    recipes = [f"recipe_{index}" for index in range(12)]
+    styles = recipe_styles(recipes, "recipe_3")
+
+    assert list(styles) == recipes
+    assert len(set(styles.values())) == 12
+    assert len({style.colour for style in list(styles.values())[:10]}) == 10
+    # A recipe that is added does not change the others' colours.
+    assert recipe_styles(recipes[:5], "recipe_3")["recipe_4"] == styles["recipe_4"]
+
+
+def test_scale_figure_draws_the_scores() -> None:
+    plan = study()
+    known = table(plan, TRUTH, noise=0.1)
+    summary = summarize(plan, known, resamples=50)
+    (axis,) = scale_figure(summary).axes
+    lines = {line.get_marker(): line for line in axis.lines if line.get_marker() != "."}
+    scores = {
+        row["scale"]: row["final_score"]["value"] for row in summary["groups"] if row["recipe"] == "baseline"
+    }
+
+    np.testing.assert_allclose(lines["o"].get_ydata(), [scores["base"], scores["large"]])
+    dots = [line.get_ydata() for line in axis.lines if line.get_marker() == "."]
+    assert sorted(np.concatenate(dots)) == pytest.approx(
+        sorted(run.final_score for run in known.runs), rel=1e-5
+    )
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["base", "large"]
+
+
+def test_curve_figure_draws_the_curves() -> None:
+    plan = study()
+    summary = summarize(plan, table(plan, TRUTH, noise=0.1), resamples=50)
+    base, large = curve_figure(summary).axes
+
+    assert [len(axis.lines) for axis in (base, large)] == [1, 2]
+    assert base.get_ylim() == large.get_ylim()
+    np.testing.assert_array_equal(large.lines[1].get_xdata(), STEPS)
+    assert curve_figure(summary, "seconds").axes[0].get_xlabel() == "seconds"
+
+
+def test_heat_maps_share_their_colours() -> None:
+    weak = GradientNorms(["a", "b"], [0, 10], [[1e-3] * 2, [1e-3] * 2], [[1.0] * 2, [0.0, float("nan")]])
+    strong = GradientNorms(["a"], [0], [[1.0]], [[1.0]])
+    figure = heat_map_figure(
+        {("base", "one"): weak, ("large", "two"): strong}, ["one", "two"], ["base", "large"], "s"
+    )
+    images = {axis.get_title(): axis.images[0].get_array() for axis in figure.axes if axis.images}
+
+    assert list(images) == [
+        "one · base · raw",
+        "one · base · applied",
+        "two · large · raw",
+        "two · large · applied",
+    ]
+    np.testing.assert_array_equal(images["one · base · applied"][0, 0], images["two · large · raw"][0, 0])
+    assert not np.array_equal(images["one · base · raw"][0, 0], images["two · large · raw"][0, 0])
+    pixels = {tuple(np.round(pixel, 3)) for pixel in images["one · base · applied"].reshape(-1, 4)}
+    assert len(pixels) == 3  # a norm, none, and one that is not finite
+
+
+def test_numbers_for_people() -> None:
+    assert [number(value) for value in (12_345.6, 999.4, -81.234, 0.01234, 0.0)] == [
+        "12,346",
+        "999",
+        "-81.2",
+        "0.0123",
+        "0",
+    ]
+    known = {"value": 0.625, "interval": [None, 0.7], "note": "", "strata": 1}
+    assert estimate_text(known, percent) == "62% [−∞, 70%]"  # noqa: RUF001
+    assert "1 of 3 tasks" in estimate_cell(known, percent, strata=3)
+    assert (
+        estimate_text({"value": None, "interval": None, "note": "never", "strata": 0}, percent)
+        == "undefined (never)"
+    )
+
+
+def test_gradient_norms_of_the_first_run_of_a_recipe_are_shown(tmp_path: Path) -> None:
+    plan = study(seeds=2)
+    known = table(plan, TRUTH, noise=0.1)
+    assert (known.runs[0].cell, TAG) in known.curves
+    nothing = known._replace(gradient_norms={})
+
+    shown = [
+        len([t for t in read(plan, each, tmp_path).targets if t.startswith("data:")])
+        for each in (known, nothing)
+    ]
+    assert shown == [4, 3]

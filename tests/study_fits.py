@@ -1,0 +1,77 @@
+"""Fits that end as they are told, for the worker processes of a study: nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from lit_gfs.errors import UserError
+from lit_gfs.study.worker import Fitted
+
+TAG = "eval/episode_return"
+
+
+def option(command: list[str], name: str) -> str:
+    """Return the last value that a command gives to an option."""
+    return [argument.split("=", 1)[1] for argument in command if argument.startswith(f"--{name}=")][-1]
+
+
+def run_directory(command: list[str]) -> Path:
+    return Path(option(command, "run.root"), option(command, "run.name"), option(command, "run.version"))
+
+
+def write_events(
+    directory: Path, curves: dict[str, list[tuple[int, float]]], started_at: float = 0.0
+) -> None:
+    """Log scalars, each point a second after the one before it."""
+    writer = EventFileWriter(str(directory))
+    for tag, points in curves.items():
+        for second, (step, value) in enumerate(points):
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Event(wall_time=started_at + second, step=step, summary=summary))
+    writer.close()
+
+
+def fit(command: list[str]) -> Fitted:
+    """Do what ``--ends`` says; write down when, how and with what the fit ran."""
+    began = time.time()
+    directory, ends = run_directory(command), option(command, "ends")
+    seed = int(option(command, "seed_everything"))
+    print(f"a fit that ends with {ends}")
+    curves = {TAG: [(100, 0.0), (200, float(seed))]}
+    if ends == "error":
+        raise UserError(f"no such environment; seed {seed}")
+    if ends == "bug":
+        raise ValueError("a bug\nover two lines")
+    if ends == "exit":
+        sys.exit(2)
+    if ends == "abrupt exit":
+        print("goodbye", flush=True)
+        os._exit(3)
+    if ends == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ends == "silence":
+        curves = {"train/episode_return": [(100, 1.0)]}
+    if ends == "nan":
+        curves = {TAG: [(100, 0.0), (200, float("nan"))]}
+    if ends == "never":
+        (directory / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+    time.sleep(0.2)
+    write_events(directory, curves, began)
+    facts = {
+        "began": began,
+        "ended": time.time(),
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "pid": os.getpid(),
+    }
+    (directory / "facts.json").write_text(json.dumps(facts))
+    return Fitted(began, time.time() - began, parameters=10, env_id=None)
