@@ -16,6 +16,7 @@ from lit_gfs.networks.heads import LinearHead
 from lit_gfs.networks.trunks import MultiSkipTrunk
 
 _GAIN = math.sqrt(2)
+_SKIP_GROWTH = 2.0
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -49,7 +50,7 @@ def path_sensitive_(
       ``(log(growth) / L)^(1 / 2m)`` (Zhang et al. 2019, Fixup, arXiv 1901.09321, has L^(-1 / (2m - 2))).
       Layers whose scale a normalization hides are left as they are.
     - *Skips.* What enters a `MultiSkipTrunk` again and again is the same vector, so that amplitudes add, not
-      energies: its ``skip_scale`` becomes z with ``(1 + L z)^2 = growth``.
+      energies: its ``skip_scale`` becomes z with ``(1 + L z)^2 = 2``.
     - *Concatenations.* Where n layers concatenate the same tensor to what they read, as in a `DenseTrunk`,
       each reads it with 1/n of its energy.
     - *Chains.* Layers that every path crosses share one factor per activation, and get the same mean square
@@ -69,7 +70,8 @@ def path_sensitive_(
         mirrored: Whether plain chains start as linear maps; see `lit_gfs.init.mirrored`. ``auto`` does so
             where there is a chain of even widths, and nothing elsewhere.
         head_gain: Gain of layers whose output the module returns. A `LinearHead` keeps its own.
-        growth: What branches, and repeated inputs, multiply the energy by, more than 1.
+        growth: What branches multiply the energy by, more than 1. At 2 signals keep their size; more lets the
+            branches weigh more.
 
     Returns:
         What was measured and done.
@@ -90,7 +92,7 @@ def path_sensitive_(
             f"{type(module).__name__} has no layer to initialize: expected at least one linear or "
             "convolutional layer with a trainable weight"
         )
-    _start_(module, names, growth)
+    _start_(module, names)
     paths = measure_paths(module, example_input)
     scales = branch_scales(module, example_input, paths, growth)
     heads = {origin.weight: head_gain for origin in paths.outputs if origin and origin.activation is None}
@@ -112,7 +114,7 @@ def path_sensitive_(
     )
 
 
-def _start_(module: nn.Module, names: dict[nn.Parameter, str], growth: float) -> None:
+def _start_(module: nn.Module, names: dict[nn.Parameter, str]) -> None:
     for weight in names:
         _orthogonal_(weight, _GAIN)
     for layer in module.modules():
@@ -122,7 +124,7 @@ def _start_(module: nn.Module, names: dict[nn.Parameter, str], growth: float) ->
         if isinstance(layer, (*LAYERS, *_NORMS)) and "bias" in owned:
             nn.init.zeros_(owned["bias"])
         if isinstance(layer, MultiSkipTrunk) and len(layer.branches):
-            layer.skip_scale.fill_((math.sqrt(growth) - 1) / len(layer.branches))
+            layer.skip_scale.fill_((math.sqrt(_SKIP_GROWTH) - 1) / len(layer.branches))
 
 
 def _share_repeated_inputs_(paths: Paths) -> None:

@@ -27,7 +27,6 @@ from lit_gfs.study.execute import (
     read_results,
     run_cells,
     stopped_by_signals,
-    threads_per_worker,
 )
 from lit_gfs.study.factors import Where, read_where
 from lit_gfs.study.options_check import check_options
@@ -57,8 +56,12 @@ def study_parser() -> ArgumentParser:
     parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
     parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
     parser.add_argument(
-        "--jobs", type=PositiveInt | None, help="Cells at a time; null takes one per CPU core."
+        "--jobs",
+        type=PositiveInt | None,
+        help="Cells at a time; null: as many as there are CPU cores.",
     )
+    # A number, not a share of the cores: results must not depend on how many cells run at a time.
+    parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
     parser.add_argument(
         "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
     )
@@ -90,18 +93,18 @@ def run_study(options: Namespace) -> int:
         raise UserError("--config is missing; name a study, as in: study --config studies/smoke")
     study = Study.load(find_config(options.config))
     only = read_where(options.only, study.factors, "--only") if options.only else None
-    jobs = options.jobs or available_cores()
+    jobs = options.jobs or max(1, available_cores() // options.threads)
     directory = Path(options.root) / study.name
     check_options(study)
     if options.dry_run:
-        return _print_plan(study, only, directory, jobs)
+        return _print_plan(study, only, directory, options.threads)
     with locked(directory):
         results = read_results(study, directory)
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
         _write_origin(directory, options)
         with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory) as progress:
-            run_cells(cells, study.score, directory, jobs, progress, stop)
+            run_cells(cells, study.score, directory, jobs, progress, stop, options.threads)
         write_table(directory, make_table(study, results))
         if stop.is_set():
             left = f"{progress.left} of {len(cells)} cells left"
@@ -202,8 +205,8 @@ def _write_origin(directory: Path, options: Namespace) -> None:
         )
 
 
-def _print_plan(study: Study, only: Where | None, directory: Path, jobs: int) -> int:
+def _print_plan(study: Study, only: Where | None, directory: Path, threads: int) -> int:
     for cell in choose_cells(study, {}, only):
-        command = fit_command(cell, directory, threads_per_worker(jobs))
+        command = fit_command(cell, directory, threads)
         print(f"# {cell.name}", f"python -m lit_gfs {shlex.join(command)}", sep="\n")
     return 0

@@ -58,11 +58,6 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def threads_per_worker(jobs: int) -> int:
-    """Share the cores among workers that run at once."""
-    return max(1, available_cores() // jobs)
-
-
 def fit_command(cell: Cell, directory: Path, threads: int) -> list[str]:
     """Return all arguments of a cell's ``fit``.
 
@@ -121,6 +116,7 @@ def run_cells(
     jobs: int,
     observer: Observer,
     stop: threading.Event,
+    threads: int = 1,
     run_fit: Fit = fit,
 ) -> None:
     """Run cells, each in a process of its own; one that fails does not keep the others from running.
@@ -132,13 +128,15 @@ def run_cells(
         jobs: Cells at a time.
         observer: Told about every cell.
         stop: Set by somebody else to end early; cells that have not ended by then are given up.
+        threads: Threads that a cell computes with. Results depend on it: sums are made in another order.
         run_fit: Runs a fit, in the worker.
     """
-    threads = threads_per_worker(jobs)
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     waiting = deque(cells)
     running: dict[int, tuple[BaseProcess, Task]] = {}
-    with _environment(environment):
+    # Python's tracker of shared resources, started beside the fork server, tells of what stopped workers left.
+    quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
+    with _environment({**environment, "PYTHONWARNINGS": quiet}):
         context = _start_method()
         try:
             while (waiting or running) and not stop.is_set():

@@ -19,13 +19,11 @@ import study_fits
 from lit_gfs.errors import UserError
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.execute import (
-    available_cores,
     choose_cells,
     fit_command,
     locked,
     read_results,
     run_cells,
-    threads_per_worker,
 )
 from lit_gfs.study.plan import Cell, Score, Study, read_study
 from lit_gfs.study.table import FAILED, FINISHED, Curve
@@ -67,9 +65,15 @@ class Record:
         pass
 
 
-def run(cells: list[Cell], directory: Path, jobs: int = 1, stop: threading.Event | None = None) -> Record:
+def run(
+    cells: list[Cell],
+    directory: Path,
+    jobs: int = 1,
+    stop: threading.Event | None = None,
+    threads: int = 1,
+) -> Record:
     record = Record()
-    run_cells(cells, Score(), directory, jobs, record, stop or threading.Event(), study_fits.fit)
+    run_cells(cells, Score(), directory, jobs, record, stop or threading.Event(), threads, study_fits.fit)
     return record
 
 
@@ -100,11 +104,10 @@ def test_however_a_cell_fails_it_is_recorded_and_the_others_run(tmp_path: Path) 
     assert "Traceback" in log
 
 
-def test_jobs_run_at_once_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_gfs.study.execute.available_cores", lambda: 7)
+def test_jobs_run_at_once_with_the_threads_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
 
-    record = run(study("well", seeds=3).cells(), tmp_path, jobs=2)
+    record = run(study("well", seeds=3).cells(), tmp_path, jobs=2, threads=3)
 
     assert record.most_at_once == 2
     facts = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("facts.json"))]
@@ -115,9 +118,7 @@ def test_jobs_run_at_once_and_share_the_cores(tmp_path: Path, monkeypatch: pytes
     assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
-def test_threads_are_what_is_left_of_the_cores() -> None:
-    assert threads_per_worker(1) == available_cores()
-    assert threads_per_worker(1_000) == 1
+def test_the_command_of_a_cell_is_complete() -> None:
     (cell,) = study("well").cells()
     assert fit_command(cell, Path("runs/example"), 3) == [
         "fit",
@@ -248,7 +249,7 @@ def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
         cells = [Cell(name, {{}}, ["--ends=never", "--seed_everything=0"]) for name in ("a", "b")]
         if __name__ == "__main__":
             directory = Path({str(tmp_path)!r})
-            execute.run_cells(cells, Score(), directory, 2, Silent(), threading.Event(), study_fits.fit)
+            execute.run_cells(cells, Score(), directory, 2, Silent(), threading.Event(), 1, study_fits.fit)
     """
     (tmp_path / "program.py").write_text(textwrap.dedent(program))
     process = subprocess.Popen([sys.executable, tmp_path / "program.py"])
