@@ -10,7 +10,6 @@ before the shuffle, and its largest value in the 28 steps after.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import warnings
 from typing import Any
@@ -89,9 +88,8 @@ def main() -> None:
         rows.append(
             {"intervention": name, "before": [b for b, _ in measured], "after": [a for _, a in measured]}
         )
-    print(json.dumps(rows, indent=2))
     print(
-        "\n| intervention | mean step before the shuffle | largest step after it | ratio |\n|---|---|---|---|"
+        "| intervention | mean step before the shuffle | largest step after it | ratio |\n|---|---|---|---|"
     )
     for row in rows:
         ratios = [after / before for before, after in zip(row["before"], row["after"], strict=True)]

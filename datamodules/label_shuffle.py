@@ -174,5 +174,10 @@ def _check_trainer(trainer: Any) -> None:
             f"trainer.val_check_interval is {trainer.val_check_interval}; expected 1.0, as data.eval_every "
             "says when to evaluate"
         )
+    if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:
+        raise UserError(
+            f"trainer.limit_train_batches is {trainer.limit_train_batches}; expected none, as labels are "
+            "shuffled between whole epochs"
+        )
     if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
         raise UserError(f"trainer.precision is {trainer.precision}; expected 32-true, 16-mixed or bf16-mixed")

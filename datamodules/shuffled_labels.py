@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_gfs.errors import UserError
 from lit_gfs.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -128,7 +129,16 @@ class EpochLoader:
         return {"epoch": self.epoch, "position": self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the next batch, once iterated."""
+        """Go on at the next batch, once iterated.
+
+        Raises:
+            UserError: If the position lies behind the end of an epoch: batches were smaller before.
+        """
+        if state_dict["position"] > len(self):
+            raise UserError(
+                f"the checkpoint lies {state_dict['position']} batches into an epoch of now {len(self)}; "
+                "expected the batch_size that it was written with"
+            )
         self.epoch, self._position = state_dict["epoch"], state_dict["position"]
 
 

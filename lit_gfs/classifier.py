@@ -144,9 +144,11 @@ class Classifier(Learner):
         super().on_train_start()
         trainer = cast(Any, self.trainer)
         if trainer.global_step == 0 and trainer.enable_validation:
+            self.eval()
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 for batch in self.source.val_dataloader():
                     self.validation_step([part.to(self.device) for part in batch], 0)
+            self.train()
             self.write({"eval/accuracy": float(self._take_accuracy())})
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

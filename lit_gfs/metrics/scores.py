@@ -89,16 +89,18 @@ def smooth(scores: Sequence[float], window: int = 3) -> list[float]:
     return [math.fsum(part) / len(part) for part in parts]
 
 
-def instability(scores: Sequence[float]) -> float:
+def instability(scores: Sequence[float], start: float | None = None) -> float:
     """Return the share of what a run had learned that it had lost again, averaged over the run.
 
-    At every point of the smoothed curve it is ``(best - current) / (best - start)``, with the best so far and
-    the first score: 0 at a new best, 1 for a run that is back where it began. A run that falls below its
-    start has lost all, no more: it counts 1 there, because a start of chance could otherwise weigh more than
-    the rest of the run. Points before the first rise count 0: there is nothing to lose.
+    At every point of the smoothed curve it is ``(best - current) / (best - start)``, with the best so far: 0
+    at a new best, 1 for a run that is back where it began. A run that falls below its start has lost all, no
+    more: it counts 1 there, because a start of chance could otherwise weigh more than the rest of the run.
+    Points before the first rise count 0: there is nothing to lose.
 
     Args:
         scores: Scores ``(E,)`` of evaluations at equal distances.
+        start: The score of an agent that learned nothing; ``None`` takes the first evaluation, which some
+            runs have already solved the task by.
 
     Returns:
         The mean, from 0 to 1; NaN for a run that never rises above its start, or with a score that is NaN.
@@ -106,8 +108,9 @@ def instability(scores: Sequence[float]) -> float:
     curve = np.asarray(smooth(scores), dtype=float)
     if curve.size == 0 or np.isnan(curve).any():
         return math.nan
-    best = np.maximum.accumulate(curve)
-    learned = best - curve[0]
+    start = curve[0] if start is None else start
+    best = np.maximum(np.maximum.accumulate(curve), start)
+    learned = best - start
     if learned[-1] <= 0:
         return math.nan
     rose = learned > 0

@@ -204,7 +204,8 @@ def make_run(study: Study, cell: Cell, result: Result | None) -> Run:
         normalized: float | None = normalized_score(final, task.floor, task.reference)
     else:
         normalized = human_normalized_score(result.env_id or "", final)
-    unsteadiness = instability(result.curves[study.score.curve_tag].values)
+    start = task.floor if study.score.curve_tag == study.score.tag else None
+    unsteadiness = instability(result.curves[study.score.curve_tag].values, start)
     return Run(
         cell=cell.name,
         levels=cell.levels,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,6 +17,7 @@ from lit_gfs.config_files import find_config
 from lit_gfs.errors import UserError
 from lit_gfs.parser_errors import one_line
 from lit_gfs.study.collect import Result, make_table
+from lit_gfs.study.environment import environment
 from lit_gfs.study.execute import (
     available_cores,
     choose_cells,
@@ -33,12 +32,19 @@ from lit_gfs.study.options_check import check_options
 from lit_gfs.study.plan import Cell, Study
 from lit_gfs.study.progress import StudyProgress
 from lit_gfs.study.summary import summarize, write_summary
-from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_atomically, write_table
+from lit_gfs.study.table import (
+    CURVES_FILE,
+    FAILED,
+    GRADIENT_NORMS_FILE,
+    RUNS_FILE,
+    read_table,
+    write_atomically,
+    write_table,
+)
 
 STUDY_NAME = "study.yaml"
 ORIGIN_NAME = "origin.json"
 INTERRUPTED = 130
-PACKAGES = ("lit-gfs", "torch", "torchrl", "lightning", "gymnasium", "ale-py", "dm_control", "numpy")
 SECONDS_BETWEEN_TABLES = 60.0
 
 
@@ -99,7 +105,7 @@ def run_study(options: Namespace) -> int:
     if options.dry_run:
         return _print_plan(study, only, directory, options.threads)
     with locked(directory):
-        results = read_results(study, directory)
+        results = read_results(study, directory, options.threads)
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
         _write_origin(directory, options)
@@ -118,10 +124,10 @@ def run_report(options: Namespace) -> int:
     """Make summary and report from a study's tables.
 
     Raises:
-        UserError: If there are none.
+        UserError: If one of them is missing.
     """
     directory = Path(options.directory)
-    for name in (STUDY_NAME, ORIGIN_NAME, RUNS_FILE):
+    for name in (STUDY_NAME, ORIGIN_NAME, RUNS_FILE, CURVES_FILE, GRADIENT_NORMS_FILE):
         if not (directory / name).is_file():
             raise UserError(
                 f"{options.directory!r} has no {name}; expected the directory of a study that ran"
@@ -197,12 +203,10 @@ def _report(directory: Path) -> None:
 def _write_origin(directory: Path, options: Namespace) -> None:
     """Write down what a report says about how it came about."""
     command = ["python", "-m", "lit_gfs", "study", "--config", options.config, "--root", options.root]
-    versions = {name: metadata.version(name) for name in PACKAGES}
+    if options.threads != 1:
+        command += ["--threads", str(options.threads)]
     with write_atomically(directory / ORIGIN_NAME) as file:
-        json.dump(
-            {"command": shlex.join(command), "versions": {"python": platform.python_version(), **versions}},
-            file,
-        )
+        json.dump({"command": shlex.join(command), "versions": environment()}, file)
 
 
 def _print_plan(study: Study, only: Where | None, directory: Path, threads: int) -> int:

@@ -17,10 +17,13 @@ from lit_gfs.metrics.intervals import (
 )
 from lit_gfs.study.curves import needed, own_target, speed_up
 from lit_gfs.study.groups import Group, Stratum
-from lit_gfs.study.plan import Compare
+from lit_gfs.study.plan import Compare, Score
 
 AIMS = {"ratio": 1.0, "stability_gain": 0.62, "speed_up": 1.8}
 """What the method aims at; for the ratio it is the lower end of the interval that has to reach it."""
+
+NO_SPEED = "the objective changes by design"
+"""Note of a speed-up where the curve does not measure speed."""
 
 ITSELF = "the baseline itself"
 """Note of a figure that would compare the baseline with itself."""
@@ -43,7 +46,7 @@ class Comparison(NamedTuple):
     """Speed-ups by name of the figure; NaN where the baseline did not learn, ``None`` without a baseline."""
 
 
-def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, final_share: float) -> Comparison:
+def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, score: Score) -> Comparison:
     """Put a group beside the baselines of its stratum.
 
     Args:
@@ -51,7 +54,7 @@ def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, final_shar
         scale: Scale of the group.
         recipe: Recipe of the group.
         plan: What to compare with.
-        final_share: The last part of a run that its final score is taken from.
+        score: Which last part of a run its final score is taken from, and whether its curve measures speed.
     """
     group = stratum.groups[scale, recipe]
     own = stratum.groups.get((scale, plan.baseline))
@@ -60,10 +63,12 @@ def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, final_shar
     speeds: dict[str, Floats | None] = {}
     for name, baseline in (("speed_up", own), ("speed_up_over_base", base)):
         in_steps = in_seconds = None
-        if baseline is not None and (baseline.by_steps is None or baseline.by_seconds is None):
+        if not score.measures_speed:
+            pass  # both stay unknown
+        elif baseline is not None and (baseline.by_steps is None or baseline.by_seconds is None):
             in_steps = in_seconds = np.array([math.nan])  # all of its runs failed
         elif baseline is not None and baseline.by_steps is not None and baseline.by_seconds is not None:
-            target = own_target(baseline.by_steps, final_share, stratum.lowest, stratum.highest)
+            target = own_target(baseline.by_steps, score.final_share, stratum.lowest, stratum.highest)
             in_steps = speed_up(group.by_steps, baseline.by_steps, target)
             in_seconds = speed_up(group.by_seconds, baseline.by_seconds, target)
             if baseline is own and group.by_steps is not None:
@@ -76,7 +81,9 @@ def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, final_shar
     )
 
 
-def headline(scale: str, recipe: str, plan: Compare, strata: Sequence[Comparison]) -> dict[str, Any]:
+def headline(
+    scale: str, recipe: str, plan: Compare, strata: Sequence[Comparison], measures_speed: bool = True
+) -> dict[str, Any]:
     """Compute all figures of a recipe at a scale over strata.
 
     Args:
@@ -84,12 +91,14 @@ def headline(scale: str, recipe: str, plan: Compare, strata: Sequence[Comparison
         recipe: The recipe.
         plan: What it is compared with.
         strata: Its comparison in each of the strata, at least one.
+        measures_speed: Whether their curves say how fast a run learns.
 
     Returns:
         Figures by name, and ``verdicts``: of each aim ``met``, ``met by the estimate alone`` (the interval
         reaches below it), ``not met`` or ``undefined``; none for the baseline.
     """
     no_own, no_base = f"no baseline at {scale}", f"no baseline at {plan.base_scale}"
+    own_speed, base_speed = (no_own, no_base) if measures_speed else (NO_SPEED, NO_SPEED)
     if any(comparison.own is not None for comparison in strata):
         no_gain = "one of the two never learned"
     else:
@@ -105,10 +114,10 @@ def headline(scale: str, recipe: str, plan: Compare, strata: Sequence[Comparison
         "stability_gain": _over(
             strata, _gains, _lost, _own_lost, unknown=no_gain, undefined="baseline lost nothing", best=1.0
         ),
-        "speed_up": _median_speed_up(strata, "speed_up", no_own),
-        "speed_up_seconds": _median_speed_up(strata, "speed_up_seconds", no_own),
-        "speed_up_over_base": _median_speed_up(strata, "speed_up_over_base", no_base),
-        "speed_up_over_base_seconds": _median_speed_up(strata, "speed_up_over_base_seconds", no_base),
+        "speed_up": _median_speed_up(strata, "speed_up", own_speed),
+        "speed_up_seconds": _median_speed_up(strata, "speed_up_seconds", own_speed),
+        "speed_up_over_base": _median_speed_up(strata, "speed_up_over_base", base_speed),
+        "speed_up_over_base_seconds": _median_speed_up(strata, "speed_up_over_base_seconds", base_speed),
         "optimality_gap": _over(strata, optimality_gaps, _scores),
         "probability_of_improvement": _over(
             strata, probabilities_of_improvement, _scores, _own_scores, unknown=no_own

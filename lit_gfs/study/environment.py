@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 
 import torch
 
+PACKAGES = ("torch", "torchrl", "lightning", "gymnasium", "ale-py", "dm_control", "numpy")
+
 
 def environment() -> dict[str, str]:
     """Return what a study ran with: versions of packages, the machine, and the date."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchrl", "lightning", "numpy")}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     has_gpu = torch.cuda.is_available()
     return {
         "lit_gfs": importlib.metadata.version("lit-gfs"),

@@ -70,7 +70,7 @@ def fit_command(cell: Cell, directory: Path, threads: int) -> list[str]:
     return ["fit", *DEFAULTS, *cell.arguments, *place, f"--threads={threads}"]
 
 
-def read_results(study: Study, directory: Path) -> dict[str, Result]:
+def read_results(study: Study, directory: Path, threads: int = 1) -> dict[str, Result]:
     """Read what has ended in an earlier run of the study.
 
     A failed cell whose arguments have changed since is left out: it is another one now.
@@ -78,6 +78,7 @@ def read_results(study: Study, directory: Path) -> dict[str, Result]:
     Args:
         study: The plan.
         directory: The study's.
+        threads: Threads that a cell computes with: results depend on it.
 
     Raises:
         UserError: If a finished cell was run with other arguments than the plan has now.
@@ -89,7 +90,7 @@ def read_results(study: Study, directory: Path) -> dict[str, Result]:
         if result is None or (result.status == FAILED and result.arguments != cell.arguments):
             continue
         if result.status == FINISHED:
-            _check_unchanged(cell, result, study.score, place)
+            _check_unchanged(cell, result, study.score, place, threads)
         results[cell.name] = result
     return results
 
@@ -134,7 +135,7 @@ def run_cells(
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     waiting = deque(cells)
     running: dict[int, tuple[BaseProcess, Task]] = {}
-    # Python's tracker of shared resources, started beside the fork server, tells of what stopped workers left.
+    # Python's tracker of shared resources, started with the fork server, tells of what stopped workers left.
     quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
     with _environment({**environment, "PYTHONWARNINGS": quiet}):
         context = _start_method()
@@ -206,8 +207,9 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _check_unchanged(cell: Cell, result: Result, score: Score, place: Path) -> None:
-    before, now = result.arguments, cell.arguments
+def _check_unchanged(cell: Cell, result: Result, score: Score, place: Path, threads: int) -> None:
+    before = result.arguments + [argument for argument in result.command if argument.startswith("--threads=")]
+    now = [*cell.arguments, f"--threads={threads}"]
     if before != now:
         gone = [argument for argument in before if argument not in now]
         new = [argument for argument in now if argument not in before]

@@ -30,12 +30,15 @@ class Score:
         curve_tag: The one for learning curves, stability and speed; empty: the same.
         final_share: The final score is the mean of ``tag`` over this last share of the steps.
         x_label: Unit of the steps.
+        measures_speed: Whether the curve says how fast a run learns. It does not where the objective changes
+            by design and the first one is easy: speed-ups are then left undefined.
     """
 
     tag: str = "eval/episode_return"
     curve_tag: str = ""
     final_share: float = 0.1
     x_label: str = "environment steps"
+    measures_speed: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curve_tag", self.curve_tag or self.tag)

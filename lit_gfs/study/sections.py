@@ -18,6 +18,7 @@ def _is_number(value: Any) -> bool:
 
 _EXPECTED: dict[Any, tuple[Callable[[Any], bool], str]] = {
     str: (lambda value: isinstance(value, str), "text"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
     float: (_is_number, "a number"),
     float | None: (lambda value: value is None or _is_number(value), "a number or null"),
     list[str]: (

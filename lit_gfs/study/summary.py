@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_gfs.metrics.intervals import Floats, interquartile_means
-from lit_gfs.study.comparisons import Comparison, Figure, compare, figure, headline, missing
+from lit_gfs.study.comparisons import NO_SPEED, Comparison, Figure, compare, figure, headline, missing
 from lit_gfs.study.curves import GroupCurve
 from lit_gfs.study.groups import Group, failed, read_stratum, stratum_names
 from lit_gfs.study.plan import Study
@@ -49,12 +49,18 @@ def summarize(study: Study, table: Table, resamples: int = 2_000, seed: int = 0)
         stratum = read_stratum(study, table, name, resamples, seed)
         tuned[name] = stratum.tuned
         comparisons[name] = {
-            key: compare(stratum, *key, study.compare, study.score.final_share)
-            for key in keys
-            if key in stratum.groups
+            key: compare(stratum, *key, study.compare, study.score) for key in keys if key in stratum.groups
         }
         groups += [
-            {"stratum": name, "scale": key[0], "recipe": key[1], **_group(stratum.groups[key], comparison)}
+            {
+                "stratum": name,
+                "scale": key[0],
+                "recipe": key[1],
+                **_group(stratum.groups[key]),
+                "steps_to_reach": _steps_to_reach(comparison)
+                if study.score.measures_speed
+                else missing(NO_SPEED),
+            }
             for key, comparison in comparisons[name].items()
         ]
     return _rounded(
@@ -105,7 +111,7 @@ def _aggregates(
             "stratum": stratum,
             "scale": key[0],
             "recipe": key[1],
-            **headline(*key, study.compare, present),
+            **headline(*key, study.compare, present, study.score.measures_speed),
         }
         for title, stratum, names in sets
         for key in keys
@@ -113,7 +119,7 @@ def _aggregates(
     ]
 
 
-def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
+def _group(group: Group) -> dict[str, Any]:
     """Return what is known about the runs of one recipe at one scale in one stratum."""
     finished = [run for run in group.runs if not failed(run)]
     seconds = [run.wall_seconds for run in finished if run.wall_seconds is not None]
@@ -121,7 +127,6 @@ def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
         "final_score": _mean(group.scores, "a run failed, and the floor is not known"),
         "normalized_score": _mean(group.normalized, "no floor and reference"),
         "instability": _mean(group.instabilities, "never learned"),
-        "steps_to_reach": _steps_to_reach(comparison),
         "seeds": len(group.runs),
         "failed": len(group.runs) - len(finished),
         "learned": sum(run.instability is not None for run in finished),

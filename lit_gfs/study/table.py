@@ -30,7 +30,7 @@ class Run(NamedTuple):
         levels: Name of the level by factor, in the order of the factors.
         status: ``finished``, ``failed`` or ``missing`` (not run yet).
         error: Why it failed, in one line; empty otherwise.
-        steps: Step at which the run was last evaluated.
+        steps: The last step that was logged.
         final_score: Mean score over the last share of the steps.
         normalized_score: The final score on the line from the task's floor (0) to its reference (1).
         instability: How far the run fell back from its best; unknown where it never rose above its start.

@@ -166,6 +166,7 @@ def test_a_negative_seed_is_refused() -> None:
     [
         ({"val_check_interval": 2}, "val_check_interval is 2; expected 1.0, as data.eval_every"),
         ({"precision": "bf16-true"}, "precision is bf16-true; expected"),
+        ({"limit_train_batches": 2}, "limit_train_batches is 2; expected none, as labels"),
     ],
 )
 def test_trainer_options_that_it_cannot_serve_are_refused(

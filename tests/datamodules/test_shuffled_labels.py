@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lit_gfs.datamodules.shuffled_labels import EpochLoader, EvaluationLoader, ShuffledLabels
+from lit_gfs.errors import UserError
 
 
 def make_labels(seed: int = 0, shuffle_every: int | None = 2, count: int = 50) -> ShuffledLabels:
@@ -135,3 +136,10 @@ def test_evaluation_covers_every_image_with_the_labels_of_the_epoch(monkeypatch:
         assert len(loader) == 3
         assert torch.equal(torch.cat([images for images, _ in batches]), data.images)
         assert torch.equal(torch.cat([labels for _, labels in batches]), data.labels(epoch))
+
+
+def test_a_position_behind_the_end_is_refused() -> None:
+    state = EpochLoader(make_labels(), batch_size=5).state_dict() | {"position": 8}
+
+    with pytest.raises(UserError, match="8 batches into an epoch of now 5; expected the batch_size"):
+        EpochLoader(make_labels(), batch_size=10).load_state_dict(state)

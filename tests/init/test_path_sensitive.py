@@ -212,6 +212,20 @@ def test_half_precision() -> None:
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(8), rtol=0, atol=0.05)
 
 
+def test_growth_is_of_branches_and_leaves_skips_alone() -> None:
+    example = torch.zeros(1, 8)
+    skipping = MultiSkipTrunk(8, 12, 16, norm="layer")
+
+    small, large = (
+        min(path_sensitive_(ResidualTrunk(8, 12, 16), example, growth=growth).branch_scales.values())
+        for growth in (2.0, 16.0)
+    )
+    path_sensitive_(skipping, example, growth=16.0)
+
+    assert large > 1.2 * small
+    assert (1 + len(skipping.branches) * float(skipping.skip_scale)) ** 2 == pytest.approx(2.0)
+
+
 def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="ReLU has no layer to initialize"):
         path_sensitive_(nn.ReLU(), torch.zeros(1, 8))

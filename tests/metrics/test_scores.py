@@ -132,6 +132,14 @@ def test_a_fall_below_the_start_counts_as_a_loss_of_all() -> None:
     assert instability([0, 1, 0, -100]) == pytest.approx((1 / 3 + 1) / 4)
 
 
+def test_instability_from_a_known_start() -> None:
+    # Solved by the first evaluation, half of it lost in the end.
+    assert math.isnan(instability([10, 10, 4]))
+    assert instability([10, 10, 4], start=6) == pytest.approx((2 / 4) / 3)
+    # Nothing learned, whatever the first evaluation was.
+    assert math.isnan(instability([-2, -1, -1], start=0))
+
+
 def test_instability_has_no_unit() -> None:
     scores = np.random.default_rng(0).normal(size=30).cumsum()
 

@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from lit_gfs.cli import main
+from lit_gfs.config_files import find_config
+from lit_gfs.study.plan import Study
 
 STUDY: dict[str, Any] = yaml.safe_load(
     """
@@ -131,7 +133,9 @@ def test_a_part_of_a_study_with_a_failure(capsys: pytest.CaptureFixture[str]) ->
 
     (TABLES / "report.html").unlink()
     main(["report", str(TABLES)])
-    assert (TABLES / "report.html").is_file()
+    assert "CPU cores" in (TABLES / "report.html").read_text(encoding="utf-8")
+    (TABLES / "curves.csv").unlink()
+    assert "has no curves.csv" in mistake_of(["report", str(TABLES)], capsys)
 
     write(with_options(**{"data.epochs": 2}))
     change = "finished with other arguments: --data.epochs=3 became --data.epochs=2;"
@@ -211,6 +215,14 @@ def test_the_atari_study_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].startswith("python -m lit_gfs fit ")
     assert "--data.env_id=ALE/Amidar-v5 " in lines[1]
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["studies/control", "studies/label_shuffle", "studies/smoke"])
+def test_the_options_of_every_shipped_study_are_known(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["study", "--config", name, "--dry_run", "true"])
+
+    planned = len(Study.load(find_config(name)).cells())
+    assert capsys.readouterr().out.count("\npython -m lit_gfs fit ") == planned
 
 
 def test_help_shows_studies(capsys: pytest.CaptureFixture[str]) -> None:

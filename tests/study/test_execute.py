@@ -138,7 +138,9 @@ def finish(cell: Cell, directory: Path, status: str = FINISHED) -> None:
     place = directory / "cells" / cell.name
     place.mkdir(parents=True)
     curves = {"eval/episode_return": Curve([1], [1.0], [1.0])} if status == FINISHED else {}
-    write_result(place, Result(cell.name, cell.arguments, [], status, curves=curves))
+    write_result(
+        place, Result(cell.name, cell.arguments, fit_command(cell, directory, 1), status, curves=curves)
+    )
 
 
 def test_what_ended_is_not_repeated_unless_it_failed_and_that_is_asked_for(tmp_path: Path) -> None:
@@ -178,6 +180,8 @@ def test_a_finished_cell_with_other_arguments_is_refused(tmp_path: Path) -> None
     )
     with pytest.raises(UserError, match=expected):
         read_results(after, tmp_path)
+    with pytest.raises(UserError, match="other arguments: --threads=1 became --threads=2; "):
+        read_results(before, tmp_path, threads=2)
 
 
 def test_new_levels_only_add_cells(tmp_path: Path) -> None:

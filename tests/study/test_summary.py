@@ -48,6 +48,19 @@ def with_scores(original: Table, cells: str, scores: list[float]) -> Table:
     return original._replace(curves=curves)
 
 
+def test_a_curve_that_does_not_measure_speed_gives_no_speed_up() -> None:
+    plan = study(score={"measures_speed": False})
+    summary = summarize(plan, table(plan, SPEED))
+
+    for recipe in ("gfs", "baseline"):
+        for name in ("speed_up", "speed_up_seconds", "speed_up_over_base", "speed_up_over_base_seconds"):
+            assert headline(summary, recipe)[name]["value"] is None
+        assert group(summary, recipe)["steps_to_reach"]["note"] == "the objective changes by design"
+    assert headline(summary, "gfs")["speed_up"]["note"] == "the objective changes by design"
+    assert headline(summary, "gfs")["verdicts"]["speed_up"] == "undefined"
+    assert headline(summary, "gfs")["ratio"]["value"] == pytest.approx(1.0, rel=0.02)
+
+
 def test_a_recipe_that_is_1_8_times_faster() -> None:
     plan = study()
     figures = headline(summarize(plan, table(plan, SPEED)), "gfs")
