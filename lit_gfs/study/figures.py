@@ -185,12 +185,12 @@ def heat_map_figure(
             axis.imshow(
                 norm_pixels(cells[scale, recipe][kind], colours), aspect="auto", interpolation="nearest"
             )
-            axis.set_title(f"{recipe} · {scale} · {('raw', 'applied')[kind]}", fontsize=7.5)
+            axis.set_title(f"{recipe}\n{scale} · {('raw', 'applied')[kind]}", fontsize=7)
             ticks = EngFormatter(sep="")
             ends = sorted({0, len(run.steps) - 1})
             axis.set_xticks(ends, [ticks(run.steps[end]) for end in ends], fontsize=6.5)
             every = math.ceil(len(run.layers) / _MOST_LAYER_LABELS)
-            names = short_names(run.layers, 16)[::every] if kind == 0 else []
+            names = short_names(run.layers, 10)[::every] if kind == 0 else []
             axis.set_yticks(range(0, len(run.layers), every) if names else [], names, fontsize=6)
             axis.tick_params(length=2)
             axis.set_xlabel(x_label, fontsize=6.5, labelpad=-4)
@@ -244,7 +244,7 @@ def _grid(
     rows: int, columns: int, width: float, height: float, top: float, right: float = 0.1
 ) -> tuple[Figure, NDArray[Any]]:
     """Lay out axes with margins in inches: measuring every text would take longer than drawing."""
-    left, gap, below = 0.72, 0.62, 0.62
+    left, gap, below = 0.72, 0.62, 0.66
     total = top + height * rows
     figure = Figure(figsize=(width, total), dpi=110)
     FigureCanvasAgg(figure)
