@@ -210,14 +210,14 @@ def test_heat_maps_share_their_colours() -> None:
     images = {axis.get_title(): axis.images[0].get_array() for axis in figure.axes if axis.images}
 
     assert list(images) == [
-        "one · base · raw",
-        "one · base · applied",
-        "two · large · raw",
-        "two · large · applied",
+        "one\nbase · raw",
+        "one\nbase · applied",
+        "two\nlarge · raw",
+        "two\nlarge · applied",
     ]
-    np.testing.assert_array_equal(images["one · base · applied"][0, 0], images["two · large · raw"][0, 0])
-    assert not np.array_equal(images["one · base · raw"][0, 0], images["two · large · raw"][0, 0])
-    pixels = {tuple(np.round(pixel, 3)) for pixel in images["one · base · applied"].reshape(-1, 4)}
+    np.testing.assert_array_equal(images["one\nbase · applied"][0, 0], images["two\nlarge · raw"][0, 0])
+    assert not np.array_equal(images["one\nbase · raw"][0, 0], images["two\nlarge · raw"][0, 0])
+    pixels = {tuple(np.round(pixel, 3)) for pixel in images["one\nbase · applied"].reshape(-1, 4)}
     assert len(pixels) == 3  # a norm, none, and one that is not finite
 
 
