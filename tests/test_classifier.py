@@ -253,7 +253,10 @@ MISTAKES = {
     "too large a batch": (["--data.batch_size", "300"], "batch_size is 300; expected at most the 200 images"),
     "validation in batches": (["--trainer.val_check_interval", "3"], "val_check_interval is 3; .*eval_every"),
     "an encoder of images": (["--model.encoder", "NatureCNN"], "NatureCNN reads images.*use VectorEncoder"),
-    "an agent": (["--model", "lit_gfs.agents.DQN"], "DQN learns from environments; expected data RolloutDataModule or"),
+    "an agent": (
+        ["--model", "lit_gfs.agents.DQN"],
+        "DQN learns from environments; expected data RolloutDataModule or",
+    ),
 }
 
 
