@@ -63,7 +63,10 @@ class RunDirectory:
 
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
         """Write the resolved configuration."""
-        parser.save(config, Path(self.logger().log_dir) / CONFIG_NAME, skip_none=False, overwrite=True)
+        # Not by parser.save, which changes the working directory while it writes: in that moment the logger's
+        # thread would look for its file elsewhere.
+        text = parser.dump(config, skip_none=False, skip_validation=True)
+        (Path(self.logger().log_dir) / CONFIG_NAME).write_text(text, encoding="utf-8")
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.

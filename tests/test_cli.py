@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_gfs.cli import GradientFlowCLI, main
 from lit_gfs.errors import UserError
+from lit_gfs.run_directory import RunDirectory
 
 SMALL = [
     "--data.total_steps=600",
@@ -40,6 +41,23 @@ def tags(run: Path) -> dict[str, Any]:
     events = EventAccumulator(str(run))
     events.Reload()
     return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+
+
+def test_the_configuration_is_written_from_where_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The logger's thread opens its file by a relative path at any time.
+    save, here = RunDirectory.save_config, []
+
+    def watched(*arguments: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "chdir", here.append)
+            save(*arguments)
+
+    monkeypatch.setattr(RunDirectory, "save_config", watched)
+
+    main([*FIT, "--data.total_steps=220"])
+
+    assert here == []
+    assert Path("runs/dqn_CartPole-v1/version_0/config.yaml").is_file()
 
 
 def test_a_run_leaves_config_events_and_checkpoints() -> None:
