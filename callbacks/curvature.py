@@ -197,7 +197,8 @@ def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Generator[None
         stack.enter_context(_muted(trainer, pl_module))
         stack.enter_context(_buffers_restored(pl_module))
         stack.enter_context(_without_autocast(trainer))
-        # The fused kernels of attention have no second derivative.
+        # Neither a compiled network nor the fused kernels of attention have a second derivative.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 

@@ -241,7 +241,13 @@ def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]
     for module in training:
         module.training = False
     try:
-        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with (
+            # A compiled network does not call hooks.
+            torch.compiler.set_stance("force_eager"),
+            isolate_rng(),
+            torch.no_grad(),
+            trainer.precision_plugin.forward_context(),
+        ):
             yield
     finally:
         for module in training:

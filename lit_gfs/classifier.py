@@ -46,6 +46,8 @@ class Classifier(Learner):
         trunk: Builds the trunk.
         optimizer: Builds the optimizer.
         initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
+        compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
+            C++ compiler.
 
     Raises:
         UserError: If actions are continuous, so that there are no classes.
@@ -60,14 +62,19 @@ class Classifier(Learner):
         trunk: TrunkFactory = PlainTrunk,
         optimizer: OptimizerFactory = Adam,
         initialization: Initialization = "orthogonal",
+        compile: bool = False,
     ) -> None:
-        super().__init__(env_spec)
+        super().__init__(env_spec, compile)
         if env_spec.num_actions is None:
             raise UserError(f"Classifier needs classes, but {env_spec.env_id!r} has continuous actions")
         self.network = Network(env_spec, encoder, trunk, initialization)
         self.head = LinearHead(self.network.out_features, env_spec.num_actions)
         self.build_optimizer = optimizer
         self._correct: list[Tensor] = []
+
+    def networks(self) -> list[nn.Module]:
+        """List the encoder with its trunk."""
+        return [self.network]
 
     @property
     def source(self) -> LabelSource:

@@ -125,14 +125,19 @@ class Agent(Learner):
 
     Args:
         env_spec: The environment's spaces; the command line fills it in from the datamodule.
+        compile: Whether ``torch.compile`` compiles the networks when fitting starts.
     """
 
     score: ClassVar[str] = "eval/episode_return"
 
-    def __init__(self, env_spec: EnvSpec) -> None:
-        super().__init__(env_spec)
+    def __init__(self, env_spec: EnvSpec, compile: bool = False) -> None:
+        super().__init__(env_spec, compile)
         self._episodes: list[tuple[float, float]] = []
         self._probe: Tensor | None = None
+
+    def networks(self) -> list[nn.Module]:
+        """List encoder, trunk and what is on top of them, for every such network."""
+        return [module for module in self.modules() if isinstance(module, Network)]
 
     # -- acting ------------------------------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ class DQN(QLearningAgent):
             returns stay raw.
         clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
+        compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
+            C++ compiler.
 
     Raises:
         UserError: If the environment's actions are continuous, or a number is out of range.
@@ -67,6 +69,7 @@ class DQN(QLearningAgent):
         reward_scale: float = 1.0,
         clip_reward: bool = False,
         end_of_life_is_terminal: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             env_spec,
@@ -84,6 +87,7 @@ class DQN(QLearningAgent):
             reward_scale=reward_scale,
             clip_reward=clip_reward,
             end_of_life_is_terminal=end_of_life_is_terminal,
+            compile=compile,
         )
         require_between(1, math.inf, target_sync_every=target_sync_every)
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_gfs.compilation import require_compiler
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.networks import named_layers
@@ -30,14 +31,16 @@ class Learner(LightningModule):
 
     Args:
         env_spec: The spaces of what is learned from.
+        compile: Whether ``torch.compile`` compiles the networks when fitting starts.
     """
 
     score: ClassVar[str]
     """The tag of the evaluation's verdict: larger is better, ``best.ckpt`` is chosen by it."""
 
-    def __init__(self, env_spec: EnvSpec) -> None:
+    def __init__(self, env_spec: EnvSpec, compile: bool = False) -> None:
         super().__init__()
         self.env_spec = env_spec
+        self.is_compiled = compile  # `compile` is a method of every module
         # Lightning's name for an input that `forward` takes, for what measures the network.
         self.example_input_array = torch.zeros(1, *env_spec.observation_shape)
         self.latest_return: float | None = None
@@ -64,7 +67,24 @@ class Learner(LightningModule):
                 "model.optimizer is pytorch_optimizer.Kron, which draws differently in every process and "
                 "after a resume; expected lit_gfs.optim.Kron"
             )
+        _choose_implementation(optimizer)
         return optimizer
+
+    def networks(self) -> list[nn.Module]:
+        """List the modules that are called to learn and to act: what is compiled."""
+        raise NotImplementedError
+
+    def on_fit_start(self) -> None:
+        """Compile the networks, where asked for: after callbacks have had their way with the weights.
+
+        Raises:
+            UserError: If there is no C++ compiler to do it.
+        """
+        if not self.is_compiled:
+            return
+        require_compiler(self.device)
+        for network in self.networks():
+            network.compile()
 
     # -- what callbacks read -----------------------------------------------------------------------------
 
@@ -175,3 +195,18 @@ class Learner(LightningModule):
             self._clock = (now, steps)
         self._sums, self._counts = {}, {}
         self.write(scalars)
+
+
+def _choose_implementation(optimizer: Optimizer) -> None:
+    """Pick the quickest implementation of one of PyTorch's optimizers, unless the user picked one.
+
+    The same update to rounding: fused, a step of Adam on Nature CNN takes a fifth of the time on a CPU, where
+    PyTorch loops over tensors unless told otherwise.
+    """
+    for group in optimizer.param_groups:
+        if group.get("differentiable") or group.get("foreach") is not None:
+            continue
+        if "fused" not in group and "foreach" in group:
+            group["foreach"] = True
+        elif group.get("fused", False) is None:
+            group["fused"] = True

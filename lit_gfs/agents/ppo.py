@@ -114,6 +114,8 @@ class PPO(Agent):
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
         sample_in_evaluation: Whether evaluation samples from the policy instead of taking its mode; usual on
             Atari, where a mode that never presses FIRE again waits for the time limit.
+        compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
+            C++ compiler.
     """
 
     action_low: Tensor
@@ -141,8 +143,9 @@ class PPO(Agent):
         clip_reward: bool = False,
         end_of_life_is_terminal: bool = False,
         sample_in_evaluation: bool = False,
+        compile: bool = False,
     ) -> None:
-        super().__init__(env_spec)
+        super().__init__(env_spec, compile)
         require_between(0, 1, gamma=gamma, lambda_=lambda_)
         require_between(0, math.inf, clip=clip, clip_value=clip_value, target_kl=target_kl)
         require_between(

@@ -46,6 +46,8 @@ class PQN(QLearningAgent):
             returns stay raw.
         clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
+        compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
+            C++ compiler.
 
     Raises:
         UserError: If the environment's actions are continuous, or a number is out of range.
@@ -69,6 +71,7 @@ class PQN(QLearningAgent):
         reward_scale: float = 1.0,
         clip_reward: bool = False,
         end_of_life_is_terminal: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             env_spec,
@@ -86,6 +89,7 @@ class PQN(QLearningAgent):
             clip_reward=clip_reward,
             end_of_life_is_terminal=end_of_life_is_terminal,
             reward_scale=reward_scale,
+            compile=compile,
         )
         require_between(0, 1, lambda_=lambda_)
         self.lambda_ = lambda_

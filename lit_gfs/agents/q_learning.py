@@ -80,6 +80,7 @@ class QLearningAgent(Agent):
         clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
         reward_scale: Factor on the rewards that the learner sees.
+        compile: Whether ``torch.compile`` compiles the networks when fitting starts.
 
     Raises:
         UserError: If the environment's actions are continuous, or a number is out of range.
@@ -103,8 +104,9 @@ class QLearningAgent(Agent):
         clip_reward: bool,
         end_of_life_is_terminal: bool,
         reward_scale: float,
+        compile: bool,
     ) -> None:
-        super().__init__(env_spec)
+        super().__init__(env_spec, compile)
         if not env_spec.is_discrete:
             raise UserError(
                 f"{type(self).__name__} needs discrete actions, but {env_spec.env_id!r} has a continuous "

@@ -70,7 +70,8 @@ class VectorEncoder(Encoder):
 class PixelEncoder(Encoder):
     """Base of the convolutional encoders; a subclass sets `convolutions` and `out_features`.
 
-    Bytes are scaled to [0, 1]; other pixels are taken as they are.
+    Bytes are scaled to [0, 1]; other pixels are taken as they are. Images pass through with their channels
+    last in memory, which convolutions are faster on; shapes say nothing of it.
 
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
@@ -110,7 +111,9 @@ class PixelEncoder(Encoder):
         """Map images ``(*batch, channels, height, width)`` to ``(*batch, out_features)``."""
         batch = self._batch_shape(observation)
         images = observation.reshape(batch.numel(), *self.observation_shape)
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        scale = 255 if images.dtype == torch.uint8 else 1
+        # Kernels keep their layout: that of an image alone decides how a convolution is computed.
+        images = images.to(torch.float32, memory_format=torch.channels_last) / scale
         return self.convolutions(images).reshape(*batch, self.out_features)
 
 

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lit_gfs.agents import DQN
+from lit_gfs.envs import EnvSpec
+from lit_gfs.optim import Kron
+
+SPEC = EnvSpec(
+    env_id="Counting-v0",
+    observation_shape=(2,),
+    observation_dtype="float32",
+    num_actions=3,
+    action_low=None,
+    action_high=None,
+    frame_skip=1,
+)
+
+
+def steps(optimizer: torch.optim.Optimizer) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [("Adam", "fused"), ("AdamW", "fused"), ("SGD", "fused"), ("RAdam", "foreach"), ("RMSprop", "foreach")],
+)
+def test_the_quick_implementation_gives_the_same_updates(name: str, implementation: str) -> None:
+    factory = getattr(torch.optim, name)
+    network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    looped = copy.deepcopy(network)
+
+    optimizer = DQN(SPEC).make_optimizer(lambda p: factory(p, lr=0.1), network.parameters())
+    steps(optimizer)
+    steps(factory(looped.parameters(), lr=0.1, foreach=False))
+
+    assert optimizer.param_groups[0][implementation] is True
+    for ours, expected in zip(network.parameters(), looped.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("chosen", [{"foreach": False}, {"foreach": True}, {"fused": False}])
+def test_an_implementation_that_the_user_chose_stays(chosen: dict[str, Any]) -> None:
+    parameters = nn.Linear(2, 2).parameters()
+
+    optimizer = DQN(SPEC).make_optimizer(lambda p: torch.optim.Adam(p, **chosen), parameters)
+
+    assert {key: optimizer.param_groups[0][key] for key in chosen} == chosen
+    assert optimizer.param_groups[0]["fused"] is not True
+
+
+def test_optimizers_of_others_are_left_alone() -> None:
+    optimizer = DQN(SPEC).make_optimizer(Kron, nn.Linear(2, 2).parameters())
+
+    assert not {"fused", "foreach"} & set(optimizer.param_groups[0])
