@@ -1,7 +1,8 @@
-"""Speed of the batched environments under a Collector, as ratios to what they are built on.
+"""Speed of the batched environments under TorchRL's Collector, as ratios to what they are built on.
 
 Every ratio compares two ways that take turns within one run, so that a busy machine slows both. The policy is
-the same everywhere: actions drawn beforehand, so that neither side pays for a network.
+the same everywhere: actions drawn beforehand, so that neither side pays for a network. The last comparison is
+of the same environments under `lit_gfs.datamodules.collector.DirectCollector`, as in training.
 
     python benchmarks/environments.py --seconds 20 --json environments.json
 """
@@ -28,7 +29,9 @@ from torchrl.collectors import Collector
 from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase
 
+from lit_gfs.datamodules.collector import DirectCollector
 from lit_gfs.envs import make_env
+from lit_gfs.policy import Policy
 
 Advance = Callable[[], int]
 """Takes some environment steps and says how many."""
@@ -52,11 +55,18 @@ class DrawnActions(TensorDictModuleBase):
         return tensordict.set("action", next(self.actions))
 
 
-def collected(env: EnvBase, vector_steps: int) -> Advance:
-    """Step an environment under a Collector, with the arguments that training gives it."""
-    collector = Collector(
+def drawn_actions(action_spec: TensorSpec) -> Policy:
+    """Make the same policy of the kind that a `DirectCollector` calls without a tensordict."""
+    actions = cycle([action_spec.rand() for _ in range(DRAWN)])
+    return Policy(lambda observation: {"action": next(actions)}, ["action"])
+
+
+def collected(env: EnvBase, vector_steps: int, *, direct: bool = False) -> Advance:
+    """Step an environment under a collector, with the arguments that training gives it."""
+    kind = DirectCollector if direct else Collector
+    collector = kind(
         env,
-        DrawnActions(env.action_spec),
+        drawn_actions(env.action_spec) if direct else DrawnActions(env.action_spec),
         frames_per_batch=env.batch_size.numel() * vector_steps,
         total_frames=-1,
         policy_device="cpu",
@@ -122,14 +132,14 @@ def atari(game: str, rom: str, seconds: float) -> dict[str, float]:
     return compare(collected(env, 16), stepped(simulator, actions, 64, 16), seconds)
 
 
-def cartpole(seconds: float) -> dict[str, float]:
-    """Compare 64 poles under a Collector with gymnasium's batched simulator in a bare loop."""
+def cartpole(seconds: float, *, direct: bool = False) -> dict[str, float]:
+    """Compare 64 poles under a collector with gymnasium's batched simulator in a bare loop."""
     import gymnasium
 
     env = make_env("CartPole-v1", 64, seed=0)
     simulator = gymnasium.make_vec("CartPole-v1", 64, vectorization_mode="vector_entry_point")
     actions = [env.action_spec.rand().numpy() for _ in range(DRAWN)]
-    return compare(collected(env, 64), stepped(simulator, actions, 64, 64), seconds)
+    return compare(collected(env, 64, direct=direct), stepped(simulator, actions, 64, 64), seconds)
 
 
 def cheetah(seconds: float) -> dict[str, float]:
@@ -155,6 +165,7 @@ def main() -> None:
         "breakout_64": {**atari("Breakout", "breakout", arguments.seconds), "target": 0.7},
         "cheetah_run_32": {**cheetah(arguments.seconds), "target": 10.0},
         "cartpole_64": {**cartpole(arguments.seconds), "target": 0.35},
+        "cartpole_64_direct": {**cartpole(arguments.seconds, direct=True), "target": 0.35},
     }
     text = json.dumps(result, indent=2)
     print(text)

@@ -8,14 +8,18 @@ from typing import Protocol
 
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
+from lit_gfs.datamodules.collector import DirectCollector
 from lit_gfs.seeding import derive_seed, seed_generators
 
 
 class CollectingAgent(Protocol):
-    """What a datamodule asks of the agent that it feeds."""
+    """What a datamodule asks of the agent that it feeds.
+
+    An agent whose attribute ``needs_only_final_observations`` is true gets, with images, a
+    `lit_gfs.bootstrap.FinalObservations` for ``("next", "observation")``: a rollout of half the size.
+    """
 
     device: object
 
@@ -65,7 +69,8 @@ class Experience:
         self._rank = rank
         self.precision = precision
         self._barrier_due = True
-        self._collector = Collector(
+        shows_images = len(env.observation_spec["observation"].shape) == 4
+        self._collector = DirectCollector(
             env,
             agent.collection_policy(),
             frames_per_batch=env.batch_size.numel() * steps_per_env,
@@ -78,6 +83,7 @@ class Experience:
             auto_register_policy_transforms=False,
             # Without a copy: the next piece is written over this one.
             return_same_td=True,
+            only_final_observations=shows_images and getattr(agent, "needs_only_final_observations", False),
         )
         self._pieces = iter(self._collector)
 

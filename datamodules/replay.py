@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any, cast
 
 from tensordict import TensorDictBase
-from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer
+from torchrl.data import ReplayBuffer
 
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.frame_storage import FrameStackStorage, frame_replay_buffer
+from lit_gfs.datamodules.rollout_writer import uniform_replay_buffer
+from lit_gfs.datamodules.transition_storage import TransitionStorage
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
-
-_FOLLOWING = ("observation", "reward", "done", "terminated", "truncated", "end_of_life")
 
 
 def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
@@ -29,7 +29,7 @@ def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: 
     """
     if spec.is_frame_stack:
         return frame_replay_buffer(capacity, num_envs, batch_size)
-    return TensorDictReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=batch_size)
+    return uniform_replay_buffer(TransitionStorage(capacity), batch_size)
 
 
 class ReplayLoader:
@@ -77,7 +77,7 @@ class ReplayLoader:
         if self._experience.pass_barrier() and isinstance(self.buffer.storage, FrameStackStorage):
             self.buffer.storage.end_episodes()
         while self._updates >= self._updates_due:
-            self._store(self._experience.collect())
+            self.buffer.extend(self._experience.collect())
         self._updates += 1
         self._position += 1
         return self.buffer.sample()
@@ -85,14 +85,6 @@ class ReplayLoader:
     @property
     def _updates_due(self) -> int:
         return (self._experience.env_steps - self._first_update_at) // self._steps_per_update
-
-    def _store(self, piece: TensorDictBase) -> None:
-        following = [("next", key) for key in _FOLLOWING if ("next", key) in piece.keys(include_nested=True)]
-        transitions = piece.select("observation", "action", *following)
-        if isinstance(self.buffer.storage, FrameStackStorage):
-            self.buffer.extend(transitions)
-        else:
-            self.buffer.extend(transitions.reshape(-1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the pass; the transitions themselves are not in the checkpoint."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,6 +17,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.init import orthogonal_
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Encoder, NatureCNN, Trunk, VectorEncoder
+from lit_gfs.policy import Policy
 
 __all__ = [
     "Agent",
@@ -49,32 +49,6 @@ class ExperienceSource(Protocol):
     """Environment steps after which the run ends."""
     frame_skip: int
     """Simulator frames per environment step."""
-
-
-class Policy(TensorDictModuleBase):
-    """Adapts a function of observations to what a TorchRL collector calls.
-
-    The function's networks are deliberately not registered as submodules: collector and agent live in one
-    process and share their weights, so there is nothing to copy.
-
-    Args:
-        act: Maps observations ``(num_envs, *shape)`` to named outputs ``(num_envs, ...)``, one of
-            them ``action``.
-        out_keys: The names of those outputs.
-    """
-
-    def __init__(self, act: Callable[[Tensor], Mapping[str, Tensor]], out_keys: Iterable[str]) -> None:
-        super().__init__()
-        self.in_keys = ["observation"]
-        self.out_keys = list(out_keys)
-        self._act = act
-
-    @torch.no_grad()
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the outputs for ``observation`` into the tensordict."""
-        for key, value in self._act(tensordict.get("observation")).items():
-            tensordict.set(key, value)
-        return tensordict
 
 
 class Network(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,7 +20,7 @@ from lit_gfs.agents.base import (
     Policy,
     TrunkFactory,
 )
-from lit_gfs.agents.bootstrap import next_values
+from lit_gfs.bootstrap import next_values
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.losses import (
@@ -120,6 +121,8 @@ class PPO(Agent):
 
     action_low: Tensor
     action_high: Tensor
+
+    needs_only_final_observations: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -264,6 +267,7 @@ class PPO(Agent):
         """Compute advantages and value targets once for a rollout ``(num_envs, T)``.
 
         Truncated episodes bootstrap from the value of their true final observation, terminated ones do not.
+        ``("next", "observation")`` may be a `lit_gfs.bootstrap.FinalObservations`.
 
         Returns:
             What minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import RAdam
 
 from lit_gfs.agents.base import EncoderFactory, Initialization, OptimizerFactory, Policy, TrunkFactory
-from lit_gfs.agents.bootstrap import next_values
 from lit_gfs.agents.q_learning import QLearningAgent, epsilon_greedy
+from lit_gfs.bootstrap import next_values
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
 from lit_gfs.losses import max_q_value
@@ -53,6 +53,8 @@ class PQN(QLearningAgent):
         UserError: If the environment's actions are continuous, or a number is out of range.
     """
 
+    needs_only_final_observations: ClassVar[bool] = True
+
     def __init__(
         self,
         env_spec: EnvSpec,
@@ -88,8 +90,8 @@ class PQN(QLearningAgent):
             anneal_learning_rate=anneal_learning_rate,
             clip_reward=clip_reward,
             end_of_life_is_terminal=end_of_life_is_terminal,
-            reward_scale=reward_scale,
             compile=compile,
+            reward_scale=reward_scale,
         )
         require_between(0, 1, lambda_=lambda_)
         self.lambda_ = lambda_
@@ -112,6 +114,7 @@ class PQN(QLearningAgent):
         """Compute targets once for a rollout ``(num_envs, T)``.
 
         Truncated episodes bootstrap from their true final observation, terminated ones do not.
+        ``("next", "observation")`` may be a `lit_gfs.bootstrap.FinalObservations`.
 
         Returns:
             What minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.

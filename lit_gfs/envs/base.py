@@ -37,6 +37,23 @@ class Outcome(NamedTuple):
     """
 
 
+class Step(NamedTuple):
+    """One step of every simulator, as `BatchedEnv.advance` tells it.
+
+    All arrays have ``num_envs`` rows, and nobody writes to them later.
+    """
+
+    observations: Arrays
+    """What the step led to; where an episode ended, its final observation."""
+    reward: NDArray[Any]
+    done: NDArray[np.bool_]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    episode_return: NDArray[np.float64]
+    """Sum of the episode's raw rewards, this step's included."""
+    episode_length: NDArray[np.int64]
+
+
 def env_seeds(seed: int, num_envs: int) -> NDArray[np.int64]:
     """Derive one seed in ``[0, 2**31)`` per environment, all of them different."""
     first = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -66,6 +83,8 @@ class BatchedEnv(EnvBase):
 
     A full reset after `set_seed` begins a trajectory that is a pure function of the seed and the actions,
     whatever happened before. Without a new seed, resets go on drawing from the simulators' generators.
+
+    `advance` and `shown` are the same stream without tensordicts, for a collector that knows of them.
 
     Args:
         env_id: The id that a user knows this environment by.
@@ -145,42 +164,56 @@ class BatchedEnv(EnvBase):
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDict:
         episodes = self._episodes
         asked = None if tensordict is None else tensordict.get("_reset", None)
-        mask = np.ones(self.num_envs, dtype=np.bool_) if asked is None else asked.reshape(-1).numpy()
-        if asked is None or not episodes.current or (episodes.seed is not None and mask.all()):
-            first = self._restart(np.arange(self.num_envs), episodes.seed)
-            episodes.seed = None
-            episodes.begin(slice(None), first)
-            episodes.restarted = self._none
+        if asked is None or not episodes.shown:
+            self._begin_all()
         else:
-            self._begin(np.flatnonzero(mask & ~episodes.restarted))
-        episodes.restarted = episodes.restarted & ~mask
+            self._begin_again(asked.reshape(-1).numpy())
         # Copies, as collectors write in place into what a reset returned.
-        shown = {key: values.copy() for key, values in episodes.current.items()}
+        shown = {key: values.copy() for key, values in (episodes.shown | episodes.totals()).items()}
         return self._tensordict({**_tensors(shown), **self._not_done()})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        following, ended = self._advance(tensordict.get("action"))
-        self._episodes.restarted = ended.copy()
-        return self._tensordict(following)
+        step = self._advance(tensordict.get("action").numpy())
+        self._episodes.restarted = step.done.copy()
+        return self._tensordict(_following(step))
 
-    def _advance(self, action: Tensor) -> tuple[dict[str, Tensor], NDArray[np.bool_]]:
-        """Step; return what belongs under ``next``, and which episodes ended."""
+    def _advance(self, action: NDArray[Any]) -> Step:
+        """Step, and begin the next episodes of what ended."""
         episodes = self._episodes
-        outcome = self._simulate(action.numpy())
+        outcome = self._simulate(action)
         ended = outcome.terminated | outcome.truncated
-        episodes.returns += outcome.reward
-        episodes.lengths += 1
-        episodes.current = {**outcome.observations, **episodes.totals()}
-        following = _tensors(episodes.current)
-        following["reward"] = _column(outcome.reward.astype(np.float32, copy=False))
-        following["done"] = _column(ended)
-        following["terminated"] = _column(outcome.terminated)
-        following["truncated"] = _column(outcome.truncated)
+        episodes.count(outcome.reward)
+        step = Step(
+            outcome.observations,
+            outcome.reward,
+            ended,
+            outcome.terminated,
+            outcome.truncated,
+            episodes.returns,
+            episodes.lengths,
+        )
+        episodes.shown = outcome.observations
         if outcome.restarted is None:
             self._begin(np.flatnonzero(ended))
         else:
             episodes.begin(ended, outcome.restarted)
-        return following, ended
+        return step
+
+    def _begin_all(self) -> None:
+        """Begin every episode anew, from the seed if there is a new one."""
+        episodes = self._episodes
+        episodes.begin(slice(None), self._restart(np.arange(self.num_envs), episodes.seed))
+        episodes.seed = None
+        episodes.restarted = self._none
+
+    def _begin_again(self, mask: NDArray[np.bool_]) -> None:
+        """Begin episodes where a reset is asked for, unless they have just begun."""
+        episodes = self._episodes
+        if episodes.seed is not None and mask.all():
+            self._begin_all()
+        else:
+            self._begin(np.flatnonzero(mask & ~episodes.restarted))
+            episodes.restarted = episodes.restarted & ~mask
 
     def _begin(self, indices: NDArray[np.int64]) -> None:
         """Begin episodes in some simulators, or in none of them."""
@@ -188,10 +221,31 @@ class BatchedEnv(EnvBase):
             return
         first = self._restart(indices, None)
         # Earlier arrays stay as they are: they have been handed out.
-        current = {key: self._episodes.current[key].copy() for key in first}
+        shown = {key: self._episodes.shown[key].copy() for key in first}
         for key, rows in first.items():
-            current[key][indices] = rows
-        self._episodes.begin(indices, current)
+            shown[key][indices] = rows
+        self._episodes.begin(indices, shown)
+
+    @property
+    def shown(self) -> Arrays:
+        """What the next action answers to, by name, ``(num_envs, *shape)``; empty before the first reset."""
+        return self._episodes.shown
+
+    def advance(self, action: NDArray[Any]) -> Step:
+        """Step every simulator, then reset what ended: `step_and_maybe_reset` without tensordicts.
+
+        `shown` is then what the next action answers to.
+
+        Args:
+            action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
+        """
+        step = self._advance(action)
+        if self._episodes.seed is None:
+            self._episodes.restarted = self._none
+        else:
+            self._episodes.restarted = step.done.copy()
+            self._begin_again(step.done)
+        return step
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """Step, then reset what ended, as `torchrl.envs.EnvBase.step_and_maybe_reset` does.
@@ -206,11 +260,11 @@ class BatchedEnv(EnvBase):
         """
         if not self._is_plain(tensordict):
             return super().step_and_maybe_reset(tensordict)
-        following, _ = self._advance(tensordict.get("action"))
-        self._episodes.restarted = self._none
+        following = self._tensordict(_following(self.advance(tensordict.get("action").numpy())))
         # The public setter would check that both have the same batch size and device.
-        tensordict._set_str("next", self._tensordict(following), inplace=False, validated=True)
-        return tensordict, self._tensordict({**_tensors(self._episodes.current), **self._going_on})
+        tensordict._set_str("next", following, inplace=False, validated=True)
+        shown = _tensors(self._episodes.shown | self._episodes.totals())
+        return tensordict, self._tensordict({**shown, **self._going_on})
 
     def _is_plain(self, tensordict: TensorDictBase) -> bool:
         return (
@@ -231,29 +285,48 @@ class BatchedEnv(EnvBase):
 
 
 class _Episodes:
-    """Where every simulator stands in its episode."""
+    """Where every simulator stands in its episode; its arrays are replaced, never written to."""
 
     def __init__(self, num_envs: int, seed: int) -> None:
         self.seed: int | None = seed
         """Of the next full reset; ``None`` goes on with the simulators' generators."""
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, dtype=np.int64)
-        self.current: Arrays = {}
+        self.shown: Arrays = {}
         """What the next action answers to."""
         self.restarted = np.zeros(num_envs, dtype=np.bool_)
         """Which simulators have begun an episode that TorchRL has not asked for yet."""
 
-    def begin(self, rows: Any, current: Arrays) -> None:
+    def count(self, reward: NDArray[Any]) -> None:
+        """Add a step to the totals."""
+        self.returns = self.returns + reward
+        self.lengths = self.lengths + 1
+
+    def begin(self, rows: Any, shown: Arrays) -> None:
         """Begin episodes in some rows, given what every simulator shows then."""
+        self.returns, self.lengths = self.returns.copy(), self.lengths.copy()
         self.returns[rows] = 0
         self.lengths[rows] = 0
-        self.current = {**current, **self.totals()}
+        self.shown = shown
 
     def totals(self) -> Arrays:
-        return {
-            "episode_return": self.returns.astype(np.float32)[:, None],
-            "episode_length": self.lengths[:, None].copy(),
-        }
+        return _totals(self.returns, self.lengths)
+
+
+def _totals(returns: NDArray[np.float64], lengths: NDArray[np.int64]) -> Arrays:
+    return {"episode_return": returns.astype(np.float32)[:, None], "episode_length": lengths[:, None].copy()}
+
+
+def _following(step: Step) -> dict[str, Tensor]:
+    """Return what belongs under ``next``."""
+    return {
+        **_tensors(step.observations),
+        **_tensors(_totals(step.episode_return, step.episode_length)),
+        "reward": _column(step.reward.astype(np.float32, copy=False)),
+        "done": _column(step.done),
+        "terminated": _column(step.terminated),
+        "truncated": _column(step.truncated),
+    }
 
 
 def _tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import RandomSampler, ReplayBuffer, TensorDictReplayBuffer
 
-from lit_gfs.datamodules.frame_storage import FrameStackStorage, FrameStackWriter, frame_replay_buffer
+from lit_gfs.datamodules.frame_storage import FrameStackStorage, frame_replay_buffer
+from lit_gfs.datamodules.rollout_writer import RolloutWriter
 from lit_gfs.errors import UserError
 
 STACK = 4
@@ -235,7 +236,7 @@ def test_it_works_in_any_buffer_of_torchrl() -> None:
     buffer = TensorDictReplayBuffer(
         storage=FrameStackStorage(20, num_envs=2),
         sampler=RandomSampler(),
-        writer=FrameStackWriter(),
+        writer=RolloutWriter(),
         collate_fn=lambda batch: batch,
         batch_size=6,
     )

@@ -241,3 +241,35 @@ def test_frame_skip_is_told_but_not_applied_by_torchrl() -> None:
     assert env.frame_skip == 4
     step, _ = env.step_and_maybe_reset(act(env.reset(), env))
     assert step["next", "observation"].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3], [2]])
+def test_a_step_without_tensordicts_equals_one_with_them(lengths: list[int]) -> None:
+    lean, general = ScriptedEnv(lengths), ScriptedEnv(lengths)
+    lean.reset()
+    state: TensorDictBase = general.reset()
+    for time in range(12):
+        if time in (4, 8):
+            # A seed that no full reset has asked for yet: it waits until all episodes end at once.
+            lean.set_seed(time)
+            general.set_seed(time)
+        step = lean.advance(np.zeros(len(lengths), dtype=np.int64))
+        expected, state = EnvBase.step_and_maybe_reset(general, act(state, general))
+        following = expected["next"]
+        assert np.array_equal(step.observations["observation"], following["observation"].numpy())
+        for key in ("reward", "done", "terminated", "truncated", "episode_return", "episode_length"):
+            assert getattr(step, key).tolist() == following[key].squeeze(-1).tolist(), key
+        assert np.array_equal(lean.shown["observation"], state["observation"].numpy())
+    assert lean.episodes == general.episodes
+    assert lean.seeds == general.seeds
+
+
+def test_steps_without_tensordicts_hand_out_memory_of_their_own() -> None:
+    env = ScriptedEnv([2, 3])
+    env.reset()
+    kept = []
+    for _ in range(7):
+        step = env.advance(np.zeros(2, dtype=np.int64))
+        arrays = [step.observations["observation"], *step[1:], env.shown["observation"]]
+        kept += [(array, array.copy()) for array in arrays]
+    assert all(np.array_equal(array, copy) for array, copy in kept)

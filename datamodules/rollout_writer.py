@@ -1,0 +1,95 @@
+"""What replay memories share that append whole rollouts and keep all the state themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import RandomSampler, ReplayBuffer, Writer
+from torchrl.data.replay_buffers.checkpointers import StorageCheckpointerBase
+from torchrl.data.replay_buffers.storages import Storage
+
+
+class AppendingStorage(Protocol):
+    """A storage that rollouts are appended to."""
+
+    @property
+    def write_count(self) -> int:
+        """How many transitions were ever appended."""
+
+    def extend(self, rollout: TensorDictBase) -> Tensor:
+        """Append a rollout ``(num_envs, T)`` and return the indices of its transitions."""
+
+
+class StateCheckpointer(StorageCheckpointerBase):
+    """Writes a storage's ``state_dict``, nested tensors, as memory-mapped files, and reads it back."""
+
+    def dumps(self, storage: Storage, path: str | Path) -> None:
+        """Write the storage's state into the directory ``path``."""
+        TensorDict(storage.state_dict()).memmap(str(path))
+
+    def loads(self, storage: Storage, path: str | Path) -> None:
+        """Copy the state in the directory ``path`` into the storage."""
+        storage.load_state_dict(TensorDict.load_memmap(str(path)).to_dict())
+
+
+class RolloutWriter(Writer):
+    """Appends rollouts ``(num_envs, T)`` to an :class:`AppendingStorage`, which has all the state."""
+
+    def extend(self, data: TensorDictBase) -> Tensor:
+        """Append a rollout; see the storage's ``extend``."""
+        return cast(AppendingStorage, self._storage).extend(data)
+
+    def add(self, data: Any) -> int:
+        """Refuse: environments are stepped together.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("transitions cannot be added one by one; extend with a rollout (num_envs, T)")
+
+    @property
+    def _write_count(self) -> int:
+        return cast(AppendingStorage, self._storage).write_count
+
+    def _empty(self, empty_write_count: bool = True) -> None:
+        pass
+
+    def dumps(self, path: str | Path) -> None:
+        """Write nothing: the storage has the state."""
+
+    def loads(self, path: str | Path) -> None:
+        """Read nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing."""
+
+
+def uniform_replay_buffer(storage: Storage, batch_size: int) -> ReplayBuffer:
+    """Make a replay buffer that samples uniformly, with torch's global generator.
+
+    Args:
+        storage: An :class:`AppendingStorage`.
+        batch_size: Transitions in a sample.
+
+    Returns:
+        A buffer whose ``extend`` takes rollouts ``(num_envs, T)`` and whose ``sample`` gives
+        ``(batch_size,)``. ``dumps`` and ``loads`` keep everything but torch's generator.
+    """
+    return ReplayBuffer(
+        storage=storage,
+        sampler=RandomSampler(),
+        writer=RolloutWriter(),
+        collate_fn=_as_it_is,
+        batch_size=batch_size,
+    )
+
+
+def _as_it_is(batch: TensorDict) -> TensorDict:
+    return batch
