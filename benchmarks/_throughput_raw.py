@@ -1,0 +1,293 @@
+"""The machine's limit: a fit's three kinds of work, each alone in a bare loop.
+
+Nothing of the framework runs in these loops but the modules whose speed they measure: no collector, no
+TensorDict, no Lightning, no logging.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_gfs.agents import DQN, PPO, Agent
+from lit_gfs.agents.q_learning import QLearningAgent
+from lit_gfs.envs import make_env
+from lit_gfs.envs.gymnasium import is_natively_batched, quietly
+from lit_gfs.losses import gaussian_entropy, gaussian_log_prob
+
+Clock = Callable[[], float]
+Work = Callable[[], Any]
+
+DRAWN = 256
+"""Vector steps whose actions are drawn beforehand."""
+
+VECTOR_STEPS = 16
+"""Vector steps, and policy calls, between two looks at the clock."""
+
+
+def seconds_per_call(work: Work, at_least: float, clock: Clock = time.perf_counter) -> float:
+    """Repeat some work for ``at_least`` seconds; return the seconds that one call took."""
+    synchronize()
+    calls, start = 0, clock()
+    while clock() - start < at_least:
+        work()
+        calls += 1
+    synchronize()
+    return (clock() - start) / calls
+
+
+def synchronize() -> None:
+    """Wait for the accelerator, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class RawParts:
+    """Environment, policy and update of a fit, ready to be repeated in bare loops.
+
+    Args:
+        trainer: The Trainer that is fitting.
+        agent: What it fits; networks are copied.
+        batch: A batch of it, repeated in every raw update.
+        clock: Tells the seconds.
+    """
+
+    def __init__(self, trainer: Trainer, agent: Agent, batch: Any, clock: Clock) -> None:
+        known: Any = trainer
+        self._clock = clock
+        data = known.datamodule
+        self.num_envs: int = data.num_envs
+        self._precision: Callable[[], AbstractContextManager] = known.precision_plugin.forward_context
+        self.simulator, self._environment = bare_simulator(data.env_id, data.num_envs, data.env_options)
+        observation = batch["observation"][torch.arange(data.num_envs) % len(batch)].clone()
+        network: nn.Module = agent.actor_critic if isinstance(agent, PPO) else agent.q_network  # type: ignore[union-attr]
+        self._policy = bare_policy(network, observation)
+        self._update = bare_update(
+            agent, batch.clone(), known.gradient_clip_val, known.gradient_clip_algorithm, self._precision
+        )
+
+    def environment_seconds(self, at_least: float) -> float:
+        """Return the seconds of simulation per environment step."""
+        return seconds_per_call(self._environment, at_least, self._clock) / (VECTOR_STEPS * self.num_envs)
+
+    def policy_seconds(self, at_least: float) -> float:
+        """Return the seconds of inference per environment step: one call for each vector step."""
+        with torch.no_grad(), self._precision():
+            return seconds_per_call(self._policy, at_least, self._clock) / (VECTOR_STEPS * self.num_envs)
+
+    def update_seconds(self, at_least: float) -> float:
+        """Return the seconds of one optimizer step."""
+        with torch.enable_grad():
+            return seconds_per_call(self._update, at_least, self._clock)
+
+
+# -- environment ---------------------------------------------------------------------------------------------
+
+
+def bare_simulator(env_id: str, num_envs: int, options: dict[str, Any]) -> tuple[str, Work]:
+    """Return the fastest of the suite's own ways to step this many environments, and its name.
+
+    The work is `VECTOR_STEPS` vector steps of actions that were drawn beforehand; an episode that ends is
+    followed by the next one.
+    """
+    if env_id.startswith("ALE/"):
+        return "ale_py.vector_env.AtariVectorEnv", _atari(env_id, num_envs, options)
+    if env_id.startswith("dm_control/"):
+        return f"dm_control x {num_envs}", _dm_control(env_id, num_envs, options)
+    vector, name = _gymnasium_vector(env_id, num_envs, options)
+    candidates = {name: vector, f"gymnasium.make x {num_envs}": _gymnasium_single(env_id, num_envs, options)}
+    for work in candidates.values():
+        work()
+    # Many light simulators gain from being one; a few do not.
+    name = min(candidates, key=lambda each: min(seconds_per_call(candidates[each], 0.02) for _ in range(5)))
+    return name, candidates[name]
+
+
+def _vector_steps(simulator: Any, drawn: Iterable[Any]) -> Work:
+    actions = itertools.cycle(list(drawn))
+
+    def work() -> None:
+        for _ in range(VECTOR_STEPS):
+            simulator.step(next(actions))
+
+    return work
+
+
+def _atari(env_id: str, num_envs: int, options: dict[str, Any]) -> Work:
+    env: Any = make_env(env_id, num_envs, seed=0, **options)
+    simulator = env._simulators["observation"]  # ALE's own, with every option that a fit gives it
+    simulator.reset(seed=np.arange(num_envs))
+    return _vector_steps(simulator, (env.action_spec.rand().numpy() for _ in range(DRAWN)))
+
+
+def _gymnasium_vector(env_id: str, num_envs: int, options: dict[str, Any]) -> tuple[Work, str]:
+    mode: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
+    if not is_natively_batched(env_id):
+        kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        mode = {"vectorization_mode": "sync", "vector_kwargs": kwargs}
+    with quietly():
+        simulator = gymnasium.make_vec(env_id, num_envs, **mode, **options)
+    simulator.reset(seed=0)
+    simulator.action_space.seed(0)
+    name = f"gymnasium.vector.{type(simulator.unwrapped).__name__}"
+    return _vector_steps(simulator, (simulator.action_space.sample() for _ in range(DRAWN))), name
+
+
+def _gymnasium_single(env_id: str, num_envs: int, options: dict[str, Any]) -> Work:
+    with quietly():
+        simulators = [gymnasium.make(env_id, disable_env_checker=True, **options) for _ in range(num_envs)]
+    space = simulators[0].action_space
+    space.seed(0)
+    for index, simulator in enumerate(simulators):
+        simulator.reset(seed=index)
+    actions = itertools.cycle([space.sample() for _ in range(DRAWN)])
+
+    def work() -> None:
+        for _ in range(VECTOR_STEPS):
+            for simulator in simulators:
+                _, _, terminated, truncated, _ = simulator.step(next(actions))
+                if terminated or truncated:
+                    simulator.reset()
+
+    return work
+
+
+def _dm_control(env_id: str, num_envs: int, options: dict[str, Any]) -> Work:
+    from lit_gfs.envs.dm_control import dm_control_tasks, suite
+
+    tasks = [suite.load(*dm_control_tasks()[env_id], task_kwargs={"random": 0}) for _ in range(num_envs)]
+    bounds, generator = tasks[0].action_spec(), np.random.default_rng(0)
+    low, high = np.clip(bounds.minimum, -1, 0), np.clip(bounds.maximum, 0, 1)
+    actions = itertools.cycle([generator.uniform(low, high) for _ in range(DRAWN)])
+    repeats = options.get("action_repeat", 1)
+
+    def work() -> None:
+        for _ in range(VECTOR_STEPS):
+            for task in tasks:
+                action = next(actions)
+                for _ in range(repeats):
+                    task.step(action)  # begins the next episode where one has ended
+
+    return work
+
+
+# -- policy and update ---------------------------------------------------------------------------------------
+
+
+def bare_policy(network: nn.Module, observation: Tensor) -> Work:
+    """Return the work of `VECTOR_STEPS` forward passes of a batch of observations."""
+    network = copy.deepcopy(network)
+
+    def work() -> None:
+        for _ in range(VECTOR_STEPS):
+            network(observation)
+
+    return work
+
+
+def bare_update(
+    agent: Agent,
+    batch: Any,
+    clip: float | None,
+    clip_algorithm: str | None,
+    precision: Callable[[], AbstractContextManager],
+) -> Work:
+    """Return the work of one optimizer step on a fixed batch: loss, gradients, clipping, step."""
+    parameters, loss = bare_loss(agent, batch)
+    trained = list(parameters)
+    optimizer = agent.make_optimizer(agent.build_optimizer, trained)  # type: ignore[operator, arg-type]
+
+    def work() -> None:
+        with precision():
+            value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        if clip and clip_algorithm == "value":
+            nn.utils.clip_grad_value_(trained, clip)
+        elif clip:
+            nn.utils.clip_grad_norm_(trained, clip)
+        optimizer.step()
+
+    return work
+
+
+def bare_loss(agent: Agent, batch: Any) -> tuple[Iterable[nn.Parameter], Callable[[], Tensor]]:
+    """Return the trained parameters of a copy of the networks, and their loss on a batch in plain PyTorch."""
+    if isinstance(agent, PPO):
+        return _ppo_loss(agent, batch)
+    if isinstance(agent, QLearningAgent):
+        return _q_loss(agent, batch)
+    raise TypeError(f"no bare loop for {type(agent).__name__}")
+
+
+def _q_loss(agent: QLearningAgent, batch: Any) -> tuple[Iterable[nn.Parameter], Callable[[], Tensor]]:
+    network = copy.deepcopy(agent.q_network)
+    observation, action = batch["observation"], batch["action"].long().unsqueeze(-1)
+    error = F.huber_loss if agent.loss_function == "huber" else F.mse_loss
+    if isinstance(agent, DQN):
+        target = _bootstrapped_target(agent, network, batch["next"])
+    else:
+        fixed = batch["target"]
+        target = lambda: fixed  # noqa: E731
+    return network.parameters(), lambda: error(network(observation).gather(-1, action).squeeze(-1), target())
+
+
+def _bootstrapped_target(agent: DQN, network: nn.Module, following: Any) -> Callable[[], Tensor]:
+    target_network = copy.deepcopy(agent.target_network)
+    reward, _, terminated = agent.outcome(following)
+    discount, observation = agent.gamma * (~terminated).float(), following["observation"]
+
+    @torch.no_grad()
+    def target() -> Tensor:
+        values = target_network(observation)
+        if agent.uses_double_q:
+            best = values.gather(-1, network(observation).argmax(-1, keepdim=True)).squeeze(-1)
+        else:
+            best = values.amax(-1)
+        return reward + discount * best
+
+    return target
+
+
+def _ppo_loss(agent: PPO, batch: Any) -> tuple[Iterable[nn.Parameter], Callable[[], Tensor]]:
+    network = copy.deepcopy(agent.actor_critic)
+    names = ("observation", "sample", "log_prob", "advantage", "value", "value_target")
+    observation, sample, old_log_prob, raw_advantage, old_value, value_target = (
+        batch[name] for name in names
+    )
+    discrete, clip, clip_value = agent.env_spec.is_discrete, agent.clip, agent.clip_value
+
+    def loss() -> Tensor:
+        output, value = network(observation)
+        if discrete:
+            log_probs = output.log_softmax(-1)
+            log_prob = log_probs.gather(-1, sample.unsqueeze(-1)).squeeze(-1)
+            entropy = -(log_probs.exp() * log_probs).sum(-1)
+        else:
+            log_prob = gaussian_log_prob(output, network.log_std, sample)
+            entropy = gaussian_entropy(network.log_std)
+        advantage = raw_advantage
+        if agent.normalize_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        ratio = (log_prob - old_log_prob).exp()
+        policy = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+        squared = (value - value_target).square()
+        if clip_value is not None:
+            moved = old_value + (value - old_value).clamp(-clip_value, clip_value)
+            squared = torch.maximum(squared, (moved - value_target).square())
+        critic = 0.5 * squared.mean()
+        return agent.value_coefficient * critic - policy - agent.entropy_coefficient * entropy.mean()
+
+    return network.parameters(), loss

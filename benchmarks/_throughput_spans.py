@@ -1,0 +1,182 @@
+"""Where a fit's time goes: exclusive seconds by the part of the code that spends them.
+
+Functions of the framework and of Lightning are wrapped for as long as they are timed, and put back.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer import call
+
+from lit_gfs.datamodules.experience import Experience
+from lit_gfs.policy import Policy
+
+BASE = "lightning"
+"""What no inner span accounts for: Lightning's loop."""
+
+PARTS: dict[str, str] = {
+    "collector": "collector",
+    "environment.simulate": "collector",
+    "environment.around_simulate": "collector",
+    "policy": "collector",
+    "agent.on_collection": "collector",
+    "loader": "loader",
+    "loader.store": "loader",
+    "loader.sample": "loader",
+    "loader.returns": "loader",
+    "training_step": "learner",
+    "target_sync": "learner",
+    "backward": "learner",
+    "optimizer": "learner",
+    "clip_gradients": "learner",
+    "zero_grad": "learner",
+    BASE: "lightning",
+    "batch_to_device": "lightning",
+    "learning_rate_schedule": "lightning",
+    "logging": "logging",
+    "callback_dispatch": "callbacks",
+}
+"""The part that each span belongs to, but for those named after a callback's class."""
+
+CALLBACK_HOOKS = ["on_objective_shift", *(name for name in vars(Callback) if name.startswith("on_"))]
+
+
+def part_of(span: str) -> str:
+    """Return the part that a span belongs to."""
+    return PARTS.get(span, "callbacks")
+
+
+class Spans:
+    """Seconds by name; while an inner span runs, the one around it stands still.
+
+    Args:
+        clock: Tells the seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[str] = [BASE]
+        self._since = 0.0
+
+    def start(self) -> None:
+        """Forget what was timed, and begin with `BASE`."""
+        self.seconds = defaultdict(float)
+        self._open = [BASE]
+        self._since = self._clock()
+
+    def stop(self) -> dict[str, float]:
+        """Return the seconds of all spans since the start; they add up to the time since then."""
+        self._switch()
+        return dict(self.seconds)
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a function in a span."""
+
+        @functools.wraps(function)
+        def wrapper(*arguments: Any, **keywords: Any) -> Any:
+            self._switch()
+            self._open.append(name)
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self._switch()
+                self._open.pop()
+
+        return wrapper
+
+    def _switch(self) -> None:
+        now = self._clock()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+class Instruments:
+    """Wraps what a fit calls, between `start` and `stop`.
+
+    Args:
+        trainer: The Trainer that is fitting; its datamodule has collected by now.
+        agent: What it fits.
+        unwatched: A callback that is not timed by itself.
+        clock: Tells the seconds.
+    """
+
+    def __init__(
+        self, trainer: Trainer, agent: LightningModule, unwatched: Callback, clock: Callable[[], float]
+    ) -> None:
+        self.spans = Spans(clock)
+        self._patches = ExitStack()
+        self._targets = self._find_targets(trainer, agent, unwatched)
+
+    def start(self) -> None:
+        """Put the wrappers in place and begin to time."""
+        for owner, name, span in self._targets:
+            self._patches.enter_context(mock.patch.object(owner, name, self._wrapped(owner, name, span)))
+        self.spans.start()
+
+    def stop(self) -> dict[str, float]:
+        """Return the seconds of all spans, and put everything back."""
+        seconds = self.spans.stop()
+        self._patches.close()
+        return seconds
+
+    def _wrapped(self, owner: Any, name: str, span: str) -> Callable[..., Any]:
+        function = getattr(owner, name)
+        if span != "optimizer":
+            return self.spans.timed(span, function)
+
+        @functools.wraps(function)  # keeps the mark that learning rate schedules leave on it
+        def step(closure: Callable[[], Any]) -> Any:
+            # Forward and backward pass run inside of the optimizer's step.
+            return timed_step(self.spans.timed(BASE, closure))
+
+        timed_step = self.spans.timed(span, function)
+        return step
+
+    @staticmethod
+    def _find_targets(
+        trainer: Any, agent: LightningModule, unwatched: Callback
+    ) -> list[tuple[Any, str, str]]:
+        data, loader, kind = trainer.datamodule, trainer.train_dataloader, type(agent)
+        env = type(data.experience.env)
+        targets = [
+            (Experience, "collect", "collector"),
+            (env, "step_and_maybe_reset", "environment.around_simulate"),
+            (env, "advance", "environment.around_simulate"),
+            (env, "_simulate", "environment.simulate"),
+            (Policy, "forward", "policy"),
+            (data.experience._collector, "_act", "policy"),  # where it calls the policy's function itself
+            (kind, "on_collection_start", "agent.on_collection"),
+            (kind, "on_collection_end", "agent.on_collection"),
+            (type(loader), "__next__", "loader"),
+            (kind, "process_rollout", "loader.returns"),
+            (kind, "training_step", "training_step"),
+            (kind, "on_train_batch_start", "target_sync"),
+            (kind, "backward", "backward"),
+            (kind, "configure_gradient_clipping", "clip_gradients"),
+            (kind, "optimizer_zero_grad", "zero_grad"),
+            (kind, "lr_scheduler_step", "learning_rate_schedule"),
+            (kind, "record", "logging"),
+            (kind, "on_train_batch_end", "logging"),
+            (trainer.strategy, "batch_to_device", "batch_to_device"),
+            (call, "_call_callback_hooks", "callback_dispatch"),
+            *((optimizer, "step", "optimizer") for optimizer in trainer.optimizers),
+            *((logger, name, "logging") for logger in trainer.loggers for name in ("log_metrics", "save")),
+        ]
+        if (buffer := getattr(loader, "buffer", None)) is not None:
+            targets += [(type(buffer), "extend", "loader.store"), (type(buffer), "sample", "loader.sample")]
+        for callback in trainer.callbacks:
+            if callback is not unwatched:
+                targets += [
+                    (callback, name, type(callback).__name__)
+                    for name in CALLBACK_HOOKS
+                    if getattr(type(callback), name, None) is not getattr(Callback, name, None)
+                ]
+        return [(owner, name, span) for owner, name, span in targets if hasattr(owner, name)]
