@@ -8,7 +8,6 @@ tensor is the Kronecker product of all P_i = Q_i' Q_i. All functions but the fir
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -57,7 +56,7 @@ def identity_factors(
 
 def squared(factors: Sequence[Tensor]) -> list[Tensor]:
     """Return P = Q' Q of every factor."""
-    return [factor.square() if factor.dim() == 2 else torch.bmm(factor.mT, factor) for factor in factors]
+    return [factor.square() if factor.dim() == 2 else _upper_gram(factor) for factor in factors]
 
 
 def multiply(factors: Sequence[Tensor], stack: Tensor) -> Tensor:
@@ -138,31 +137,65 @@ def fit_(factors: Sequence[Tensor], probes: Tensor, gradients: Tensor, rate: flo
             factor.sub_(of_gradients.sub_(of_probes).mul_(factor).mul_(rate / size.add_(TINY)))
         else:
             sides = (terms.movedim(dim, 1).reshape(*factor.shape[:2], -1) for terms in (whitened, probed))
-            of_gradients, of_probes = (torch.bmm(side, side.mT) for side in sides)
+            of_gradients, of_probes = map(_gram, sides)
             size = spectral_norm_bound(of_gradients + of_probes)
             change = of_gradients.sub_(of_probes).triu_().mul_(rate / size.add_(TINY).view(-1, 1, 1))
-            factor.sub_(torch.bmm(change, factor))
+            factor.sub_(_upper_product(change, factor))
 
 
 def spectral_norm_bound(matrices: Tensor) -> Tensor:
-    """Bound the spectral norms of symmetric matrices from below.
+    """Bound the spectral norms of positive semidefinite matrices from below.
 
     Two power iterations from the column of largest norm, as in PSGD.
 
     Args:
-        matrices: Symmetric, ``(count, d, d)``.
+        matrices: ``(count, d, d)``; they are scaled in place.
 
     Returns:
         The bounds, ``(count,)``.
     """
-    largest = torch.linalg.vector_norm(matrices, math.inf, dim=(1, 2), keepdim=True)
+    # No entry of such a matrix is larger than the largest on the diagonal.
+    largest = matrices.diagonal(dim1=1, dim2=2).amax(1)
     # Squares of unscaled entries would overflow, or vanish.
-    matrices = matrices / torch.where(largest > 0, largest, 1)
-    column = torch.linalg.vector_norm(matrices, dim=1).argmax(1)
-    direction = torch.bmm(matrices, matrices.take_along_dim(column.view(-1, 1, 1), dim=2))
+    matrices.div_(torch.where(largest > 0, largest, 1).view(-1, 1, 1))
+    row = torch.linalg.vector_norm(matrices, dim=2).argmax(1)
+    direction = torch.bmm(matrices, matrices.take_along_dim(row.view(-1, 1, 1), dim=1).mT)
     length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
     direction = direction / length.clamp_min(torch.finfo(matrices.dtype).tiny)
-    return torch.linalg.vector_norm(torch.bmm(matrices, direction), dim=(1, 2)) * largest.flatten()
+    return torch.linalg.vector_norm(torch.bmm(matrices, direction), dim=(1, 2)) * largest
+
+
+# Products of triangles, and symmetric ones, by halves: half of the work, or a quarter, would be for nothing.
+
+
+def _gram(sides: Tensor) -> Tensor:
+    """Return S S' of matrices ``(count, d, k)``."""
+    half = sides.shape[1] // 2
+    upper, lower = sides[:, :half], sides[:, half:]
+    return _mirrored(torch.bmm(upper, sides.mT), torch.bmm(lower, lower.mT))
+
+
+def _upper_gram(factors: Tensor) -> Tensor:
+    """Return Q' Q of upper triangular matrices ``(count, d, d)``."""
+    half = factors.shape[1] // 2
+    right = factors[:, :, half:]
+    return _mirrored(torch.bmm(factors[:, :half, :half].mT, factors[:, :half]), torch.bmm(right.mT, right))
+
+
+def _mirrored(upper: Tensor, corner: Tensor) -> Tensor:
+    """Complete symmetric matrices, of which the upper half and the lower right corner are given."""
+    half = upper.shape[1]
+    return torch.cat((upper, torch.cat((upper[:, :, half:].mT, corner), 2)), 1)
+
+
+def _upper_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the products of upper triangular matrices ``(count, d, d)``."""
+    half = left.shape[1] // 2
+    product = torch.zeros_like(right)
+    product[:, :half, :half] = torch.bmm(left[:, :half, :half], right[:, :half, :half])
+    product[:, :half, half:] = torch.bmm(left[:, :half], right[:, :, half:])
+    product[:, half:, half:] = torch.bmm(left[:, half:, half:], right[:, half:, half:])
+    return product
 
 
 def _along(diagonal: Tensor, stack: Tensor, dim: int) -> Tensor:

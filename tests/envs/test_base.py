@@ -273,3 +273,15 @@ def test_steps_without_tensordicts_hand_out_memory_of_their_own() -> None:
         arrays = [step.observations["observation"], *step[1:], env.shown["observation"]]
         kept += [(array, array.copy()) for array in arrays]
     assert all(np.array_equal(array, copy) for array, copy in kept)
+
+
+def test_a_reset_right_after_an_episode_begins_one_more() -> None:
+    """The step has answered TorchRL's reset already: another one is a new wish."""
+    envs = [ScriptedEnv([1, 5]), ScriptedEnv([1, 5])]
+    states: list[TensorDictBase] = [env.reset() for env in envs]
+    envs[0].advance(np.zeros(2, dtype=np.int64))
+    _, states[1] = EnvBase.step_and_maybe_reset(envs[1], act(states[1], envs[1]))
+    for env, state in zip(envs, states, strict=True):
+        state["_reset"] = torch.tensor([[True], [False]])
+        assert env.reset(state)["observation"][0].tolist() == [3, 0]
+        assert env.episodes == [3, 1]

@@ -87,7 +87,7 @@ def test_the_bound_is_below_the_spectral_norm_and_close_to_it() -> None:
     matrices = columns @ columns.mT
     matrices[3] = 0
 
-    bounds = kronecker.spectral_norm_bound(matrices)
+    bounds = kronecker.spectral_norm_bound(matrices.clone())
 
     norms = torch.linalg.matrix_norm(matrices.double(), 2)
     assert bounds[3] == 0
