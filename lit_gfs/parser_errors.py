@@ -103,7 +103,7 @@ def _named_class(text: str) -> type | None:
 def _class_names(named: type | None) -> set[str]:
     if named is not None:
         return {named.__name__}
-    # The optimizer goes by its full name: another library has one of the same short name.
+    # The optimizer goes by its full name: a library that may be imported has one of the same name.
     return {cls.__name__ for cls in _known_classes() if not inspect.isabstract(cls)} | {"lit_gfs.optim.Kron"}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import pytorch_optimizer  # noqa: F401 - which has a Kron too
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
