@@ -56,7 +56,7 @@ def policy_of(env: BatchedEnv) -> Policy:
 def bare(env: BatchedEnv, advance: Advance, first: NDArray[Any], vector_steps: int) -> Turn:
     """Step a simulator with the policy's actions."""
     policy = policy_of(env)
-    act: Callable[[Tensor], Any] = policy._act
+    act: Callable[[Tensor], Any] = policy.act
     shown = first
 
     @torch.no_grad()

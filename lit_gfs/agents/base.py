@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -35,6 +36,9 @@ EncoderFactory = Callable[[tuple[int, ...]], Encoder]
 
 TrunkFactory = Callable[[int], Trunk]
 """Builds a trunk for the encoder's feature count; in YAML a ``class_path`` with ``init_args``."""
+
+_PROBE_SIZE = 256
+"""Observations that monitors get to see."""
 
 Initialization = Literal["orthogonal", "torch"]
 """``orthogonal``: gain sqrt(2), zero biases; ``torch``: what each PyTorch layer does by itself."""
@@ -107,7 +111,8 @@ class Agent(Learner):
     def __init__(self, env_spec: EnvSpec, compile: bool = False) -> None:
         super().__init__(env_spec, compile)
         self._episodes: list[tuple[float, float]] = []
-        self._probe: Tensor | None = None
+        self._seen: deque[Tensor] = deque()
+        self._seen_count = 0
 
     def networks(self) -> list[nn.Module]:
         """List encoder, trunk and what is on top of them, for every such network."""
@@ -136,8 +141,10 @@ class Agent(Learner):
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
         # A copy: the collector writes the next piece over this one.
-        seen = experience["observation"].flatten(0, 1)[-256:].clone()
-        self._probe = seen if self._probe is None else torch.cat([self._probe, seen])[-256:]
+        self._seen.append(experience["observation"].flatten(0, 1)[-_PROBE_SIZE:].clone())
+        self._seen_count += len(self._seen[-1])
+        while self._seen_count - len(self._seen[0]) >= _PROBE_SIZE:
+            self._seen_count -= len(self._seen.popleft())
 
     # -- learning ----------------------------------------------------------------------------------------
 
@@ -173,7 +180,7 @@ class Agent(Learner):
 
     def probe_batch(self) -> Tensor | None:
         """Return up to 256 recent observations on the agent's device, or ``None`` before any were seen."""
-        return None if self._probe is None else self._probe.to(self.device)
+        return torch.cat(list(self._seen))[-_PROBE_SIZE:].to(self.device) if self._seen else None
 
     # -- reporting ---------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 
 from lit_gfs.agents import DQN
@@ -62,3 +63,20 @@ def test_optimizers_of_others_are_left_alone() -> None:
     optimizer = DQN(SPEC).make_optimizer(Kron, nn.Linear(2, 2).parameters())
 
     assert not {"fused", "foreach"} & set(optimizer.param_groups[0])
+
+
+def test_the_probe_is_the_latest_256_observations() -> None:
+    agent = DQN(SPEC)
+    done = torch.zeros(3, 50, 1, dtype=torch.bool)
+    pieces = torch.arange(7 * 3 * 50 * 2, dtype=torch.float32).view(7, 3, 50, 2)
+
+    assert agent.probe_batch() is None
+    for number, observation in enumerate(pieces, start=1):
+        agent.on_collection_end(
+            TensorDict({"observation": observation.clone(), "next": {"done": done}}, [3, 50])
+        )
+        expected = pieces[:number].flatten(0, 2)[-256:]
+        probe = agent.probe_batch()
+        assert probe is not None
+        assert torch.equal(probe, expected)
+    assert agent._seen_count < 256 + 150
