@@ -200,8 +200,7 @@ class Learner(LightningModule):
 def _choose_implementation(optimizer: Optimizer) -> None:
     """Pick the quickest implementation of one of PyTorch's optimizers, unless the user picked one.
 
-    The same update to rounding: fused, a step of Adam on Nature CNN takes a fifth of the time on a CPU, where
-    PyTorch loops over tensors unless told otherwise.
+    The update is the same to rounding. On a CPU, PyTorch loops over tensors in Python unless told otherwise.
     """
     for group in optimizer.param_groups:
         if group.get("differentiable") or group.get("foreach") is not None:
