@@ -114,6 +114,12 @@ class EnvDataModule(LightningDataModule):
         self.experience = experience
         return experience
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave a batch alone on a CPU, where it was made: a look through it takes as long as a layer."""
+        return (
+            batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        )
+
     def _check_trainer(self) -> None:
         """Refuse Trainer options under which counting in environment steps would not hold.
 

@@ -119,7 +119,7 @@ class Classifier(Learner):
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels)
-        self.record({"loss/cross_entropy": loss, "train/accuracy": _correct(logits, labels).mean()})
+        self.record({"loss/cross_entropy": loss, "train/accuracy": _correct(logits, labels)})
         return loss
 
     def configure_optimizers(self) -> Optimizer:

@@ -44,6 +44,7 @@ from lit_gfs.parser_errors import one_line
 from lit_gfs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.study import command as study_command
 from lit_gfs.threads import set_threads
+from lit_gfs.untimed import Untimed
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
 jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
@@ -158,6 +159,8 @@ class GradientFlowCLI(LightningCLI):
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
         # Before the user's own, so that the first of them sees gradients that nobody has changed.
         config["callbacks"] = [*(each for each in chosen if each is not None), *_as_list(config["callbacks"])]
+        if config["profiler"] is None:
+            config["profiler"] = Untimed()
         callbacks: list[Callback] = []
         if self.subcommand == "fit":
             run: RunDirectory = self._get(self.config_init, "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -78,7 +79,7 @@ class RunDirectory:
             score: The tag of the score, such as ``eval/episode_return``; larger is better.
         """
         directory = self.logger().log_dir
-        best = ModelCheckpoint(
+        best = _Checkpoint(
             directory,
             filename="best",
             monitor=score,
@@ -86,7 +87,7 @@ class RunDirectory:
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
-        last = ModelCheckpoint(
+        last = _Checkpoint(
             directory,
             filename="last",
             enable_version_counter=False,
@@ -94,6 +95,14 @@ class RunDirectory:
             save_on_exception=True,
         )
         return [best, last]
+
+
+class _Checkpoint(ModelCheckpoint):
+    """A checkpoint callback whose key, which Lightning asks for around every hook, is put together once."""
+
+    @cached_property
+    def state_key(self) -> str:  # type: ignore[override]
+        return super().state_key
 
 
 class SaveConfig(Callback):

@@ -70,7 +70,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood_and_leaves_no_trace() -> N
 
     expected = -log_softmax(model(images), 1)[range(30), labels].mean()
     torch.testing.assert_close(loss, expected)
-    assert model._sums == {}
+    assert not model.recorded
 
 
 def test_accuracies_are_those_of_the_weights_at_that_step(make_trainer: MakeTrainer) -> None:

@@ -17,6 +17,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.networks import named_layers
 from lit_gfs.objective_shift import announce_objective_shift
+from lit_gfs.recorded_means import RecordedMeans
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Builds an optimizer over parameters; in YAML any optimizer's ``class_path`` with ``init_args``."""
@@ -44,11 +45,17 @@ class Learner(LightningModule):
         # Lightning's name for an input that `forward` takes, for what measures the network.
         self.example_input_array = torch.zeros(1, *env_spec.observation_shape)
         self.latest_return: float | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self.recorded = RecordedMeans()
         self._clock: tuple[float, int] | None = None
         self._written_at = 0
         self._validation_began: float | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what Lightning notes twice around every hook goes past PyTorch's bookkeeping."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def make_optimizer(self, build: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Build an optimizer.
@@ -85,6 +92,12 @@ class Learner(LightningModule):
         require_compiler(self.device)
         for network in self.networks():
             network.compile()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Drop the gradients, without the profiling that PyTorch's optimizers do around it."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     # -- what callbacks read -----------------------------------------------------------------------------
 
@@ -126,11 +139,8 @@ class Learner(LightningModule):
         return self.trainer.global_step
 
     def record(self, values: Mapping[str, Tensor]) -> None:
-        """Add scalars to the running means that are written next, without a host synchronization."""
-        for tag, value in values.items():
-            value = value.detach()
-            self._sums[tag] = self._sums[tag] + value if tag in self._sums else value
-            self._counts[tag] = self._counts.get(tag, 0) + 1
+        """Add tensors to the means over all their elements that are written next."""
+        self.recorded.add(values)
 
     def schedule_values(self) -> dict[str, float]:
         """Return the schedules' current values, for ``schedule/*``."""
@@ -177,23 +187,18 @@ class Learner(LightningModule):
 
     def on_train_end(self) -> None:
         """Write what the last log step left."""
-        if self._sums:
+        if self.recorded:
             self._write_recorded()
 
     def _write_recorded(self) -> None:
         steps = self.steps
-        means: dict[str, float] = {}
-        if self._sums:
-            tags = sorted(self._sums)
-            values = torch.stack([self._sums[tag].float() / self._counts[tag] for tag in tags]).tolist()
-            means = dict(zip(tags, values, strict=True))
+        means = self.recorded.take()
         scalars = {**means, **self.current_values(means)}
         now = time.monotonic()
         if self._clock is not None and steps > self._clock[1]:
             scalars["time/steps_per_second"] = (steps - self._clock[1]) / max(now - self._clock[0], 1e-9)
         if self._clock is None or steps > self._clock[1]:
             self._clock = (now, steps)
-        self._sums, self._counts = {}, {}
         self.write(scalars)
 
 

@@ -211,9 +211,9 @@ class QLearningAgent(Agent):
         loss, td_error = q_loss(q_values, batch["action"], target, self.loss_function)
         return loss, {
             "loss/q": loss,
-            "loss/td_error": td_error.abs().mean(),
-            "loss/q_value": q_values.mean(),
-            "loss/target": target.mean(),
+            "loss/td_error": td_error.abs(),
+            "loss/q_value": q_values,
+            "loss/target": target,
         }
 
     def schedule_values(self) -> dict[str, float]:

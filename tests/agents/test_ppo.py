@@ -140,10 +140,9 @@ class LossKeeper(Callback):
         self.lr: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *arguments: Any) -> None:
-        if "loss/approx_kl" in pl_module._sums:
-            self.kl.append(float(pl_module._sums["loss/approx_kl"]))
-            pl_module._sums.clear()
-            pl_module._counts.clear()
+        means = pl_module.recorded.take()
+        if "loss/approx_kl" in means:
+            self.kl.append(means["loss/approx_kl"])
         self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 

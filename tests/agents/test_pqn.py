@@ -152,7 +152,7 @@ def test_the_loss_compares_chosen_values_with_targets_and_leaves_no_trace(kind: 
     else:
         each = [error**2 / 2 if abs(error) < 1 else abs(error) - 0.5 for error in errors]
     assert loss.item() == pytest.approx(sum(each) / 5)
-    assert agent._sums == {}
+    assert not agent.recorded
     assert torch.equal(torch.get_rng_state(), generator)
     for name, value in agent.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -267,3 +267,33 @@ def test_old_ids_are_served_in_silence(capfd: pytest.CaptureFixture[str]) -> Non
         make_env("CartPole-v0", 2, seed=0).reset()
     assert [str(each.message) for each in caught if "gymnasium" in str(each.filename)] == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kinematics_integrator": "semi-implicit euler"}, {"sutton_barto_reward": True}],
+    ids=["euler", "semi-implicit", "sutton-barto"],
+)
+def test_cartpole_moves_bit_for_bit_as_gymnasiums(options: dict[str, Any]) -> None:
+    """Until its first episode ends, every pole shows what `CartPoleVectorEnv` shows."""
+    constructed = {key: value for key, value in options.items() if key != "kinematics_integrator"}
+    env = make_env("CartPole-v1", 16, **constructed)
+    reference: Any = gymnasium.make_vec(
+        "CartPole-v1", 16, vectorization_mode="vector_entry_point", **constructed
+    )
+    for simulator in (env._simulator, reference):
+        simulator.kinematics_integrator = options.get("kinematics_integrator", "euler")
+    env.set_seed(4)
+    state = env.reset()
+    reference.reset(seed=0)
+    reference.state = env._simulator.state.copy()
+    running = np.ones(16, dtype=np.bool_)
+    for action in draw_actions(env, 40):
+        step, state = env.step_and_maybe_reset(state.set("action", action))
+        observation, reward, terminated, _, _ = reference.step(action.numpy())
+        following = step["next"]
+        assert (following["observation"].numpy() == observation)[running].all()
+        assert (following["reward"].squeeze(-1).numpy() == reward)[running].all()
+        assert (following["terminated"].squeeze(-1).numpy() == terminated)[running].all()
+        running &= ~terminated
+    assert not running.all()

@@ -1,0 +1,52 @@
+"""Means over many steps, gathered where the values are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_MOST_PENDING = 64
+
+
+class RecordedMeans:
+    """Means of tensors over all their elements, since they were last taken.
+
+    Adding a value costs no arithmetic and no host synchronization: values are kept as they come and summed up
+    together, a few dozen at a time.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[str, list[Tensor]] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything was added since the means were last taken."""
+        return bool(self._pending or self._sums)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add values of any shape, which nobody writes to later."""
+        for tag, value in values.items():
+            pending = self._pending.setdefault(tag, [])
+            pending.append(value.detach())
+            if len(pending) == _MOST_PENDING:
+                self._sum_up(tag)
+
+    def take(self) -> dict[str, float]:
+        """Return the mean of each value's elements, sorted by tag, and begin anew."""
+        if not self:
+            return {}
+        for tag in list(self._pending):
+            self._sum_up(tag)
+        tags = sorted(self._sums)
+        means = torch.stack([self._sums[tag] / self._counts[tag] for tag in tags]).tolist()
+        self._sums, self._counts = {}, {}
+        return dict(zip(tags, means, strict=True))
+
+    def _sum_up(self, tag: str) -> None:
+        values = torch.cat([value.reshape(-1) for value in self._pending.pop(tag)])
+        total = values.sum(dtype=torch.float32)
+        self._sums[tag] = self._sums[tag] + total if tag in self._sums else total
+        self._counts[tag] = self._counts.get(tag, 0) + values.numel()
