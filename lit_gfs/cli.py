@@ -40,6 +40,7 @@ from lit_gfs.config_checks import check_files, check_numbers
 from lit_gfs.config_files import complete_arguments, find_checkpoint
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
+from lit_gfs.heap import keep_freed_memory
 from lit_gfs.parser_errors import one_line
 from lit_gfs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.study import command as study_command
@@ -154,6 +155,7 @@ class GradientFlowCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the interventions in order, and a run directory to write to."""
+        keep_freed_memory()
         set_threads(self._get(self.config_init, "threads"), self.model)
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]

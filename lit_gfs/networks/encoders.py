@@ -111,9 +111,10 @@ class PixelEncoder(Encoder):
         """Map images ``(*batch, channels, height, width)`` to ``(*batch, out_features)``."""
         batch = self._batch_shape(observation)
         images = observation.reshape(batch.numel(), *self.observation_shape)
-        scale = 255 if images.dtype == torch.uint8 else 1
-        # Kernels keep their layout: that of an image alone decides how a convolution is computed.
-        images = images.to(torch.float32, memory_format=torch.channels_last) / scale
+        # Kernels keep their layout: that of an image alone decides how a convolution is computed. It changes
+        # while a pixel is still a byte.
+        images = images.contiguous(memory_format=torch.channels_last)
+        images = images / 255 if images.dtype == torch.uint8 else images.float()
         return self.convolutions(images).reshape(*batch, self.out_features)
 
 
