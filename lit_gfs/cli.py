@@ -13,7 +13,7 @@ silence_library_noise()
 
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import jsonargparse
 from jsonargparse.typing import PositiveInt
@@ -41,11 +41,11 @@ from lit_gfs.config_files import complete_arguments, find_checkpoint
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.heap import keep_freed_memory
+from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
 from lit_gfs.parser_errors import one_line
 from lit_gfs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.study import command as study_command
 from lit_gfs.threads import set_threads
-from lit_gfs.untimed import Untimed
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
 jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
@@ -181,9 +181,11 @@ class GradientFlowCLI(LightningCLI):
         if config["enable_progress_bar"] is not False:
             callbacks.append(StepProgressBar())
         try:
-            return self._instantiate_trainer(config, callbacks)
+            trainer = self._instantiate_trainer(config, callbacks)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+        drop_empty_hooks(cast(Any, trainer).callbacks)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; tell a checkpoint that does not fit the model from a bug."""

@@ -183,7 +183,8 @@ class QLearningAgent(Agent):
     def outcome(self, following: TensorDictBase) -> tuple[Tensor, Tensor, Tensor]:
         """Return what followed as the learner sees it: reward, done and terminated, ``(*batch,)`` each."""
         reward, done, terminated = (following[key].squeeze(-1) for key in ("reward", "done", "terminated"))
-        reward = self.reward_scale * reward
+        if self.reward_scale != 1:
+            reward = self.reward_scale * reward
         if self.clip_reward:
             reward = reward.clamp(-1, 1)
         if self.end_of_life_is_terminal:

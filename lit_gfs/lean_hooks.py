@@ -1,0 +1,46 @@
+"""What Lightning does around every hook of every callback, made to cost little.
+
+A training step with a small network takes half a millisecond; around it Lightning looks at some fifty hooks,
+most of which do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.profilers import PassThroughProfiler
+from typing_extensions import override
+
+_NOTHING = nullcontext()
+
+_BATCH_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+
+
+class Untimed(PassThroughProfiler):
+    """Lightning's default profiler, without the generator that it makes and enters around every hook."""
+
+    @override
+    def profile(self, action_name: str) -> Any:
+        """Return a context in which nothing is measured."""
+        return _NOTHING
+
+
+def drop_empty_hooks(callbacks: Iterable[Callback]) -> None:
+    """Have Lightning pass over those hooks of a training step that callbacks inherit from `Callback`.
+
+    It calls what is callable: a hook that is ``None`` is not.
+    """
+    for callback in callbacks:
+        for hook in _BATCH_HOOKS:
+            if getattr(type(callback), hook) is getattr(Callback, hook):
+                setattr(callback, hook, None)
