@@ -22,6 +22,9 @@ _NO_COMMENT = (0).to_bytes(2, "little")
 _COMMENT_LENGTH = _SEAL_SIZE.to_bytes(2, "little")
 _CHUNK = 1 << 20
 
+PARTIAL = ".partial"
+"""What the name of a sealed file ends with while it is written; a killed process leaves such a file behind."""
+
 
 class DamagedFile(UserError):
     """A sealed file that is missing, cut short, changed since it was written, or never was sealed."""
@@ -35,8 +38,8 @@ def write_sealed(content: dict[str, Any], path: Path) -> str:
     """Write a sealed file; a reader sees the old file or the whole new one, whenever the process ends.
 
     Args:
-        content: Tensors, numbers, strings, and lists and dictionaries of them. Of a tensor that is a view, all
-            that it is a view of is written.
+        content: Tensors, numbers, strings, and lists and dictionaries of them. A tensor that is a view is
+            written with all that it is a view of.
         path: Where; a file there is replaced, missing directories are made.
 
     Returns:
@@ -46,7 +49,7 @@ def write_sealed(content: dict[str, Any], path: Path) -> str:
         UnwritableFile: If there is no room or no permission. What was at ``path`` is still there.
     """
     path = Path(path)
-    partial = partial_path(path)
+    partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -65,11 +68,6 @@ def write_sealed(content: dict[str, Any], path: Path) -> str:
             f"cannot write {path.name!r} in the directory {path.parent}: {reason}"
         ) from error
     return digest
-
-
-def partial_path(path: Path) -> Path:
-    """Return the name that a sealed file has while it is being written; a killed process leaves it behind."""
-    return path.with_name(f"{path.name}.partial")
 
 
 def read_sealed(path: Path, digest: str | None = None) -> Any:
