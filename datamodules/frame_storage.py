@@ -337,8 +337,8 @@ class FrameStackStorage(RowStorage):
         """Copy vector steps out, with all the frames that their stacks show; see `RowStorage.rows`.
 
         Returns:
-            ``columns`` ``(num_envs, last - first, *row)`` of the transitions; ``frames`` ``(frames, *frame)``,
-            one environment after the other; ``frame_begin`` and ``frame_end`` ``(num_envs,)``, the numbers of
+            ``columns`` ``(num_envs, last - first, *row)`` of the transitions; ``frames`` ``(n, *frame)``, one
+            environment after the other; ``frame_begin`` and ``frame_end`` ``(num_envs,)``, the numbers of
             each environment's first frame and of the one after its last.
         """
         slots = self._slots(np.arange(first, last))

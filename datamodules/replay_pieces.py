@@ -44,8 +44,8 @@ class ReplayPieces:
             storage: The replay memory, the same at every call.
 
         Returns:
-            The manifest of the pieces that hold what ``storage`` holds: numbers, strings, lists, dictionaries.
-            It belongs into the checkpoint that is being written.
+            The manifest of the pieces that hold what ``storage`` holds, as plain data. It belongs into the
+            checkpoint that is being written.
 
         Raises:
             UnwritableFile: If there is no room or no permission. All pieces that were there still are.
@@ -137,7 +137,7 @@ class ReplayPieces:
                 yield begin, min(begin + step, last)
 
     def _free_path(self, first: int, last: int) -> Path:
-        """Return a new name: a piece that a run wrote before it was resumed further back is not overwritten."""
+        """Return a new name: a run that is resumed further back does not overwrite what it wrote then."""
         stem = f"replay_{first:012d}-{last:012d}"
         path, number = self.directory / f"{stem}.pt", 1
         while path.exists():

@@ -70,7 +70,7 @@ class RowStorage(Storage):
         Args:
             sizes: That storage's `sizes`.
             position: Its `position`.
-            pieces: Its `rows` to ``row_count`` from ``first_row`` or before, in order, in any number of pieces.
+            pieces: Its `rows` from ``first_row`` or before to ``row_count``, in parts, in order.
 
         Raises:
             UserError: If the sizes differ from those of this storage. Whatever goes wrong while the pieces

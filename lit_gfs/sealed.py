@@ -23,7 +23,7 @@ _COMMENT_LENGTH = _SEAL_SIZE.to_bytes(2, "little")
 _CHUNK = 1 << 20
 
 PARTIAL = ".partial"
-"""What the name of a sealed file ends with while it is written; a killed process leaves such a file behind."""
+"""The end of a sealed file's name while it is written; a killed process leaves such a file behind."""
 
 
 class DamagedFile(UserError):
