@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -359,23 +358,22 @@ class FrameStackStorage(RowStorage):
         ranges = zip(self._envs, begin, end, strict=True)
         return np.concatenate([self._frame_slots(env, np.arange(*numbers)) for env, *numbers in ranges])
 
-    def _restore(self, position: dict[str, list[int]], pieces: Iterable[dict[str, Any]]) -> None:
-        (stack,) = position["stack"]
-        for piece in pieces:
-            columns = {name: rows.numpy() for name, rows in piece["columns"].items()}
-            frames = piece["frames"].numpy()
-            if not self._columns:
-                self._allocate(stack, frames[None], columns)
-            slots = self._slots(np.arange(*piece["numbers"].tolist()))
-            for name, column in self._columns.items():
-                column[slots] = columns[name]
-            begin, end = piece["frame_begin"].numpy(), piece["frame_end"].numpy()
-            self._frames[self._frame_ranges(begin, end)] = frames
-        (self._count,) = position["row_count"]
+    def _set_position(self, position: dict[str, list[int]]) -> None:
+        (self._count,), (self._stack,) = position["row_count"], position["stack"]
         by_lane = (np.array(position[name]).reshape(self._envs.shape) for name in _BY_LANE)
         self._first_kept, self._frame_count, self._episode_start, is_open = by_lane
         self._open = is_open.astype(np.bool_)
         self._number_transitions()
+
+    def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
+        columns = {name: column.numpy() for name, column in rows["columns"].items()}
+        frames, begin, end = (rows[name].numpy() for name in ("frames", "frame_begin", "frame_end"))
+        if not self._columns:
+            self._allocate(self._stack, frames[None], columns)
+        slots = self._slots(np.arange(first, last))
+        for name, column in self._columns.items():
+            column[slots] = columns[name]
+        self._frames[self._frame_ranges(begin, end)] = frames
 
 
 def frame_replay_buffer(

@@ -55,8 +55,12 @@ class RowStorage(Storage):
         """
 
     @abstractmethod
-    def _restore(self, position: dict[str, list[int]], pieces: Iterable[dict[str, Any]]) -> None:
-        """Fill this empty storage with a position and its rows, as given by `rows`, in order."""
+    def _set_position(self, position: dict[str, list[int]]) -> None:
+        """Set what `position` returns."""
+
+    @abstractmethod
+    def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
+        """Copy what `rows` returned to its place, whatever was there before."""
 
     @abstractmethod
     def _empty(self) -> None:
@@ -73,14 +77,23 @@ class RowStorage(Storage):
             pieces: Its `rows` from ``first_row`` or before to ``row_count``, in parts, in order.
 
         Raises:
-            UserError: If the sizes differ from those of this storage. Whatever goes wrong while the pieces
-                are read, this storage is empty then.
+            UserError: If the sizes differ from those of this storage.
+            ValueError: If rows are missing. If anything goes wrong, this storage is empty afterwards.
         """
         if sizes != self.sizes():
             raise UserError(f"the saved replay memory has {_listed(sizes)}; expected {_listed(self.sizes())}")
         self._empty()
         try:
-            self._restore(position, pieces)
+            self._set_position(position)
+            reached = self.first_row
+            for rows in pieces:
+                first, last = rows["numbers"].tolist()
+                if not first <= reached < last:
+                    raise ValueError(f"expected row {reached} in a piece with the rows {first} to {last}")
+                self._write(first, last, rows)
+                reached = last
+            if reached != self.row_count:
+                raise ValueError(f"the rows {reached} to {self.row_count} are missing")
         except BaseException:
             self._empty()
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -138,18 +137,19 @@ class TransitionStorage(RowStorage):
             "following": at_slots(self._following),
         }
 
-    def _restore(self, position: dict[str, list[int]], pieces: Iterable[dict[str, Any]]) -> None:
-        for piece in pieces:
-            slots = np.arange(*piece["numbers"].tolist()) % self.max_size
-            acted, following = (
-                {key: rows.numpy() for key, rows in piece[name].items()} for name in ("acted", "following")
-            )
-            if not self._acted:
-                self._acted, self._following = self._reserve(acted), self._reserve(following)
-            for columns, rows in ((self._acted, acted), (self._following, following)):
-                for key, column in columns.items():
-                    column[slots] = rows[key]
+    def _set_position(self, position: dict[str, list[int]]) -> None:
         (self._count,) = position["row_count"]
+
+    def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
+        slots = np.arange(first, last) % self.max_size
+        acted, following = (
+            {key: column.numpy() for key, column in rows[name].items()} for name in ("acted", "following")
+        )
+        if not self._acted:
+            self._acted, self._following = self._reserve(acted), self._reserve(following)
+        for columns, written in ((self._acted, acted), (self._following, following)):
+            for key, column in columns.items():
+                column[slots] = written[key]
 
 
 def _rows(values: Tensor) -> NDArray[Any]:
