@@ -77,7 +77,7 @@ class ReplayPieces:
         pieces = self._checked(manifest)
         try:
             storage.restore(manifest["sizes"], manifest["position"], map(self._read, pieces))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"the replay pieces in {self.directory} do not fit together: {error}"
             ) from error
@@ -114,22 +114,23 @@ class ReplayPieces:
             return
         # Of a damaged checkpoint it is not known what it named: nothing is removed.
         with contextlib.suppress(OSError, DamagedFile):
-            self.remove_unused([self._named_in(path) for path in self.directory.parent.glob("*.ckpt")])
+            self._named = dict(map(self._named_in, self.directory.parent.glob("*.ckpt")))
+            self.remove_unused(self._named.values())
 
-    def _named_in(self, checkpoint: Path) -> set[str]:
-        """Return the pieces that a checkpoint names; one that was read before is not read again."""
+    def _named_in(self, checkpoint: Path) -> tuple[tuple[int, int, int], set[str]]:
+        """Return what tells a checkpoint from others, and the pieces that it names; read it only once."""
         status = checkpoint.stat()
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if version not in self._named:
-            self._named[version] = piece_names(read_sealed(checkpoint))
-        return self._named[version]
+        if version in self._named:
+            return version, self._named[version]
+        return version, piece_names(read_sealed(checkpoint))
 
     def _current(self) -> set[str]:
         return {piece["file"] for piece in self._pieces}
 
     def _new_rows(self, storage: RowStorage) -> Iterator[tuple[int, int]]:
         """Yield the first and last row of each piece to be written."""
-        first = max([storage.first_row, *(piece["last"] for piece in self._pieces[-1:])])
+        first = max(storage.first_row, self._pieces[-1]["last"] if self._pieces else 0)
         last = storage.row_count
         if first < last:
             step = max(1, _PIECE_TRANSITIONS * last // storage.write_count)

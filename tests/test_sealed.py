@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import pickle
@@ -217,6 +219,20 @@ def test_what_cannot_be_pickled_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
         write_sealed({"function": lambda: 0}, tmp_path / "file.ckpt")
     assert os.listdir(tmp_path) == ["file.ckpt"]
+    assert_is_content(read_sealed(tmp_path / "file.ckpt"))
+
+
+@pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_directory_need_not_be_synced_where_none_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, fails: bool
+) -> None:
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UnwritableFile, match=r"Input/output error") if fails else contextlib.nullcontext():
+        write_sealed(CONTENT, tmp_path / "file.ckpt")
     assert_is_content(read_sealed(tmp_path / "file.ckpt"))
 
 
