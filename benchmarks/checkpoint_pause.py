@@ -30,17 +30,17 @@ from lit_gfs.datamodules.replay_pieces import ReplayPieces
 from lit_gfs.sealed import read_sealed, write_sealed
 
 
-def write_checkpoint(pieces: ReplayPieces, storage: FrameStackStorage, weights: torch.Tensor) -> float:
-    """Write pieces and checkpoint as a run does; return the seconds of the pause."""
+def write_checkpoint(pieces: ReplayPieces, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:
+    """Write pieces and checkpoint as a run does; return the seconds of the pause, and those of the CPU."""
     last = pieces.directory.parent / "last.ckpt"
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     manifest = pieces.save(storage)
     if last.exists():
         previous = last.with_name("previous.ckpt")
         previous.unlink(missing_ok=True)
         os.link(last, previous)
     write_sealed({"state_dict": {"weights": weights}, "replay": manifest}, last)
-    return time.perf_counter() - start
+    return [time.perf_counter() - start, time.process_time() - cpu_start]
 
 
 def disk_bytes(directory: Path) -> int:
@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
 
     append(arguments.capacity + arguments.new)
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    first = write_checkpoint(pieces, storage, weights)
+    first, _ = write_checkpoint(pieces, storage, weights)
     pauses, new_bytes = [], []
     for _ in range(arguments.checkpoints):
         append(arguments.new)
@@ -86,8 +86,9 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
         "capacity": arguments.capacity,
         "num_envs": num_envs,
         "new_transitions": arguments.new,
-        "pause_seconds": [round(pause, 3) for pause in pauses],
-        "pause_seconds_median": round(median(pauses), 3),
+        "pause_seconds": [round(pause, 3) for pause, _ in pauses],
+        "pause_seconds_median": round(median(pause for pause, _ in pauses), 3),
+        "pause_cpu_seconds_median": round(median(cpu for _, cpu in pauses), 3),
         "pause_seconds_whole_memory": round(first, 2),
         "written_mb_per_checkpoint": round(median(new_bytes) / 1e6, 1),
         "replay_on_disk_gb": round(disk_bytes(pieces.directory) / 1e9, 3),
@@ -98,6 +99,7 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
         "load_seconds": round(loaded, 2),
         "identical_after_loading": bool((storage.get(index) == expected).all()),
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
     }
 
 

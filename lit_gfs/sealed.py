@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -144,7 +144,7 @@ class _HashingFile:
 def _save(content: dict[str, Any], file: IO[bytes]) -> str:
     hashing = _HashingFile(file)
     try:
-        torch.save(content, hashing)
+        torch.save(content, cast(IO[bytes], hashing))
     except Exception:
         # Of an error while writing, torch tells only that there was one.
         if hashing.error is not None:
