@@ -355,8 +355,8 @@ class FrameStackStorage(RowStorage):
 
     def _frame_ranges(self, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where frames ``begin`` to ``end`` of each lane are, one lane after the other."""
-        ranges = zip(self._envs, begin, end, strict=True)
-        return np.concatenate([self._frame_slots(env, np.arange(*numbers)) for env, *numbers in ranges])
+        numbers = [np.arange(first, last) for first, last in zip(begin, end, strict=True)]
+        return self._frame_slots(np.repeat(self._envs, end - begin), np.concatenate(numbers))
 
     def _set_position(self, position: dict[str, list[int]]) -> None:
         (self._count,), (self._stack,) = position["row_count"], position["stack"]

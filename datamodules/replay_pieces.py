@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def piece_names(content: Any) -> set[str]:
     return set().union(*map(piece_names, content))
 
 
-def _has(value: Any, entries: dict[str, type]) -> bool:
+def _has(value: Any, entries: Mapping[str, type]) -> bool:
     return isinstance(value, dict) and all(
         isinstance(value.get(name), kind) for name, kind in entries.items()
     )
