@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import ReplayBuffer
-from torchrl.data.replay_buffers.storages import Storage
 
-from lit_gfs.datamodules.rollout_writer import StateCheckpointer, uniform_replay_buffer
+from lit_gfs.datamodules.rollout_writer import uniform_replay_buffer
+from lit_gfs.datamodules.row_storage import RowStorage
 from lit_gfs.errors import UserError
 
 _KEYS: dict[str, str | tuple[str, str]] = {
@@ -36,9 +36,10 @@ _KEYS: dict[str, str | tuple[str, str]] = {
     "end_of_life": ("next", "end_of_life"),
 }
 _OPTIONAL = {"end_of_life"}
+_BY_LANE = ("first_kept", "frame_count", "episode_start", "open")
 
 
-class FrameStackStorage(Storage):
+class FrameStackStorage(RowStorage):
     """Transitions of ``num_envs`` environments whose observations are stacks of frames.
 
     Index ``i < len(storage)`` names the i-th transition that can be sampled: environment by environment, each
@@ -62,8 +63,6 @@ class FrameStackStorage(Storage):
         UserError: If there is less than one transition per environment, the slack is negative, or
             ``scratch_dir`` is not a directory.
     """
-
-    _default_checkpointer = StateCheckpointer
 
     def __init__(
         self,
@@ -244,14 +243,6 @@ class FrameStackStorage(Storage):
             self._columns["done"][last] = True
             self._open = np.zeros_like(self._open)
 
-    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Refuse: a stream of frames is appended to.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError("a FrameStackStorage cannot be written at an index; use extend, or a RolloutWriter")
-
     # -- reading -----------------------------------------------------------------------------------------
 
     def get(self, index: int | slice | Tensor) -> TensorDict:
@@ -304,10 +295,6 @@ class FrameStackStorage(Storage):
         """Return how many transitions can be sampled."""
         return self._length
 
-    def contains(self, item: int | Tensor) -> bool | Tensor:
-        """Return whether there is a transition with this index."""
-        return (item >= 0) & (item < len(self))
-
     @property
     def write_count(self) -> int:
         """How many transitions were ever appended."""
@@ -315,55 +302,78 @@ class FrameStackStorage(Storage):
 
     # -- state -------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors, nested in dictionaries: views of what is filled, not copies."""
-        if not self._columns:
-            return {}
-        frames, steps = min(int(self._frame_count.max()), self._ring), min(self._count, self._lane)
-        columns = {name: self._by_lane(rows)[:, :steps] for name, rows in self._columns.items()}
+    @property
+    def row_count(self) -> int:
+        """How many vector steps were ever appended, and so the number of the next one."""
+        return self._count
+
+    @property
+    def first_row(self) -> int:
+        """The number of the oldest vector step of which some environment's transition can be sampled."""
+        return int(self._first_kept.min())
+
+    def sizes(self) -> dict[str, int]:
+        """Return the arguments: transitions, environments, and each one's frames for episode starts."""
         return {
-            "sizes": torch.tensor([len(self._envs), self._lane, self._ring, self._stack]),
-            "frames": torch.from_numpy(self._by_lane(self._frames)[:, :frames]),
-            "columns": {name: torch.from_numpy(rows) for name, rows in columns.items()},
-            "count": torch.tensor(self._count),
-            "first_kept": torch.from_numpy(self._first_kept),
-            "frame_count": torch.from_numpy(self._frame_count),
-            "episode_start": torch.from_numpy(self._episode_start),
-            "open": torch.from_numpy(self._open),
+            "capacity": self.max_size,
+            "num_envs": len(self._envs),
+            "slack_frames": self._ring_size(0) - self._lane,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a state into this storage, whatever it held before.
+    def position(self) -> dict[str, list[int]]:
+        """Return the counts and numbers of all lanes, ``num_envs`` each, and what is common to them."""
+        by_lane = (self._first_kept, self._frame_count, self._episode_start, self._open)
+        return {
+            "row_count": [self._count],
+            "stack": [self._stack],
+            **{
+                name: numbers.astype(np.int64).tolist()
+                for name, numbers in zip(_BY_LANE, by_lane, strict=True)
+            },
+        }
 
-        Raises:
-            UserError: If the state is of a storage with another capacity, number of environments or slack.
+    def rows(self, first: int, last: int) -> dict[str, Any]:
+        """Copy vector steps out, with all the frames that their stacks show; see `RowStorage.rows`.
+
+        Returns:
+            ``columns`` ``(num_envs, last - first, *row)`` of the transitions; ``frames`` ``(n, *frame)``, one
+            environment after the other; ``frame_begin`` and ``frame_end`` ``(num_envs,)``, the numbers of
+            each environment's first frame and of the one after its last.
         """
-        if state_dict:
-            envs, lane, ring, stack = state_dict["sizes"].tolist()
-            if (envs, lane, ring) != (len(self._envs), self._lane, self._ring_size(stack)):
-                raise UserError(
-                    f"the saved replay memory has {envs} envs with {lane} transitions and {ring} frames each;"
-                    f" expected {len(self._envs)} with {self._lane} and {self._ring_size(stack)}"
-                )
-        self._empty()
-        if not state_dict:
-            return
-        frames = state_dict["frames"].numpy()
-        columns = {name: rows.numpy() for name, rows in state_dict["columns"].items()}
-        self._allocate(stack, frames, columns)
-        self._by_lane(self._frames)[:, : frames.shape[1]] = frames
-        for name, rows in columns.items():
-            self._by_lane(self._columns[name])[:, : rows.shape[1]] = rows
-        self._count = int(state_dict["count"])
-        self._first_kept = state_dict["first_kept"].numpy().copy()
-        self._frame_count = state_dict["frame_count"].numpy().copy()
-        self._episode_start = state_dict["episode_start"].numpy().copy()
-        self._open = state_dict["open"].numpy().copy()
+        slots = self._slots(np.arange(first, last))
+        end = self._columns["newest"][slots[:, -1]] + 1
+        # The stacks of transitions that were dropped early reach back to frames that are not there any more.
+        kept = np.maximum(self._columns["oldest"][slots[:, 0]], self._frame_count - self._ring)
+        begin = np.minimum(kept, end)
+        return {
+            "numbers": torch.tensor([first, last]),
+            "columns": {name: torch.from_numpy(column[slots]) for name, column in self._columns.items()},
+            "frames": torch.from_numpy(self._frames[self._frame_ranges(begin, end)]),
+            "frame_begin": torch.from_numpy(begin),
+            "frame_end": torch.from_numpy(end),
+        }
+
+    def _frame_ranges(self, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where frames ``begin`` to ``end`` of each lane are, one lane after the other."""
+        numbers = [np.arange(first, last) for first, last in zip(begin, end, strict=True)]
+        return self._frame_slots(np.repeat(self._envs, end - begin), np.concatenate(numbers))
+
+    def _set_position(self, position: dict[str, list[int]]) -> None:
+        (self._count,), (self._stack,) = position["row_count"], position["stack"]
+        by_lane = (np.array(position[name]).reshape(self._envs.shape) for name in _BY_LANE)
+        self._first_kept, self._frame_count, self._episode_start, is_open = by_lane
+        self._open = is_open.astype(np.bool_)
         self._number_transitions()
 
-    def _by_lane(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """View rows as ``(num_envs, rows of a lane, *row)``."""
-        return rows.reshape(len(self._envs), -1, *rows.shape[1:])
+    def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
+        columns = {name: column.numpy() for name, column in rows["columns"].items()}
+        frames, begin, end = (rows[name].numpy() for name in ("frames", "frame_begin", "frame_end"))
+        if not self._columns:
+            self._allocate(self._stack, frames[None], columns)
+        slots = self._slots(np.arange(first, last))
+        for name, column in self._columns.items():
+            column[slots] = columns[name]
+        self._frames[self._frame_ranges(begin, end)] = frames
 
 
 def frame_replay_buffer(

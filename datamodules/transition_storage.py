@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data.replay_buffers.storages import Storage
 
-from lit_gfs.datamodules.rollout_writer import StateCheckpointer
+from lit_gfs.datamodules.row_storage import RowStorage
 from lit_gfs.errors import UserError
 
 _ACTED = ("observation", "action")
@@ -19,7 +18,7 @@ _FOLLOWING = ("observation", "reward", "done", "terminated", "truncated")
 _OPTIONAL = ("end_of_life",)
 
 
-class TransitionStorage(Storage):
+class TransitionStorage(RowStorage):
     """A ring of transitions, one array for each of their entries.
 
     Index ``i < len(storage)`` names slot ``i`` of the ring, as in TorchRL's ``LazyTensorStorage`` under its
@@ -32,8 +31,6 @@ class TransitionStorage(Storage):
     Raises:
         UserError: If there is room for none.
     """
-
-    _default_checkpointer = StateCheckpointer
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
@@ -79,14 +76,6 @@ class TransitionStorage(Storage):
         # Zeros cost no memory until they are written over.
         return {key: np.zeros((self.max_size, *row.shape[1:]), row.dtype) for key, row in rows.items()}
 
-    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Refuse: transitions are appended.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError("a TransitionStorage cannot be written at an index; use extend, or a RolloutWriter")
-
     def get(self, index: int | slice | Tensor) -> TensorDict:
         """Return copies of transitions.
 
@@ -117,51 +106,50 @@ class TransitionStorage(Storage):
         """Return how many transitions can be sampled."""
         return min(self._count, self.max_size)
 
-    def contains(self, item: int | Tensor) -> bool | Tensor:
-        """Return whether there is a transition with this index."""
-        return (item >= 0) & (item < len(self))
-
     @property
-    def write_count(self) -> int:
-        """How many transitions were ever appended."""
+    def row_count(self) -> int:
+        """How many transitions were ever appended, and so the number of the next one."""
         return self._count
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors, nested in dictionaries: views of what is filled, not copies."""
-        if not self._acted:
-            return {}
+    @property
+    def first_row(self) -> int:
+        """The number of the oldest transition."""
+        return max(0, self._count - self.max_size)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the capacity."""
+        return {"capacity": self.max_size}
+
+    def position(self) -> dict[str, list[int]]:
+        """Return how many transitions were ever appended."""
+        return {"row_count": [self._count]}
+
+    def rows(self, first: int, last: int) -> dict[str, Any]:
+        """Copy transitions out: ``(last - first, *row)`` of each entry; see `RowStorage.rows`."""
+        slots = np.arange(first, last) % self.max_size
+
+        def at_slots(columns: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
+            return {key: torch.from_numpy(column[slots]) for key, column in columns.items()}
+
         return {
-            "count": torch.tensor(self._count),
-            "capacity": torch.tensor(self.max_size),
-            "acted": self._filled(self._acted),
-            "following": self._filled(self._following),
+            "numbers": torch.tensor([first, last]),
+            "acted": at_slots(self._acted),
+            "following": at_slots(self._following),
         }
 
-    def _filled(self, columns: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
-        return {key: torch.from_numpy(column[: len(self)]) for key, column in columns.items()}
+    def _set_position(self, position: dict[str, list[int]]) -> None:
+        (self._count,) = position["row_count"]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a state into this storage, whatever it held before.
-
-        Raises:
-            UserError: If the state is of a storage with another capacity.
-        """
-        if state_dict and int(state_dict["capacity"]) != self.max_size:
-            raise UserError(
-                f"the saved replay memory has room for {int(state_dict['capacity'])} transitions; "
-                f"expected {self.max_size}"
-            )
-        self._empty()
-        if not state_dict:
-            return
+    def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
+        slots = np.arange(first, last) % self.max_size
         acted, following = (
-            {key: rows.numpy() for key, rows in state_dict[name].items()} for name in ("acted", "following")
+            {key: column.numpy() for key, column in rows[name].items()} for name in ("acted", "following")
         )
-        self._acted, self._following = self._reserve(acted), self._reserve(following)
-        self._count = int(state_dict["count"])
-        for columns, rows in ((self._acted, acted), (self._following, following)):
+        if not self._acted:
+            self._acted, self._following = self._reserve(acted), self._reserve(following)
+        for columns, written in ((self._acted, acted), (self._following, following)):
             for key, column in columns.items():
-                column[: len(self)] = rows[key]
+                column[slots] = written[key]
 
 
 def _rows(values: Tensor) -> NDArray[Any]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +51,20 @@ def make_trainer(tmp_path: Any) -> Callable[..., Trainer]:
         return Trainer(**{**defaults, **arguments})
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a directory in which no more than a megabyte can be written."""
+    directory = tmp_path / "small_disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True).returncode == 0:
+        yield directory
+        subprocess.run(["umount", str(directory)], check=True)
+        return
+    # Mounting is for root; any file that grows beyond a megabyte fails in the same place.
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, most))
+    yield directory
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

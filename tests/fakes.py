@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
+
+from lit_gfs import sealed
 
 
 class Records(Logger):
@@ -134,3 +139,36 @@ def write_cifar10(folder: Path, counts: tuple[int, ...] = (64,)) -> bytes:
         written.append(bytes(pixels.flatten().tolist()))
         (folder / f"data_batch_{number}.bin").write_bytes(written[-1])
     return written[0]
+
+
+def killed_while(function: Callable[[], Any], moment: int) -> int | None:
+    """Run ``function`` in a process that kills itself before it writes, syncs or renames for the n-th time.
+
+    Returns:
+        The signal that ended it, or None if it came to its end before that moment.
+    """
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+
+    moments = 0
+
+    def killing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            nonlocal moments
+            moments += 1
+            if moments == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments)
+
+        return wrapped
+
+    # All of it is this process's own: nothing has to be put back.
+    sealed._HashingFile.write = killing(sealed._HashingFile.write)  # type: ignore[method-assign]
+    os.fsync = killing(os.fsync)
+    Path.replace = killing(Path.replace)  # type: ignore[method-assign]
+    try:
+        function()
+    finally:
+        os._exit(0)

@@ -486,9 +486,8 @@ def test_a_state_of_another_size_is_refused() -> None:
     buffer = frame_replay_buffer(60, num_envs=3, batch_size=8)
     buffer.extend(Stream(3, seed=0).rollout(5))
     other = FrameStackStorage(90, num_envs=3)
-    with pytest.raises(
-        UserError, match="3 envs with 20 transitions and 25 frames each; expected 3 with 30 and 35"
-    ):
+    message = "capacity 60, num_envs 3, slack_frames 1; expected capacity 90, num_envs 3, slack_frames 1"
+    with pytest.raises(UserError, match=message):
         other.load_state_dict(buffer.storage.state_dict())
 
 

@@ -129,7 +129,7 @@ def test_a_saved_buffer_goes_on_as_it_was(tmp_path: Path, rollouts: int) -> None
 def test_a_state_of_another_capacity_is_refused() -> None:
     storage = TransitionStorage(20)
     storage.extend(make_rollout(2, 3, 0))
-    with pytest.raises(UserError, match="has room for 20 transitions; expected 30"):
+    with pytest.raises(UserError, match="has capacity 20; expected capacity 30"):
         TransitionStorage(30).load_state_dict(storage.state_dict())
 
 
