@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -72,8 +72,13 @@ class DirectCollector(Collector):
         only_final_observations: Whether ``("next", "observation")`` of a direct rollout is a
             `lit_gfs.bootstrap.FinalObservations`, without what the rollout shows one step later
             anyhow: half the memory, where observations are images.
+        runs_ahead: Whether a direct rollout ends with the next action chosen and begun, so that simulators
+            with threads of their own step while the agent learns. That one action is then of the policy
+            before.
         options: TorchRL's.
     """
+
+    _begun: _Begun | None = None
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class DirectCollector(Collector):
         policy: Any = None,
         *,
         only_final_observations: bool = False,
+        runs_ahead: bool = False,
         **options: Any,
     ) -> None:
         self.is_direct = (
@@ -97,6 +103,7 @@ class DirectCollector(Collector):
             return
         self._recorder = _Recorder(create_env_fn, self.frames_per_batch, only_final_observations)
         self._act = cast(Policy, policy).act
+        self._runs_ahead = runs_ahead
         self._has_remote_policy = self.policy_device not in (None, _CPU)
         if self._has_remote_policy:
             spec = create_env_fn.observation_spec["observation"]
@@ -116,11 +123,23 @@ class DirectCollector(Collector):
         recorder.begin()
         with torch.no_grad(), set_exploration_type(self.exploration_type):
             for time in range(self.frames_per_batch):
-                shown = env.shown["observation"]
-                outputs = self._act(self._to_policy(shown))
-                step = env.advance(self._from_policy(outputs["action"]))
-                recorder.write(time, shown, outputs, step)
+                begun = self._begun or self._begin_step()
+                step = env.finish()
+                self._begun = self._begin_step() if self._runs_ahead else None
+                recorder.write(time, begun, step)
             return recorder.rollout()
+
+    def _begin_step(self) -> _Begun:
+        env = cast(BatchedEnv, self.env)
+        shown = env.shown["observation"]
+        outputs = self._act(self._to_policy(shown))
+        env.begin(self._from_policy(outputs["action"]))
+        return _Begun(shown, outputs)
+
+    def reset(self, *arguments: Any, **options: Any) -> None:
+        """Reset the environments; a step that was begun is dropped."""
+        self._begun = None
+        super().reset(*arguments, **options)
 
     def _to_policy(self, observation: NDArray[Any]) -> Tensor:
         shown = torch.from_numpy(observation)
@@ -131,6 +150,13 @@ class DirectCollector(Collector):
 
     def _from_policy(self, action: Tensor) -> NDArray[Any]:
         return (action.cpu() if self._has_remote_policy else action).numpy()
+
+
+class _Begun(NamedTuple):
+    """A step that simulators were sent: what the policy saw, and what it returned."""
+
+    shown: NDArray[Any]
+    outputs: Mapping[str, Tensor]
 
 
 class _Recorder:
@@ -169,10 +195,10 @@ class _Recorder:
         self._outputs: dict[str, list[Tensor]] = {}
         self._final: list[tuple[NDArray[np.int64], int, NDArray[Any]]] = []
 
-    def write(self, time: int, shown: NDArray[Any], outputs: Mapping[str, Tensor], step: Step) -> None:
-        """Write step ``time``: what the policy saw, what it returned, and what that led to."""
-        self._observation_rows[:, time] = shown
-        for key, value in outputs.items():
+    def write(self, time: int, begun: _Begun, step: Step) -> None:
+        """Write step ``time``, and what it led to."""
+        self._observation_rows[:, time] = begun.shown
+        for key, value in begun.outputs.items():
             self._outputs.setdefault(key, []).append(value)
         for key, rows in self._named_rows.items():
             rows[:, time] = step.observations[key]

@@ -117,8 +117,13 @@ class AtariEnv(BatchedEnv):
         self._num_actions = num_actions
         self._simulators = simulators
         self._lives = np.zeros(num_envs, dtype=np.int32)
+        self._is_stepping = False
 
     def _simulate(self, action: NDArray[Any]) -> Outcome:
+        self._send(action)
+        return self._receive()
+
+    def _send(self, action: NDArray[Any]) -> None:
         # ALE's threads would never answer to an action that does not exist.
         if action.min() < 0 or action.max() >= self._num_actions:
             raise ValueError(
@@ -126,6 +131,10 @@ class AtariEnv(BatchedEnv):
             )
         for simulator in self._simulators.values():
             simulator.send(action)
+        self._is_stepping = True
+
+    def _receive(self) -> Outcome:
+        self._is_stepping = False
         observations: Arrays = {}
         restarted: Arrays = {}
         for key, simulator in self._simulators.items():
@@ -145,6 +154,8 @@ class AtariEnv(BatchedEnv):
         return Outcome(observations, reward, terminated, truncated, restarted if ended.any() else None)
 
     def _restart(self, indices: NDArray[np.int64], seed: int | None) -> Arrays:
+        if self._is_stepping:
+            self._receive()
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[indices] = True
         seeds = None if seed is None else env_seeds(seed, self.num_envs)

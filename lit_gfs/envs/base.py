@@ -155,6 +155,14 @@ class BatchedEnv(EnvBase):
             The first observations, by name, one row per index.
         """
 
+    def _send(self, action: NDArray[Any]) -> None:
+        """Hand every simulator its action, and return at once where simulators have threads of their own."""
+        self._sent = action
+
+    def _receive(self) -> Outcome:
+        """Return what the actions that were sent led to."""
+        return self._simulate(self._sent)
+
     # -- TorchRL -----------------------------------------------------------------------------------------
 
     def _set_seed(self, seed: int | None) -> None:
@@ -173,14 +181,13 @@ class BatchedEnv(EnvBase):
         return self._tensordict({**_tensors(shown), **self._not_done()})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        step = self._advance(tensordict.get("action").numpy())
+        step = self._account(self._simulate(tensordict.get("action").numpy()))
         self._episodes.restarted = step.done.copy()
         return self._tensordict(_following(step))
 
-    def _advance(self, action: NDArray[Any]) -> Step:
-        """Step, and begin the next episodes of what ended."""
+    def _account(self, outcome: Outcome) -> Step:
+        """Count a step, and begin the next episodes of what ended."""
         episodes = self._episodes
-        outcome = self._simulate(action)
         ended = outcome.terminated | outcome.truncated
         episodes.count(outcome.reward)
         step = Step(
@@ -239,7 +246,23 @@ class BatchedEnv(EnvBase):
         Args:
             action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
         """
-        step = self._advance(action)
+        return self._reset_ended(self._account(self._simulate(action)))
+
+    def begin(self, action: NDArray[Any]) -> None:
+        """Begin what `advance` does, and leave it to `finish` to wait for it.
+
+        Simulators with threads of their own (Atari) step in the meantime. A full reset drops the step.
+
+        Args:
+            action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
+        """
+        self._send(action)
+
+    def finish(self) -> Step:
+        """Return what the step that was begun led to."""
+        return self._reset_ended(self._account(self._receive()))
+
+    def _reset_ended(self, step: Step) -> Step:
         if self._episodes.seed is None:
             self._episodes.restarted = self._none
         else:

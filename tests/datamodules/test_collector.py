@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.data import Unbounded
 
@@ -23,6 +24,7 @@ from lit_gfs.datamodules.experience import Experience
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv, continuous_action, env_seeds
 from lit_gfs.envs.serial import SerialEnv
+from lit_gfs.policy import Policy
 
 FOLLOWING = ["observation", "reward", "done", "terminated", "truncated", "episode_return", "episode_length"]
 
@@ -110,6 +112,41 @@ def assert_equal(direct: TensorDictBase, general: TensorDictBase, keys: list[Any
 def keys_of(env: BatchedEnv, outputs: list[str]) -> list[Any]:
     lost = ["end_of_life"] if "end_of_life" in env.observation_spec else []
     return ["observation", *outputs, *(("next", key) for key in [*FOLLOWING, *lost])]
+
+
+@pytest.mark.parametrize("suite", MAKE)
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_running_ahead_changes_nothing_but_when(suite: str, steps: int) -> None:
+    """With the same weights, whoever runs ahead sees the same; a reset drops the step that was begun."""
+    collectors = []
+    for runs_ahead in (True, False):
+        env = MAKE[suite]()
+        policy = make_agent(PPO, env).collection_policy()
+        collectors.append(make_collector(DirectCollector, env, policy, steps, runs_ahead=runs_ahead))
+    keys = keys_of(collectors[0].env, ["action", "sample", "log_prob", "value"])
+
+    for seed in (3, 4):
+        ahead, behind = (collect(collector, seed, 30 // steps) for collector in collectors)
+        for mine, expected in zip(ahead, behind, strict=True):
+            assert_equal(mine, expected, keys)
+
+    for collector in collectors:
+        collector.shutdown()
+
+
+def test_running_ahead_acts_before_it_is_asked_for_the_next_piece() -> None:
+    env = MAKE["cartpole"]()
+    seen: list[Tensor] = []
+
+    def act(observation: Tensor) -> dict[str, Tensor]:
+        seen.append(observation)
+        return {"action": torch.ones(len(observation), dtype=torch.int64)}
+
+    policy = Policy(act, ["action"])
+    for runs_ahead, calls in ((True, STEPS + 1), (False, STEPS)):
+        seen.clear()
+        collect(make_collector(DirectCollector, env, policy, runs_ahead=runs_ahead), 0)
+        assert len(seen) == calls
 
 
 @pytest.mark.parametrize("suite", MAKE)
