@@ -149,8 +149,10 @@ class Instruments:
         targets = [
             (Experience, "collect", "collector"),
             (env, "step_and_maybe_reset", "environment.around_simulate"),
-            (env, "advance", "environment.around_simulate"),
-            (env, "_simulate", "environment.simulate"),
+            (env, "begin", "environment.around_simulate"),
+            (env, "finish", "environment.around_simulate"),
+            (env, "_send", "environment.simulate"),
+            (env, "_receive", "environment.simulate"),
             (Policy, "forward", "policy"),
             (data.experience._collector, "_act", "policy"),  # where it calls the policy's function itself
             (kind, "on_collection_start", "agent.on_collection"),
