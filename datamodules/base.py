@@ -115,10 +115,12 @@ class EnvDataModule(LightningDataModule):
         return experience
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a batch alone on a CPU, where it was made: a look through it takes as long as a layer."""
-        return (
-            batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
-        )
+        """Leave a batch alone on a CPU, where it was made; send it to a GPU without waiting for it."""
+        if batch is None or device.type == "cpu":
+            return batch  # a look through it takes as long as a small layer
+        if device.type == "cuda":
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _check_trainer(self) -> None:
         """Refuse Trainer options under which counting in environment steps would not hold.

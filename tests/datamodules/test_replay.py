@@ -132,3 +132,19 @@ def test_an_agent_that_learns_from_rollouts_is_refused(make_trainer: MakeTrainer
 def test_learning_must_start_before_the_run_ends() -> None:
     with pytest.raises(UserError, match=r"learning_starts is 120; expected 0 to 116"):
         make_data(learning_starts=120)
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_batches_stay_on_a_cpu_and_are_not_waited_for_on_a_gpu() -> None:
+    class Batch:
+        def to(self, *arguments: Any, **options: Any) -> tuple[Any, ...]:
+            return arguments, options
+
+    data = ReplayDataModule("Counting-v0")
+    batch, gpu = Batch(), torch.device("cuda", 0)
+
+    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+    assert data.transfer_batch_to_device(batch, gpu, 0) == ((gpu,), {"non_blocking": True})
+    assert data.transfer_batch_to_device(None, gpu, 0) is None
+    on_meta = data.transfer_batch_to_device(torch.ones(2), torch.device("meta"), 0)
+    assert on_meta.device.type == "meta"
