@@ -109,7 +109,10 @@ class CurvatureMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measured_until = _next_multiple(trainer.global_step, self.every_n_steps)
+        # Another Trainer before this one may have gone further.
+        self._measured_until = min(
+            self._measured_until, _next_multiple(trainer.global_step, self.every_n_steps)
+        )
 
     @override
     def on_train_batch_end(
@@ -125,6 +128,15 @@ class CurvatureMonitor(Callback):
         self._measured_until = _next_multiple(trainer.global_step, self.every_n_steps)
         if trainer.is_global_zero:
             write_scalars(trainer, pl_module, scalars)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        # It does not follow from the step alone: a measurement waits for a batch that has a loss.
+        return {"measured_until": self._measured_until}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._measured_until = state_dict["measured_until"]
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> dict[str, float]:
         parameters = _trained_parameters(trainer)

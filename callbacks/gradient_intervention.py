@@ -123,6 +123,9 @@ class GradientIntervention(Callback):
         self.nonfinite_steps = self._restored["nonfinite_steps"]
         for part, state in zip(self._parts, self._restored["algorithms"], strict=False):
             part.algorithm.load_state_dict(state)
+        for part, gathered in zip(self._parts, self._restored["gathered"], strict=False):
+            part.load_gathered(gathered)
+        self._written_at = self._restored["written_at"]
         self._restored = None
 
     @override
@@ -172,6 +175,8 @@ class GradientIntervention(Callback):
         return {
             "nonfinite_steps": self.nonfinite_steps + sum(part.unread_nonfinite() for part in self._parts),
             "algorithms": [part.algorithm.state_dict() for part in self._parts],
+            "gathered": [part.gathered() for part in self._parts],
+            "written_at": self._written_at,
         }
 
     @override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class OptimizerPart:
         if self.totals.shape[1] != len(done.norms) or known != self.algorithm.layers:
             self.totals, self.steps = torch.zeros(4, len(done.norms), device=done.norms.device), 0
         nonfinite = done.nonfinite
+        self.totals = self.totals.to(done.norms.device)  # a checkpoint's are on the CPU
         rows = (done.scales, done.scales < 1, nonfinite, nonfinite.any().expand_as(nonfinite))
         self.totals += torch.stack([row.to(self.totals) for row in rows])
         self.steps += 1
@@ -58,6 +60,15 @@ class OptimizerPart:
     def forget_nonfinite(self) -> None:
         """Begin to count steps with gradients that are not finite anew."""
         self.totals[2:] = 0
+
+    def gathered(self) -> dict[str, Any]:
+        """Return what was gathered since `forget`, for a checkpoint; what was not finite is counted apart."""
+        return {"steps": self.steps, "totals": self.totals[:2].clone()}
+
+    def load_gathered(self, gathered: Mapping[str, Any]) -> None:
+        """Go on gathering."""
+        self.steps = gathered["steps"]
+        self.totals = torch.cat([gathered["totals"], torch.zeros_like(gathered["totals"])])
 
     def forget(self) -> None:
         """Begin to gather factors anew."""

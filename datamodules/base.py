@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, distributed
 from torchrl.envs import EnvBase
 
 from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
@@ -29,6 +30,15 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name} is {value}; expected a whole number of at least 1")
+
+
+def gather(value: Any) -> list[Any]:
+    """Return what each process has, by rank, in all of them."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 class EnvDataModule(LightningDataModule):
@@ -143,14 +153,34 @@ class EnvDataModule(LightningDataModule):
                 f"trainer.precision is {trainer.precision}; expected 32-true, 16-mixed or bf16-mixed"
             )
 
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must have as the run that it goes on with."""
+        return {
+            "env_id": self.env_id,
+            "num_envs": self.num_envs,
+            "trainer.world_size": cast(Any, self.trainer).world_size,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Return the step count; being asked for it means that a checkpoint is written: a barrier."""
         if self.experience is not None:
             self.experience.request_barrier()
-        return {"env_steps": self.env_steps}
+        return {"env_steps": self.env_steps, "settings": self.fixed_settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint was written."""
+        """Go on counting where the checkpoint was written.
+
+        Raises:
+            UserError: If fitting goes on with a setting that cannot change in mid-run.
+        """
+        if cast(Any, self.trainer).state.fn == TrainerFn.FITTING:
+            saved = state_dict.get("settings", {})
+            for name, value in self.fixed_settings().items():
+                if saved.get(name, value) != value:
+                    raise UserError(
+                        f"{name} is {value}, but the checkpoint was written with {name} {saved[name]}; "
+                        "expected the same"
+                    )
         self._restored_steps = state_dict["env_steps"]
         if self.experience is not None:
             self.experience.env_steps = self._restored_steps

@@ -66,7 +66,7 @@ class Experience:
         self.env_steps = 0
         self.steps_per_call = env.batch_size.numel() * steps_per_env * world_size
         self._seed = seed
-        self._rank = rank
+        self.rank = rank
         self.precision = precision
         self._barrier_due = True
         shows_images = len(env.observation_spec["observation"].shape) == 4
@@ -100,8 +100,8 @@ class Experience:
         if not self._barrier_due:
             return False
         self._barrier_due = False
-        seed_generators(derive_seed("generators", self._seed, self._rank, self.env_steps))
-        self.env.set_seed(derive_seed("environments", self._seed, self._rank, self.env_steps))
+        seed_generators(derive_seed("generators", self._seed, self.rank, self.env_steps))
+        self.env.set_seed(derive_seed("environments", self._seed, self.rank, self.env_steps))
         self._collector.reset()
         return True
 

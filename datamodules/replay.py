@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer
 
-from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.base import EnvDataModule, gather, require_positive
 from lit_gfs.datamodules.experience import Experience
-from lit_gfs.datamodules.frame_storage import FrameStackStorage, frame_replay_buffer
+from lit_gfs.datamodules.frame_storage import frame_replay_buffer
+from lit_gfs.datamodules.replay_pieces import ReplayPieces
 from lit_gfs.datamodules.rollout_writer import uniform_replay_buffer
+from lit_gfs.datamodules.row_storage import RowStorage
 from lit_gfs.datamodules.transition_storage import TransitionStorage
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
@@ -58,24 +64,27 @@ class ReplayLoader:
         self.buffer = buffer
         self._updates_per_epoch = updates_per_epoch
         self._steps_per_update = steps_per_update
-        # A resumed run begins with an empty buffer, and fills it as far as a new run does.
+        # Where a run is resumed without its transitions, it fills the buffer as far as a new run does.
         self._first_update_at = experience.env_steps + learning_starts
         self._updates = 0
         self._position = 0
+        self._is_restored = False
 
     def __len__(self) -> int:
         return self._updates_per_epoch
 
     def __iter__(self) -> ReplayLoader:
-        if self._position == len(self):
+        # Lightning finishes a pass that it was resumed in before it begins another.
+        if self._position == len(self) and not self._is_restored:
             self._position = 0
+        self._is_restored = False
         return self
 
     def __next__(self) -> TensorDictBase:
         if self._position == len(self):
             raise StopIteration
-        if self._experience.pass_barrier() and isinstance(self.buffer.storage, FrameStackStorage):
-            self.buffer.storage.end_episodes()
+        if self._experience.pass_barrier():
+            cast(RowStorage, self.buffer.storage).end_episodes()
         while self._updates >= self._updates_due:
             self.buffer.extend(self._experience.collect())
         self._updates += 1
@@ -87,19 +96,29 @@ class ReplayLoader:
         return (self._experience.env_steps - self._first_update_at) // self._steps_per_update
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the pass; the transitions themselves are not in the checkpoint."""
+        """Return the position in the pass."""
         return {"position": self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in the same pass."""
         self._position = state_dict["position"]
+        self._is_restored = True
+
+    def updates_state(self) -> dict[str, int]:
+        """Return what decides when the next update falls due, given transitions to learn from."""
+        return {"updates": self._updates, "first_update_at": self._first_update_at}
+
+    def load_updates_state(self, state: dict[str, int]) -> None:
+        """Go on with the same updates."""
+        self._updates, self._first_update_at = state["updates"], state["first_update_at"]
 
 
 class ReplayDataModule(EnvDataModule):
     """Replayed transitions for off-policy agents.
 
-    A Lightning epoch is the stretch between two evaluations. Replayed transitions are not part of the
-    checkpoint: a resumed run first collects ``learning_starts`` steps with its restored policy.
+    A Lightning epoch is the stretch between two evaluations. Where a ModelCheckpoint writes checkpoints, the
+    transitions lie beside them, in ``replay/``. A run that is resumed from a checkpoint without transitions
+    first collects ``learning_starts`` steps with its restored policy.
 
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
@@ -150,6 +169,9 @@ class ReplayDataModule(EnvDataModule):
         self.batch_size = batch_size
         self.learning_starts = learning_starts
         self.steps_per_update = steps_per_update
+        self._loader: ReplayLoader | None = None
+        self._pieces: ReplayPieces | None = None
+        self._restored: dict[str, Any] | None = None
 
     @property
     def updates_per_epoch(self) -> int:
@@ -168,10 +190,79 @@ class ReplayDataModule(EnvDataModule):
         experience = self.build_experience(
             max(1, self.steps_per_update // (self.num_envs * trainer.world_size))
         )
-        return ReplayLoader(
+        self._loader = ReplayLoader(
             experience,
             make_replay_buffer(self.env_spec, self.buffer_size, self.num_envs, self.batch_size),
-            self.updates_per_epoch,
+            # A run goes on in the parts that it was begun in, also when it is made longer.
+            self.updates_per_epoch if self._restored is None else self._restored["updates_per_epoch"],
             self.learning_starts,
             self.steps_per_update,
         )
+        self._restore_replay(self._loader)
+        return self._loader
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must have as the run that it goes on with."""
+        return {**super().fixed_settings(), "buffer_size": self.buffer_size}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step count and what names the transitions, which are written beside the checkpoint."""
+        state = super().state_dict()
+        directory = self._replay_directory()
+        state["updates_per_epoch"] = self.updates_per_epoch if self._loader is None else len(self._loader)
+        if self._loader is None or directory is None:
+            return state
+        if self._pieces is None or self._pieces.directory != directory:
+            self._pieces = ReplayPieces(directory)
+        manifest = self._pieces.save(cast(RowStorage, self._loader.buffer.storage))
+        return {**state, "updates": self._loader.updates_state(), "replay": gather(manifest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint was written; transitions are read when they are needed."""
+        super().load_state_dict(state_dict)
+        if cast(Any, self.trainer).state.fn == TrainerFn.FITTING:
+            self._restored = state_dict
+
+    def teardown(self, stage: str) -> None:
+        """Close every environment and forget the transitions."""
+        super().teardown(stage)
+        self._loader = self._pieces = None
+
+    def _restore_replay(self, loader: ReplayLoader) -> None:
+        state, self._restored = self._restored, None
+        if state is None:
+            return
+        if "replay" not in state:
+            rank_zero_warn(
+                "the checkpoint holds no transitions, as no ModelCheckpoint said where to write them; "
+                f"the run first collects learning_starts {self.learning_starts} steps"
+            )
+            return
+        trainer = cast(Any, self.trainer)
+        pieces = ReplayPieces(find_replay(Path(trainer.ckpt_path), trainer.global_rank))
+        pieces.load(cast(RowStorage, loader.buffer.storage), state["replay"][trainer.global_rank])
+        loader.load_updates_state(state["updates"])
+        self._pieces = pieces
+
+    def _replay_directory(self) -> Path | None:
+        """Return where transitions are written: beside the checkpoints, if any are written."""
+        trainer = cast(Any, self.trainer)
+        callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        directories = [Path(each.dirpath).resolve() for each in callbacks if each.dirpath is not None]
+        if not directories:
+            return None
+        # One of them may lie within another, as Lightning's own "checkpoints" does.
+        return min(directories, key=lambda each: len(each.parts)) / replay_name(trainer.global_rank)
+
+
+def replay_name(rank: int) -> str:
+    """Return the name of the directory of a process's transitions."""
+    return f"replay_{rank}" if rank else "replay"
+
+
+def find_replay(checkpoint: Path, rank: int = 0) -> Path:
+    """Return the directory of the transitions that a checkpoint names: beside it, or one directory up."""
+    here, above = (parent / replay_name(rank) for parent in list(checkpoint.resolve().parents)[:2])
+    return above if above.is_dir() and not here.is_dir() else here

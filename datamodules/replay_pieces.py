@@ -109,12 +109,12 @@ class ReplayPieces:
                 (self.directory / name).unlink()
 
     def _remove_unnamed(self) -> None:
-        """Remove the pieces that no checkpoint in the parent directory names."""
+        """Remove the pieces that no checkpoint in the parent directory, or below, names."""
         if self._files() <= self._current():
             return
         # Of a damaged checkpoint it is not known what it named: nothing is removed.
         with contextlib.suppress(OSError, DamagedFile):
-            self._named = dict(map(self._named_in, self.directory.parent.glob("*.ckpt")))
+            self._named = dict(map(self._named_in, self.directory.parent.rglob("*.ckpt")))
             self.remove_unused(self._named.values())
 
     def _named_in(self, checkpoint: Path) -> tuple[tuple[int, int, int], set[str]]:

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.base import EnvDataModule, gather, require_positive
 from lit_gfs.datamodules.experience import CollectingAgent, Experience
 from lit_gfs.errors import UserError
 
@@ -52,6 +52,7 @@ class RolloutLoader:
         self._minibatches = minibatches
         self._on_last_batch = on_last_batch
         self._position = 0
+        self._is_restored = False
         self._transitions: TensorDict | None = None
         self._order: tuple[Tensor, ...] = ()
 
@@ -59,8 +60,10 @@ class RolloutLoader:
         return self._epochs * self._minibatches
 
     def __iter__(self) -> RolloutLoader:
-        if self._position == len(self):
+        # Lightning finishes a pass that it was resumed in before it begins another.
+        if self._position == len(self) and not self._is_restored:
             self._position = 0
+        self._is_restored = False
         return self
 
     def __next__(self) -> TensorDict | None:
@@ -85,24 +88,29 @@ class RolloutLoader:
         return self._transitions[self._order[part].to(self._transitions.device)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and, in the middle of a rollout, the rollout and its order."""
+        """Return the position and, in the middle of a rollout, each process's rollout and its order."""
         state: dict[str, Any] = {"position": self._position}
         if 0 < self._position < len(self):
             assert self._transitions is not None
-            state["transitions"] = {str(key): value.cpu() for key, value in self._transitions.items()}
-            state["order"] = list(self._order)
+            rollout = {
+                "transitions": {str(key): value.cpu() for key, value in self._transitions.items()},
+                "order": list(self._order),
+            }
+            state["rollouts"] = gather(rollout)
             state["exhausted"] = self._agent.rollout_exhausted
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the next minibatch of the same rollout."""
         self._position = state_dict["position"]
-        if "transitions" in state_dict:
-            columns = state_dict["transitions"]
+        self._is_restored = True
+        if "rollouts" in state_dict:
+            rollout = state_dict["rollouts"][self._experience.rank]
+            columns = rollout["transitions"]
             self._transitions = TensorDict(columns, [len(next(iter(columns.values())))]).to(
                 cast(Any, self._agent).device
             )
-            self._order = tuple(state_dict["order"])
+            self._order = tuple(rollout["order"])
             self._agent.rollout_exhausted = state_dict["exhausted"]
 
 

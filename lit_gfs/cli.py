@@ -36,6 +36,7 @@ from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
+from lit_gfs.checkpoint_io import SealedCheckpointIO
 from lit_gfs.config_checks import check_files, check_numbers
 from lit_gfs.config_files import complete_arguments, find_checkpoint
 from lit_gfs.envs import EnvSpec
@@ -161,6 +162,7 @@ class GradientFlowCLI(LightningCLI):
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
         # Before the user's own, so that the first of them sees gradients that nobody has changed.
         config["callbacks"] = [*(each for each in chosen if each is not None), *_as_list(config["callbacks"])]
+        config["plugins"] = [*_as_list(config["plugins"]), SealedCheckpointIO()]
         if config["profiler"] is None:
             config["profiler"] = Untimed()
         callbacks: list[Callback] = []
@@ -218,10 +220,10 @@ class GradientFlowCLI(LightningCLI):
         return f"{type(self.model).__name__.lower()}_{env_id.replace('/', '-')}"
 
 
-def _as_list(callbacks: list[Callback] | Callback | None) -> list[Callback]:
-    if callbacks is None:
+def _as_list(values: Any) -> list[Any]:
+    if values is None:
         return []
-    return callbacks if isinstance(callbacks, list) else [callbacks]
+    return values if isinstance(values, list) else [values]
 
 
 def _user_error_in(error: BaseException | None) -> UserError | None:

@@ -67,13 +67,13 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
             if value is not None:
                 completed.append(value)
     if checkpoint is not None and not has_config:
-        beside = checkpoint.parent / CONFIG_NAME
-        if not beside.is_file():
+        directory = find_run(checkpoint)
+        if directory is None:
             raise UserError(
                 f"--ckpt_path {str(checkpoint)!r} has no {CONFIG_NAME} beside it; give one with --config"
             )
         # Directly after the subcommand, so that everything typed overrides it.
-        completed[1:1] = ["--config", str(beside)]
+        completed[1:1] = ["--config", str(directory / CONFIG_NAME)]
     return completed
 
 
@@ -93,6 +93,12 @@ def find_checkpoint(name: str) -> Path:
     neighbours = [str(other) for other in sorted(path.parent.glob("*.ckpt"))]
     found = f"; there are {', '.join(map(repr, neighbours))}" if neighbours else ""
     raise UserError(f"--ckpt_path {name!r} not found; expected a checkpoint file{found}")
+
+
+def find_run(checkpoint: Path) -> Path | None:
+    """Return the directory of the run that wrote a checkpoint: the checkpoint's, or one up."""
+    parents = list(checkpoint.absolute().parents)[:2]
+    return next((directory for directory in parents if (directory / CONFIG_NAME).is_file()), None)
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:

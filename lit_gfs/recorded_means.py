@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +46,20 @@ class RecordedMeans:
         self._sums, self._counts = {}, {}
         return dict(zip(tags, means, strict=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and counts of elements so far, as plain data and tensors."""
+        for tag in list(self._pending):
+            self._sum_up(tag)
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with sums and counts, in the place of what was added since."""
+        self._pending = {}
+        self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
+
     def _sum_up(self, tag: str) -> None:
         values = torch.cat([value.reshape(-1) for value in self._pending.pop(tag)])
         total = values.sum(dtype=torch.float32)
-        self._sums[tag] = self._sums[tag] + total if tag in self._sums else total
+        # A checkpoint's sums are on the CPU.
+        self._sums[tag] = self._sums[tag].to(total.device) + total if tag in self._sums else total
         self._counts[tag] = self._counts.get(tag, 0) + values.numel()

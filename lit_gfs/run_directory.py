@@ -5,27 +5,33 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lit_gfs.config_files import CONFIG_NAME
+from lit_gfs.config_files import CONFIG_NAME, find_run
 from lit_gfs.errors import UserError
+from lit_gfs.event_files import wait_for_a_later_name
+
+DEFAULT_ROOT = "runs"
 
 
 class RunDirectory:
     """The directory ``<root>/<name>/<version>`` of a run.
 
     Args:
-        root: Directory of all runs, the one that TensorBoard is pointed at.
+        root: Directory of all runs, the one that TensorBoard is pointed at; ``null`` takes ``runs`` or, for a
+            run that is resumed, that of the checkpoint.
         name: Directory of the runs that belong together; ``null`` makes it of agent and environment.
         version: Directory of this run; ``null`` takes the next free ``version_<n>``.
     """
 
-    def __init__(self, root: str = "runs", name: str | None = None, version: str | None = None) -> None:
+    def __init__(self, root: str | None = None, name: str | None = None, version: str | None = None) -> None:
         self.root = root
         self.name = name
         self.version = version
@@ -33,13 +39,19 @@ class RunDirectory:
         self._logger: TensorBoardLogger | None = None
 
     def resume_from(self, checkpoint: str | None) -> None:
-        """Go on in the directory of a checkpoint, unless another one is named."""
-        if checkpoint is None or self.name is not None or self.version is not None:
+        """Go on in the directory of a checkpoint, unless another one than it was begun with is named."""
+        if checkpoint is None:
             return
-        directory = Path(checkpoint).resolve().parent
-        if (directory / CONFIG_NAME).is_file():
-            self.root = os.path.relpath(directory.parent.parent)
-            self.name, self.version = directory.parent.name, directory.name
+        directory = find_run(Path(checkpoint).resolve())
+        if directory is None:
+            return
+        begun = _settings(directory / CONFIG_NAME)
+        settings = ("root", "name", "version")
+        if any(getattr(self, setting) not in (None, begun.get(setting)) for setting in settings):
+            return
+        self.root = os.path.relpath(directory.parent.parent)
+        self.name, self.version = directory.parent.name, directory.name
+        wait_for_a_later_name(directory)
 
     def logger(self) -> TensorBoardLogger:
         """Return the TensorBoard logger, having made sure that its directory can be written.
@@ -49,7 +61,10 @@ class RunDirectory:
         """
         if self._logger is None:
             logger = TensorBoardLogger(
-                self.root, name=self.name or self.default_name, version=self.version, default_hp_metric=False
+                self.root or DEFAULT_ROOT,
+                name=self.name or self.default_name,
+                version=self.version,
+                default_hp_metric=False,
             )
             try:
                 Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
@@ -57,7 +72,8 @@ class RunDirectory:
                     raise PermissionError(13, "Permission denied")
             except OSError as error:
                 raise UserError(
-                    f"--run.root {self.root!r} cannot be written ({error.strerror}); choose another"
+                    f"--run.root {self.root or DEFAULT_ROOT!r} cannot be written ({error.strerror}); "
+                    "choose another"
                 ) from error
             self._logger = logger
         return self._logger
@@ -72,8 +88,9 @@ class RunDirectory:
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.
 
-        Both are written after an evaluation, the last one also when a run is interrupted. They are two
-        callbacks because one that monitors a value writes its last checkpoint only when the value improves.
+        Both are written after an evaluation, the last one also when a run is interrupted, and where there are
+        no evaluations, when one would have been due. They are two callbacks because one that monitors a value
+        writes its last checkpoint only when the value improves.
 
         Args:
             score: The tag of the score, such as ``eval/episode_return``; larger is better.
@@ -87,7 +104,7 @@ class RunDirectory:
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
-        last = _Checkpoint(
+        last = LastCheckpoint(
             directory,
             filename="last",
             enable_version_counter=False,
@@ -103,6 +120,18 @@ class _Checkpoint(ModelCheckpoint):
     @cached_property
     def state_key(self) -> str:  # type: ignore[override]
         return super().state_key
+
+
+class LastCheckpoint(_Checkpoint):
+    """Writes a checkpoint after each evaluation or, in a run without any, where one would have been due."""
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        # The datamodule tells the Trainer at the end of each epoch whether an evaluation is due.
+        every = cast(Any, trainer).check_val_every_n_epoch
+        if not cast(Any, trainer).enable_validation and (trainer.current_epoch + 1) % every == 0:
+            self.on_validation_end(trainer, pl_module)
 
 
 class SaveConfig(Callback):
@@ -125,3 +154,8 @@ class SaveConfig(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.run.save_config(self.parser, self.config)
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    """Return what a run's configuration says about its directory."""
+    return (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("run") or {}

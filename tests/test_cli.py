@@ -92,7 +92,7 @@ def test_a_checkpoint_loads_without_pickled_code() -> None:
 
     checkpoint = torch.load("runs/dqn_CartPole-v1/version_0/last.ckpt", weights_only=True)
 
-    assert checkpoint["ReplayDataModule"] == {"env_steps": 600}
+    assert checkpoint["ReplayDataModule"]["env_steps"] == 600
 
 
 def test_a_second_run_gets_a_directory_of_its_own_and_equal_results() -> None:
@@ -365,7 +365,13 @@ def test_a_run_without_a_logger_leaves_other_files_alone() -> None:
 
     assert Path("config.yaml").read_text() == "mine"
     run = Path("runs/dqn_CartPole-v1/version_0")
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "last.ckpt", "best.ckpt"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "last.ckpt",
+        "previous.ckpt",
+        "best.ckpt",
+        "replay",
+    }
 
 
 def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
@@ -384,7 +390,7 @@ def test_a_checkpoint_of_another_agent_is_told_in_one_line(capsys: pytest.Captur
         main([*FIT, "--ckpt_path", "runs/ppo_CartPole-v1/version_0/last.ckpt"])
 
     assert stop.value.code == 2
-    assert "does not fit" in capsys.readouterr().err
+    assert "the checkpoint is of PPO; expected one of DQN" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_network_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

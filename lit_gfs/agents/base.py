@@ -113,6 +113,8 @@ class Agent(Learner):
         self._episodes: list[tuple[float, float]] = []
         self._seen: deque[Tensor] = deque()
         self._seen_count = 0
+        self._total_steps: int | None = None
+        """How long a resumed run was to last when its checkpoint was written."""
 
     def networks(self) -> list[nn.Module]:
         """List encoder, trunk and what is on top of them, for every such network."""
@@ -200,13 +202,43 @@ class Agent(Learner):
         self._stop_if_done()
 
     def on_train_start(self) -> None:
-        """Leave a run alone that was resumed after its end; start the clock of the others."""
+        """Leave a run alone that was resumed after its end; start the clock of the others.
+
+        In the middle of its last epoch a run is not over, though all of its steps have been collected.
+        """
         super().on_train_start()
-        self._stop_if_done()
+        if self._total_steps not in (None, self.source.total_steps):
+            # The rate that the checkpoint has is that of a run of another length: 0 if it had ended.
+            for each in cast(Any, self.trainer).lr_scheduler_configs:
+                each.scheduler.step()
+        self._total_steps = None
+        if not cast(Any, self.trainer).fit_loop.restarting:
+            self._stop_if_done()
 
     def _stop_if_done(self) -> None:
         if self.env_steps >= self.source.total_steps:
             self.trainer.should_stop = True
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the episodes that were not yet reported, and the observations that monitors get to see."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["learner"] |= {
+            "episodes": [list(episode) for episode in self._episodes],
+            "seen": torch.cat(list(self._seen))[-_PROBE_SIZE:].clone() if self._seen else None,
+            "total_steps": self.source.total_steps,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on reporting where the checkpoint was written."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get("learner", {})
+        self._episodes = [(value, length) for value, length in saved.get("episodes", [])]
+        seen = saved.get("seen")
+        self._seen = deque([] if seen is None else [seen])
+        self._seen_count = sum(map(len, self._seen))
+        self._total_steps = saved.get("total_steps")
 
     # -- evaluation --------------------------------------------------------------------------------------
 

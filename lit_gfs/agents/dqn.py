@@ -133,8 +133,10 @@ class DQN(QLearningAgent):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep when the target network was last copied."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["target_synced_at"] = self._synced_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the same target period."""
-        self._synced_at = checkpoint.get("target_synced_at", 0)  # of another agent: refused as such
+        super().on_load_checkpoint(checkpoint)
+        self._synced_at = checkpoint.get("target_synced_at", 0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +17,8 @@ from torch.optim import Optimizer
 from lit_gfs.compilation import require_compiler
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
+from lit_gfs.event_files import cut_event_files, event_file_sizes
+from lit_gfs.loop_states import count_last_batch, forget_begun_evaluation
 from lit_gfs.networks import named_layers
 from lit_gfs.objective_shift import announce_objective_shift
 from lit_gfs.recorded_means import RecordedMeans
@@ -49,6 +53,10 @@ class Learner(LightningModule):
         self._clock: tuple[float, int] | None = None
         self._written_at = 0
         self._validation_began: float | None = None
+        self._saved_event_files: list[dict[str, int]] = []
+        """Sizes of event files by name, for each TensorBoard logger: when the checkpoint was written."""
+        self._present_event_files: list[dict[str, int]] = []
+        """The same when fitting starts."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; what Lightning notes twice around every hook goes past PyTorch's bookkeeping."""
@@ -87,6 +95,8 @@ class Learner(LightningModule):
         Raises:
             UserError: If there is no C++ compiler to do it.
         """
+        # Before loggers open files of their own.
+        self._present_event_files = self._event_file_sizes()
         if not self.is_compiled:
             return
         require_compiler(self.device)
@@ -165,6 +175,9 @@ class Learner(LightningModule):
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
         """Write what was recorded, on log steps."""
+        self._write_if_due()
+
+    def _write_if_due(self) -> None:
         every, step = cast(Any, self.trainer).log_every_n_steps, self.trainer.global_step
         # A batch is not always a step: gradients may be accumulated, the rest of a rollout skipped.
         if every and step % every == 0 and step > self._written_at:
@@ -172,9 +185,17 @@ class Learner(LightningModule):
             self._write_recorded()
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock; in a resumed run, take back what was written after the checkpoint."""
         self._clock = (time.monotonic(), self.steps)
-        self._written_at = self.trainer.global_step
+        forget_begun_evaluation(self.trainer)
+        # A module that was trained before has counted other steps than this Trainer.
+        self._written_at = min(self._written_at, self.trainer.global_step)
+        files = zip(
+            self._event_directories(), self._saved_event_files, self._present_event_files, strict=False
+        )
+        for directory, sizes, present in files:
+            cut_event_files(directory, sizes, present)
+        self._saved_event_files = []
 
     def on_validation_start(self) -> None:
         """Note when an evaluation begins."""
@@ -200,6 +221,49 @@ class Learner(LightningModule):
         if self._clock is None or steps > self._clock[1]:
             self._clock = (now, steps)
         self.write(scalars)
+
+    def _event_directories(self) -> list[Path]:
+        """Return where the TensorBoard loggers write: on rank zero, which is the one that does."""
+        if not self.trainer.is_global_zero:
+            return []
+        return [Path(each.log_dir) for each in self.trainer.loggers if isinstance(each, TensorBoardLogger)]
+
+    def _event_file_sizes(self) -> list[dict[str, int]]:
+        return [event_file_sizes(directory) for directory in self._event_directories()]
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was recorded and not yet written, and how far the written goes."""
+        # Lightning writes checkpoints before it calls this module's hook for the end of a batch.
+        self._write_if_due()
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+        checkpoint["learner"] = {
+            "class": type(self).__name__,
+            "recorded": self.recorded.state_dict(),
+            "written_at": self._written_at,
+            "latest_return": self.latest_return,
+            "event_files": self._event_file_sizes(),
+        }
+        count_last_batch(self.trainer, checkpoint["loops"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on recording where the checkpoint was written.
+
+        Raises:
+            UserError: If it is of another agent.
+        """
+        saved = checkpoint.get("learner", {})
+        name = saved.get("class")
+        if name is not None and name not in {ancestor.__name__ for ancestor in type(self).__mro__}:
+            raise UserError(f"the checkpoint is of {name}; expected one of {type(self).__name__}")
+        if "recorded" in saved:
+            self.recorded.load_state_dict(saved["recorded"])
+        self._written_at = saved.get("written_at", 0)
+        self.latest_return = saved.get("latest_return")
+        self._saved_event_files = saved.get("event_files", [])
 
 
 def _choose_implementation(optimizer: Optimizer) -> None:

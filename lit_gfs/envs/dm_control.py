@@ -8,15 +8,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchrl.data import Unbounded
+from torchrl.data import TensorSpec, Unbounded
 
-from lit_gfs.envs.base import Outcome, continuous_action
+from lit_gfs.envs.base import Outcome, continuous_action, discrete_action
 from lit_gfs.envs.serial import SerialEnv
 from lit_gfs.errors import UserError
 
@@ -30,6 +31,7 @@ from dm_control.rl.control import PhysicsError  # noqa: E402
 from dm_control.utils import rewards  # noqa: E402
 
 _PICTURE = (240, 320)
+_MOST_ACTIONS = 1_000
 _UNLIMITED = 1e10
 """What dm_control gives as the bound of an actuator without limits."""
 
@@ -52,9 +54,12 @@ class DMControlEnv(SerialEnv):
         seed: Seed of the first reset; ``None`` draws one from the operating system.
         render: Whether to add ``pixels`` of the first camera, ``(num_envs, 240, 320, 3)``.
         action_repeat: Control steps that an action lasts; their rewards are summed.
+        values_per_actuator: Makes actions discrete, for agents that need it: each actuator takes one of so
+            many evenly spaced values, ends included, and each combination is an action, the last actuator
+            varying fastest. 2 is bang-bang control, 3 has rest besides (Seyde et al. 2021, arXiv 2111.02552).
 
     Raises:
-        UserError: If ``action_repeat`` is not positive, or OpenGL is needed and does not work here.
+        UserError: If an option is out of range, or OpenGL is needed and does not work here.
     """
 
     def __init__(
@@ -65,9 +70,14 @@ class DMControlEnv(SerialEnv):
         seed: int | None = None,
         render: bool = False,
         action_repeat: int = 1,
+        values_per_actuator: int | None = None,
     ) -> None:
         if action_repeat < 1:
             raise UserError(f"action_repeat is {action_repeat}; expected a whole number of at least 1")
+        if values_per_actuator is not None and values_per_actuator < 2:
+            raise UserError(
+                f"values_per_actuator is {values_per_actuator}; expected null or a whole number of at least 2"
+            )
         domain, task = dm_control_tasks()[env_id]
         if render:
             _enable_rendering(env_id)
@@ -89,11 +99,16 @@ class DMControlEnv(SerialEnv):
         limited = np.abs([bounds.minimum, bounds.maximum]).max(axis=0) < _UNLIMITED
         low, high = np.where(limited, bounds.minimum, -1), np.where(limited, bounds.maximum, 1)
         ones = np.ones(bounds.shape, dtype=np.float32)
+        action: TensorSpec = continuous_action(-ones, ones, num_envs)
+        self._choices: NDArray[np.float32] | None = None
+        if values_per_actuator is not None:
+            self._choices = _combinations(env_id, values_per_actuator, len(ones))
+            action = discrete_action(len(self._choices), num_envs)
         super().__init__(
             env_id,
             num_envs,
             Unbounded((num_envs, size), dtype=torch.float32),
-            continuous_action(-ones, ones, num_envs),
+            action,
             action_repeat,
             seed,
             (*_PICTURE, 3) if render else None,
@@ -102,6 +117,8 @@ class DMControlEnv(SerialEnv):
         self._middle, self._half_width = (high + low) / 2, (high - low) / 2
 
     def _simulate(self, action: NDArray[Any]) -> Outcome:
+        if self._choices is not None:
+            action = self._choices[action]
         return super()._simulate(self._middle + self._half_width * np.clip(action, -1, 1))
 
     def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
@@ -130,6 +147,16 @@ class DMControlEnv(SerialEnv):
         for simulator in self._simulators:
             simulator.environment.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _combinations(env_id: str, values: int, actuators: int) -> NDArray[np.float32]:
+    """Return every combination of values from -1 to 1, ``(values ** actuators, actuators)``."""
+    if values**actuators > _MOST_ACTIONS:
+        raise UserError(
+            f"values_per_actuator is {values}, which makes {values**actuators:,} actions of the {actuators} "
+            f"actuators of {env_id!r}; expected at most {_MOST_ACTIONS:,}"
+        )
+    return np.array(list(product(np.linspace(-1, 1, values), repeat=actuators)), dtype=np.float32)
 
 
 class _Simulator:

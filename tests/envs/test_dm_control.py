@@ -239,3 +239,33 @@ def test_rendering_after_an_environment_without_it() -> None:
 def test_action_repeat_must_be_positive() -> None:
     with pytest.raises(UserError, match="action_repeat is 0"):
         make_env("dm_control/cheetah-run-v0", action_repeat=0)
+
+
+# -- discrete actions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "values", "actions"), [("cartpole-swingup", 3, 3), ("reacher-easy", 5, 25)]
+)
+def test_discrete_actions_are_combinations_of_evenly_spaced_values(
+    env_id: str, values: int, actions: int
+) -> None:
+    continuous = make_env(f"dm_control/{env_id}-v0", 2)
+    discrete = make_env(f"dm_control/{env_id}-v0", 2, values_per_actuator=values)
+    spec = EnvSpec.from_env(discrete)
+    chosen = torch.randint(actions, (20, 2), generator=torch.Generator().manual_seed(0))
+    # Index by index: digits in base ``values``, the last actuator's last.
+    digits = [chosen // values**place % values for place in reversed(range(continuous.action_spec.shape[-1]))]
+    meant = torch.stack(digits, -1).float() * 2 / (values - 1) - 1
+
+    assert spec.num_actions == actions
+    check_env_specs(discrete)
+    for got, expected in zip(play(discrete, chosen, 3), play(continuous, meant, 3), strict=True):
+        assert torch.equal(got["observation"], expected["observation"])
+
+
+def test_discrete_actions_are_refused_where_they_would_be_too_many() -> None:
+    with pytest.raises(UserError, match="3, which makes 10,460,353,203 actions of the 21 actuators"):
+        make_env("dm_control/humanoid-walk-v0", 1, values_per_actuator=3)
+    with pytest.raises(UserError, match="values_per_actuator is 1; expected null or a whole number"):
+        make_env("dm_control/cartpole-swingup-v0", 1, values_per_actuator=1)

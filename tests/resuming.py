@@ -1,0 +1,93 @@
+"""What tests of resumed runs compare: everything that a run leaves behind, but for times."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_gfs.cli import main
+from lit_gfs.datamodules.replay import find_replay, make_replay_buffer
+from lit_gfs.datamodules.replay_pieces import ReplayPieces
+from lit_gfs.envs import EnvSpec, make_env
+from lit_gfs.sealed import read_sealed
+
+_LEFT_OUT = {"event_files", "replay", "current_score"}
+"""Entries of a checkpoint that name files and sizes, or that Lightning neither restores nor uses."""
+
+
+def fit_in_child(directory: str, arguments: list[str]) -> None:
+    """Run the command line in a directory, in a process of its own, without a word."""
+    os.makedirs(directory, exist_ok=True)
+    os.chdir(directory)
+    torch.set_num_threads(1)
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        main(arguments)
+
+
+def differences(left: Any, right: Any, place: str = "") -> Iterator[str]:
+    """Name the places in which two nested values differ; tensors are compared bit for bit."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in left.keys() | right.keys():
+            if key not in left or key not in right:
+                yield f"{place}/{key} is on one side only"
+            elif key not in _LEFT_OUT:
+                yield from differences(left[key], right[key], f"{place}/{key}")
+    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        if len(left) != len(right):
+            yield f"{place} has {len(left)} and {len(right)} entries"
+        for index, (one, other) in enumerate(zip(left, right, strict=False)):
+            yield from differences(one, other, f"{place}/{index}")
+    elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        if left.dtype != right.dtype or left.shape != right.shape:
+            yield f"{place} is {left.dtype} {tuple(left.shape)} and {right.dtype} {tuple(right.shape)}"
+        elif left.numpy().tobytes() != right.numpy().tobytes():
+            yield f"{place} differs"
+    elif type(left) is not type(right) or left != right:
+        yield f"{place} is {left!r} and {right!r}"
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what a run logged: step and value of every point by tag, but for times of the clock."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag != "time/steps_per_second"
+    }
+
+
+def replay_content(checkpoint: Path) -> Any:
+    """Return all transitions of a checkpoint's replay memory by index, if it has one."""
+    state = read_sealed(checkpoint).get("ReplayDataModule", {})
+    if "replay" not in state:
+        return None
+    settings = state["settings"]
+    options = {"values_per_actuator": 3} if settings["env_id"].startswith("dm_control") else {}
+    env = make_env(settings["env_id"], 1, **options)
+    storage: Any = make_replay_buffer(
+        EnvSpec.from_env(env), settings["buffer_size"], settings["num_envs"], 1
+    ).storage
+    env.close()
+    ReplayPieces(find_replay(checkpoint)).load(storage, state["replay"][0])
+    return storage.get(slice(None)).to_dict()
+
+
+def run_differences(run: Path, other: Path) -> list[str]:
+    """Name in what two runs differ that have ended: last checkpoint, replay memory, logged values."""
+    last = "last.ckpt"
+    return [
+        *differences(read_sealed(run / last), read_sealed(other / last)),
+        *differences(replay_content(run / last), replay_content(other / last), "/transitions"),
+        *differences(scalars(run), scalars(other), "/logged"),
+    ]

@@ -1,0 +1,88 @@
+"""A run that is killed at any moment, again and again, ends as the one that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from resuming import fit_in_child, run_differences
+
+from lit_gfs.datamodules.replay_pieces import ReplayPieces
+from lit_gfs.sealed import is_intact, read_sealed
+
+FIT = [
+    *("fit", "--config=quickstart", "--run.root=runs", "--run.name=killed", "--run.version=run"),
+    *("--data.num_envs=2", "--data.learning_starts=40", "--data.steps_per_update=4"),
+    *("--data.total_steps=640", "--data.eval_every=30", "--data.eval_episodes=1", "--data.buffer_size=150"),
+    *("--data.env_options={max_episode_steps: 20}", "--data.batch_size=16", "--model.trunk.width=16"),
+    *("--trainer.log_every_n_steps=5", "--trainer.enable_progress_bar=false"),
+]
+# One process imports everything, and then forks for each fit: that takes a tenth of a start from nothing.
+_SERVER = multiprocessing.get_context("forkserver")
+
+
+def start(directory: Path, *arguments: str) -> BaseProcess:
+    process = _SERVER.Process(target=fit_in_child, args=(str(directory), [*FIT, *arguments]))
+    process.start()
+    return process
+
+
+def newest_intact(run: Path) -> Path | None:
+    """Return the intact checkpoint of the most steps, all of whose transitions are intact too."""
+    checkpoints: dict[int, Path] = {}
+    for path in sorted(run.glob("*.ckpt")):
+        # What a process that was killed leaves in the place of a checkpoint is a whole one.
+        assert is_intact(path), path
+        content = read_sealed(path)
+        ReplayPieces(run / "replay").require_intact(content["ReplayDataModule"]["replay"][0])
+        checkpoints[content["global_step"]] = path
+    return checkpoints[max(checkpoints)] if checkpoints else None
+
+
+def kill_and_compare(directory: Path, kills: int, seed: int) -> None:
+    _SERVER.set_forkserver_preload(["lit_gfs.cli", "lit_gfs.envs.gymnasium", "resuming"])
+    generator = random.Random(seed)
+    run = directory / "runs/killed/run"
+    began = time.monotonic()
+    process = start(directory)
+    process.join()
+    duration = time.monotonic() - began
+    assert process.exitcode == 0
+    whole = run.rename(directory / "whole")
+
+    landed = 0
+    while True:
+        checkpoint = newest_intact(run)
+        if checkpoint is None:
+            shutil.rmtree(run, ignore_errors=True)
+        # Relative, as the run was begun: a checkpoint remembers where the best one is.
+        resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint.relative_to(directory)}"]
+        process = start(directory, *resume)
+        if landed < kills:
+            process.join(generator.uniform(0.1, 1) * duration)
+        else:
+            process.join()
+        if process.is_alive():
+            process.kill()
+            process.join()
+            landed += 1
+            continue
+        assert process.exitcode == 0
+        assert run_differences(run, whole) == [], f"after {landed} kills"
+        if landed == kills:
+            return
+        shutil.rmtree(run)
+
+
+def test_a_run_that_is_killed_ends_as_the_one_that_is_not(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, kills=50, seed=1)

@@ -1,0 +1,193 @@
+"""A run that was stopped at a checkpoint and resumed ends as the one that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from resuming import replay_content, run_differences, scalars
+
+from lit_gfs.cli import main
+from lit_gfs.sealed import read_sealed
+
+NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
+QUIET = ["--trainer.enable_progress_bar=false", "--data.eval_episodes=2", "--trainer.log_every_n_steps=5"]
+EVERYTHING = [
+    "--config=recipes/gfs",
+    "--gfs.gradient_flow.every_n_steps=4",
+    "--gfs.representation=RepresentationMonitor",
+    "--gfs.representation.every_n_steps=6",
+    "--gfs.curvature=CurvatureMonitor",
+    "--gfs.curvature.every_n_steps=9",
+    "--gfs.curvature.samples=2",
+    "--gfs.curvature.iterations=2",
+]
+ROLLOUTS = ["--data.num_envs=2", "--data.rollout_steps=16", "--data.epochs=2", "--data.minibatches=3"]
+AGENTS = {
+    "dqn": [
+        "--config=quickstart",
+        *("--data.num_envs=2", "--data.learning_starts=40", "--data.steps_per_update=4"),
+        *("--data.total_steps=320", "--data.eval_every=100", "--data.buffer_size=150"),
+        *("--data.batch_size=16", "--model.target_sync_every=60", "--model.anneal_learning_rate=true"),
+    ],
+    "ppo": ["--config=ppo_cartpole", *ROLLOUTS, "--data.total_steps=320", "--data.eval_every=100"],
+    "pqn": [
+        "--config=pqn_cartpole",
+        *ROLLOUTS,
+        *("--data.total_steps=320", "--data.eval_every=100", "--model.epsilon_decay_steps=200"),
+        "--model.anneal_learning_rate=true",
+    ],
+}
+ENVS = {
+    "CartPole": ["--data.env_id=CartPole-v1"],
+    "Acrobot": ["--data.env_id=Acrobot-v1"],
+    "Breakout": [
+        "--data.env_id=ALE/Breakout-v5",
+        "--data.env_options={max_frames: 160}",
+        "--model.encoder=NatureCNN",
+    ],
+    "cartpole-swingup": [
+        "--data.env_id=dm_control/cartpole-swingup-v0",
+        "--data.env_options={action_repeat: 50, values_per_actuator: 3}",
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(*arguments: str) -> Path:
+    main(["fit", *arguments, *QUIET, "--run.root=runs", "--run.name=resumed", "--run.version=run"])
+    return Path("runs/resumed/run")
+
+
+def keep_every(steps: int) -> list[str]:
+    """Keep a checkpoint every so many optimizer steps, besides those after evaluations."""
+    return [
+        "--trainer.callbacks+=ModelCheckpoint",
+        f"--trainer.callbacks.every_n_train_steps={steps}",
+        "--trainer.callbacks.save_top_k=-1",
+        # Files of the steps after the one that a run goes back to are there.
+        "--trainer.callbacks.enable_version_counter=false",
+    ]
+
+
+def assert_resumes(
+    agent: str, env: str, *options: str, every: int = 7, points: int = 3, seed: int = 0
+) -> None:
+    """Fit to the end, go back to some of the checkpoints on the way, and compare what comes of them."""
+    run = fit(*AGENTS[agent], *ENVS[env], *NETWORK, *options, *keep_every(every))
+    whole = run.rename("whole")
+    checkpoints = sorted(path.relative_to(whole) for path in whole.rglob("*.ckpt"))
+    middle = [path for path in checkpoints if path.name.startswith("epoch")]
+    chosen = [Path("previous.ckpt"), *random.Random(seed).sample(middle, points - 1)]
+    for checkpoint in chosen:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(whole, run)
+        main(["fit", "--ckpt_path", str(run / checkpoint)])
+        assert run_differences(run, whole) == [], f"resumed from {checkpoint}"
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_a_resumed_run_ends_as_the_uninterrupted_one(agent: str) -> None:
+    assert_resumes(agent, "CartPole", *EVERYTHING, points=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", list(ENVS))
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_every_agent_resumes_on_every_suite(agent: str, env: str) -> None:
+    assert_resumes(agent, env, every=random.Random(agent + env).randint(2, 9), points=4, seed=1)
+
+
+@pytest.mark.parametrize("evaluations", ["1", "0"])
+@pytest.mark.parametrize("agent", ["dqn", "ppo"])
+def test_a_checkpoint_at_the_end_of_an_epoch_resumes_with_the_evaluation_that_is_due(
+    agent: str, evaluations: str
+) -> None:
+    # 24 batches in an epoch of DQN, 6 in one of PPO, whose evaluations follow every fourth one.
+    run = fit(
+        *AGENTS[agent],
+        *ENVS["CartPole"],
+        *NETWORK,
+        *keep_every(12),
+        f"--trainer.limit_val_batches={evaluations}",
+    )
+    whole = run.rename("whole")
+    at_the_end = "step=72.ckpt" if agent == "dqn" else "step=60.ckpt"
+    for name in ("step=24.ckpt", at_the_end):
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(whole, run)
+        (checkpoint,) = run.rglob(f"*{name}")
+        main(["fit", "--ckpt_path", str(checkpoint)])
+        assert run_differences(run, whole) == []
+        # Once more, from what the resumed run wrote.
+        main(["fit", "--ckpt_path", str(run / "previous.ckpt")])
+        assert run_differences(run, whole) == []
+
+
+def test_without_evaluations_there_is_a_checkpoint_too() -> None:
+    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK, "--trainer.limit_val_batches=0")
+    whole = run.rename("whole")
+    steps = [
+        read_sealed(whole / name)["RolloutDataModule"]["env_steps"] for name in ("previous.ckpt", "last.ckpt")
+    ]
+    assert steps == [224, 320]  # evaluations would have been due at 128, 224 and 320
+    shutil.copytree(whole, run)
+
+    main(["fit", "--ckpt_path", str(run / "previous.ckpt")])
+
+    assert run_differences(run, whole) == []
+
+
+def test_a_longer_run_goes_on_at_the_learning_rate_of_its_length() -> None:
+    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+    main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.total_steps=640"])
+
+    rates = dict(scalars(run)["schedule/learning_rate"])
+    # A rollout of 32 steps is learned from at the rate that the one before it ended with.
+    assert rates[352] == pytest.approx(1e-3 * (1 - 320 / 640))
+    assert rates[608] == pytest.approx(1e-3 * (1 - 576 / 640))
+
+
+CHANGES = {
+    "--data.num_envs=3": "num_envs is 3, but the checkpoint was written with num_envs 2; expected the same",
+    "--data.buffer_size=99": "buffer_size is 99, but the checkpoint was written with buffer_size 150",
+    "--data.env_id=CartPole-v0": "env_id is CartPole-v0, but the checkpoint was written with env_id",
+}
+
+
+def test_what_cannot_change_in_mid_run_is_refused_and_evaluation_does_not_mind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    shutil.rmtree(run / "replay")
+    last = str(run / "last.ckpt")
+
+    main(["validate", "--ckpt_path", last, "--data.num_envs=3"])
+
+    for option, words in CHANGES.items():
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--ckpt_path", last, option])
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", last])
+    assert "replay_0000" in capsys.readouterr().err
+
+
+def test_a_place_that_is_typed_beside_a_checkpoint_is_where_the_run_goes_on() -> None:
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    before = sorted(run.rglob("*"))
+
+    main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--run.root=elsewhere", "--data.total_steps=400"])
+
+    assert sorted(run.rglob("*")) == before
+    other = Path("elsewhere/resumed/run")
+    content = read_sealed(other / "last.ckpt")
+    assert content["ReplayDataModule"]["env_steps"] >= 400
+    assert len(replay_content(other / "last.ckpt")["action"]) == 150
