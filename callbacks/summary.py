@@ -12,7 +12,6 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -156,7 +155,8 @@ class RunSummary(Callback):
             # Its own turn may come later; the summary belongs below its last line.
             bar.finish()
         step = f"at step {count_steps(trainer)[0]:,}"
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+        # Lightning's way to end a process on a signal, and that of GracefulStop, are a SystemExit.
+        if isinstance(exception, KeyboardInterrupt | SystemExit):
             self._report(trainer, f"interrupted {step}")
         else:
             self._report(trainer, f"failed {step} with {type(exception).__name__}")

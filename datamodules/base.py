@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from tensordict import TensorDict
 from torch import Tensor, distributed
@@ -15,8 +17,10 @@ from torchrl.envs import EnvBase
 
 from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
 from lit_gfs.datamodules.experience import Experience
+from lit_gfs.datamodules.watchdog import Watchdog, end_process
 from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.errors import UserError
+from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.errors import EnvironmentFault, UserError
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
 
@@ -53,6 +57,8 @@ class EnvDataModule(LightningDataModule):
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
+        step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
+            waits for ever.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class EnvDataModule(LightningDataModule):
         env_options: dict[str, Any] | None = None,
         seed: int | None = None,
         video: bool = False,
+        step_timeout: float | None = 300.0,
     ) -> None:
         super().__init__()
         require_positive(
@@ -72,6 +79,10 @@ class EnvDataModule(LightningDataModule):
         )
         if seed is not None and seed < 0:
             raise UserError(f"seed is {seed}; expected a whole number of at least 0")
+        if step_timeout is not None and not step_timeout > 0:
+            raise UserError(
+                f"step_timeout is {step_timeout:g}; expected seconds above 0, or null to switch it off"
+            )
         self.env_id = env_id
         self.num_envs = num_envs
         self.total_steps = total_steps
@@ -80,7 +91,10 @@ class EnvDataModule(LightningDataModule):
         self.env_options = env_options or {}
         self.seed = run_seed() if seed is None else seed
         self.video = video
+        self.step_timeout = step_timeout
         self.experience: Experience | None = None
+        self._watchdog = None if step_timeout is None else Watchdog(step_timeout, self._give_up)
+        self._interrupted = False
         self._evaluation_env: EnvBase | None = None
         self._restored_steps = 0
         probe = self._make_env(1)
@@ -112,13 +126,14 @@ class EnvDataModule(LightningDataModule):
         if self.experience is not None:
             self.experience.close()
         experience = Experience(
-            self._make_env(self.num_envs),
+            self._watched(self._make_env(self.num_envs)),
             trainer.lightning_module,
             steps_per_env,
             self.seed,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             precision=trainer.precision_plugin.forward_context,
+            before_piece=self._raise_if_interrupted,
         )
         experience.env_steps = steps
         self.experience = experience
@@ -198,12 +213,12 @@ class EnvDataModule(LightningDataModule):
 
     def _evaluate(self) -> TensorDict:
         if self._evaluation_env is None:
-            self._evaluation_env = self._make_env(min(self.eval_episodes, 16))
+            self._evaluation_env = self._watched(self._make_env(min(self.eval_episodes, 16)))
         return self._play(self._evaluation_env, self.eval_episodes)
 
     def _film_and_evaluate(self) -> TensorDict:
         frames: list[Tensor] = []
-        env = self._make_env(1, render=True)
+        env = self._watched(self._make_env(1, render=True))
         self._play(env, 1, frames)
         env.close()
         checkpoint = cast(Any, self.trainer).ckpt_path
@@ -219,16 +234,59 @@ class EnvDataModule(LightningDataModule):
         with isolate_rng(), trainer.precision_plugin.forward_context():
             seed_generators(seed)
             env.set_seed(seed)
-            return run_episodes(
-                env,
-                agent.evaluation_policy(),
-                episodes,
-                agent.device,
-                None if frames is None else frames.append,
-            )
+            try:
+                return run_episodes(
+                    env,
+                    agent.evaluation_policy(),
+                    episodes,
+                    agent.device,
+                    None if frames is None else frames.append,
+                    self._raise_if_interrupted,
+                )
+            except EnvironmentFault as fault:
+                fault.env_steps = self.env_steps
+                raise
+
+    # -- ending early ------------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """Have an evaluation, or the next piece of experience, end the run with a ``SIGTERMException``."""
+        self._interrupted = True
+
+    def _raise_if_interrupted(self) -> None:
+        if self._interrupted:
+            raise SIGTERMException
+
+    def _watched(self, env: EnvBase) -> EnvBase:
+        if self._watchdog is not None and isinstance(env, BatchedEnv):
+            self._watchdog.watch(env.env_id, env.activity)
+        return env
+
+    def _give_up(self, fault: EnvironmentFault) -> None:
+        """End the run from the watchdog's thread, as Lightning ends one from the thread that hangs."""
+        try:
+            fault.env_steps = self.env_steps
+            trainer = cast(Any, self.trainer)
+            for callback in trainer.callbacks:
+                callback.on_exception(trainer, trainer.lightning_module, fault)
+            for logger in trainer.loggers:
+                logger.finalize("failed")
+        finally:
+            print("lit_gfs: error:", fault, file=sys.stderr)
+            end_process(fault.status)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop watching: the run has ended."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        self._interrupted = False
+        if self._watchdog is not None:
+            self._watchdog.stop()
 
     def teardown(self, stage: str) -> None:
         """Close every environment."""
+        self._stop_watching()
         if self.experience is not None:
             self._restored_steps = self.experience.env_steps
             self.experience.close()

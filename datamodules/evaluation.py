@@ -22,6 +22,7 @@ def run_episodes(
     episodes: int,
     device: torch.device | str = "cpu",
     on_frame: Callable[[Tensor], None] | None = None,
+    before_step: Callable[[], None] = lambda: None,
 ) -> TensorDict:
     """Play whole episodes from a fresh reset.
 
@@ -34,6 +35,7 @@ def run_episodes(
         episodes: How many episodes to report.
         device: Where the policy lives.
         on_frame: Called with ``pixels`` of the first environment, ``(H, W, 3)``, at every step.
+        before_step: Called before every step; raises what is to end the evaluation.
 
     Returns:
         ``episode_return`` and ``episode_length``, ``(episodes,)`` each: raw, over full episodes.
@@ -52,6 +54,7 @@ def run_episodes(
     steps = 0
     while (played < quota).any():
         steps += 1
+        before_step()
         if steps > ENDLESS * rounds:
             raise UserError(
                 f"{getattr(env, 'env_id', type(env).__name__)!r} has not ended an evaluation episode in "
@@ -74,18 +77,25 @@ def run_episodes(
     )
 
 
+Evaluation = Callable[[], TensorDict]
+"""Plays the episodes of an evaluation: ``episode_return`` and ``episode_length``, ``(episodes,)`` each."""
+
+
 class EvaluationLoader:
-    """A loader of one batch: the episodes of one evaluation.
+    """A loader of one batch: an evaluation that is played when it is called.
+
+    It is the agent who plays it, in its step. For an evaluation that breaks off there, Lightning's checkpoint
+    says that it is to be played again.
 
     Args:
-        evaluate: Plays the episodes when the batch is asked for.
+        evaluate: Plays the episodes.
     """
 
-    def __init__(self, evaluate: Callable[[], TensorDict]) -> None:
+    def __init__(self, evaluate: Evaluation) -> None:
         self._evaluate = evaluate
 
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[TensorDict]:
-        yield self._evaluate()
+    def __iter__(self) -> Iterator[Evaluation]:
+        yield self._evaluate

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from tensordict import TensorDictBase
@@ -11,6 +11,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from lit_gfs.datamodules.collector import DirectCollector
+from lit_gfs.errors import EnvironmentFault
 from lit_gfs.seeding import derive_seed, seed_generators
 
 
@@ -49,6 +50,7 @@ class Experience:
         rank: This process among ``world_size`` ones, each with environments of its own.
         world_size: How many processes collect.
         precision: Makes the context that the policy runs in, so that acting and learning agree in precision.
+        before_piece: Called before a piece is collected; what it raises leaves everything as it is.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Experience:
         rank: int,
         world_size: int,
         precision: Callable[[], AbstractContextManager],
+        before_piece: Callable[[], None] = lambda: None,
     ) -> None:
         self.env = env
         self.agent = agent
@@ -68,6 +71,7 @@ class Experience:
         self._seed = seed
         self.rank = rank
         self.precision = precision
+        self._before_piece = before_piece
         self._barrier_due = True
         shows_images = len(env.observation_spec["observation"].shape) == 4
         self._collector = DirectCollector(
@@ -102,17 +106,31 @@ class Experience:
         self._barrier_due = False
         seed_generators(derive_seed("generators", self._seed, self.rank, self.env_steps))
         self.env.set_seed(derive_seed("environments", self._seed, self.rank, self.env_steps))
-        self._collector.reset()
+        with self._dating_faults():
+            self._collector.reset()
         return True
+
+    @contextmanager
+    def _dating_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except EnvironmentFault as fault:
+            fault.env_steps = self.env_steps
+            raise
 
     def collect(self) -> TensorDictBase:
         """Step the environments once more.
 
         Returns:
             A piece of experience ``(num_envs, steps_per_env)``, on the CPU; the next call writes over it.
+
+        Raises:
+            EnvironmentFault: If an environment fails. Nothing was counted: a checkpoint that is written then
+                is one from before the piece.
         """
+        self._before_piece()
         self.agent.on_collection_start()
-        with self.precision():
+        with self._dating_faults(), self.precision():
             piece = next(self._pieces)
         self.env_steps += self.steps_per_call
         self.agent.on_collection_end(piece)

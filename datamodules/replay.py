@@ -129,6 +129,8 @@ class ReplayDataModule(EnvDataModule):
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
+        step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
+            waits for ever.
         buffer_size: Transitions kept, in each process.
         batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         learning_starts: Environment steps collected before the first optimizer step.
@@ -148,6 +150,7 @@ class ReplayDataModule(EnvDataModule):
         env_options: dict[str, Any] | None = None,
         seed: int | None = None,
         video: bool = False,
+        step_timeout: float | None = 300.0,
         buffer_size: int = 100_000,
         batch_size: int = 32,
         learning_starts: int = 1_000,
@@ -164,7 +167,9 @@ class ReplayDataModule(EnvDataModule):
                 f"learning_starts is {learning_starts}; expected 0 to {total_steps - steps_per_update}, "
                 f"so that learning begins before total_steps {total_steps}"
             )
-        super().__init__(env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video)
+        super().__init__(
+            env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video, step_timeout
+        )
         self.buffer_size = buffer_size
         self.batch_size = batch_size
         self.learning_starts = learning_starts

@@ -109,7 +109,7 @@ class ReplayPieces:
                 (self.directory / name).unlink()
 
     def _remove_unnamed(self) -> None:
-        """Remove the pieces that no checkpoint in the parent directory, or below, names."""
+        """Remove the pieces that no checkpoint in the parent directory names."""
         if self._files() <= self._current():
             return
         # Of a damaged checkpoint it is not known what it named: nothing is removed.

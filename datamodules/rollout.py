@@ -128,6 +128,8 @@ class RolloutDataModule(EnvDataModule):
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
+        step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
+            waits for ever.
         rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions.
         epochs: Passes over a rollout.
         minibatches: Optimizer steps per pass.
@@ -146,6 +148,7 @@ class RolloutDataModule(EnvDataModule):
         env_options: dict[str, Any] | None = None,
         seed: int | None = None,
         video: bool = False,
+        step_timeout: float | None = 300.0,
         rollout_steps: int = 128,
         epochs: int = 4,
         minibatches: int = 4,
@@ -158,7 +161,9 @@ class RolloutDataModule(EnvDataModule):
                 f"minibatches is {minibatches}, more than the {num_envs * rollout_steps} transitions of a "
                 f"rollout (num_envs {num_envs} x rollout_steps {rollout_steps}); expected at most that many"
             )
-        super().__init__(env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video)
+        super().__init__(
+            env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video, step_timeout
+        )
         self.rollout_steps = rollout_steps
         self.epochs = epochs
         self.minibatches = minibatches

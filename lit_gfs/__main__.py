@@ -1,5 +1,8 @@
 """``python -m lit_gfs``."""
 
-from lit_gfs.cli import main
+try:
+    from lit_gfs.cli import main
 
-main()
+    main()
+except KeyboardInterrupt:  # while everything is being imported
+    raise SystemExit(130) from None

@@ -11,8 +11,10 @@ from lit_gfs.quiet import silence_library_noise
 
 silence_library_noise()
 
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
 import jsonargparse
@@ -32,15 +34,18 @@ from lit_gfs.callbacks import (
     RepresentationMonitor,
     TemporalGradientClipping,
 )
+from lit_gfs.callbacks.graceful_stop import GracefulStop, RunStopped
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
 from lit_gfs.checkpoint_io import SealedCheckpointIO
+from lit_gfs.checkpoints import LAST, find_checkpoint, latest_run
 from lit_gfs.config_checks import check_files, check_numbers
-from lit_gfs.config_files import complete_arguments, find_checkpoint
+from lit_gfs.config_files import complete_arguments
+from lit_gfs.endings import told_in_one_line
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError
+from lit_gfs.errors import RunFault, UserError
 from lit_gfs.heap import keep_freed_memory
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
 from lit_gfs.parser_errors import one_line
@@ -150,9 +155,18 @@ class GradientFlowCLI(LightningCLI):
             raise _user_error_in(error) or error.__cause__ or error  # noqa: B904
 
     def before_instantiate_classes(self) -> None:
-        """Check a checkpoint that a configuration names, before anything is built."""
-        if checkpoint := self._get(self.config, "ckpt_path"):
-            find_checkpoint(checkpoint)
+        """Find the checkpoint to begin with, and check it, before anything is built."""
+        self._stop = GracefulStop()
+        config = self.config[self.subcommand]
+        name = config.ckpt_path
+        if not name:
+            return
+        if name == LAST:
+            run = config.run
+            name = str(latest_run(run.root, run.name or self._configured_name(), run.version))
+            # The run goes on where the checkpoint is.
+            run.root = run.name = run.version = None
+        config.ckpt_path = str(find_checkpoint(name, with_replay=self.subcommand == "fit"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the interventions in order, and a run directory to write to."""
@@ -177,6 +191,8 @@ class GradientFlowCLI(LightningCLI):
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
             callbacks.append(RunSummary())
+            # Before all others: what they write when a run is cut short comes after its checkpoint.
+            config["callbacks"].insert(0, self._stop)
         else:
             config["logger"] = False
             config["enable_checkpointing"] = False
@@ -190,9 +206,10 @@ class GradientFlowCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; tell a checkpoint that does not fit the model from a bug."""
+        """Run; tell faults, and a checkpoint that does not fit the model, from bugs."""
         try:
-            super()._run_subcommand(subcommand)
+            with told_in_one_line(self._stop, self._checkpoint_directory()):
+                super()._run_subcommand(subcommand)
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise
@@ -215,9 +232,25 @@ class GradientFlowCLI(LightningCLI):
         if rows and self.trainer.is_global_zero:
             print_summary(run_description(self.trainer), rows)
 
+    def _checkpoint_directory(self) -> Path:
+        if self.subcommand == "fit":
+            return Path(self._get(self.config_init, "run").logger().log_dir)
+        checkpoint = self._get(self.config_init, "ckpt_path")
+        return Path(checkpoint).parent if checkpoint else Path.cwd()
+
     def _run_name(self) -> str:
         env_id = getattr(self.datamodule, "env_id", type(self.datamodule).__name__)
-        return f"{type(self.model).__name__.lower()}_{env_id.replace('/', '-')}"
+        return _run_name(type(self.model).__name__, env_id)
+
+    def _configured_name(self) -> str:
+        """Return what `_run_name` will be, before there is an agent and a datamodule."""
+        model, data = (self._get(self.config, name) for name in ("model", "data"))
+        data_class = data.class_path.rpartition(".")[2]
+        return _run_name(model.class_path.rpartition(".")[2], data.init_args.get("env_id", data_class))
+
+
+def _run_name(agent: str, env_id: str) -> str:
+    return f"{agent.lower()}_{env_id.replace('/', '-')}"
 
 
 def _as_list(values: Any) -> list[Any]:
@@ -240,7 +273,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 2 after a user's mistake, told in one line on stderr; with another one after a
-            study that was stopped, or of which a run failed.
+            run that a fault or a signal ended, and a study that was stopped or of which a run failed.
     """
     arguments = sys.argv[1:] if args is None else args
     try:
@@ -250,5 +283,17 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             GradientFlowCLI(complete_arguments(arguments))
     except (UserError, MisconfigurationException) as error:
-        print("lit_gfs: error:", " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(2) from None
+        _fail(str(error), 2)
+    except RunFault as fault:
+        _fail(str(fault), fault.status)
+    except RunStopped as stopped:
+        print("lit_gfs:", stopped, file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("lit_gfs: stopped by SIGINT", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print("lit_gfs: error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)

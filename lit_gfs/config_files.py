@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lit_gfs.configs
+from lit_gfs.checkpoints import CONFIG_NAME, LAST, directory_of, find_run, latest_run
 from lit_gfs.errors import UserError, nearest
 
 CONFIG_DIRECTORY = Path(lit_gfs.configs.__path__[0])
-CONFIG_NAME = "config.yaml"
-"""What a run directory calls its resolved configuration."""
+_RUN_OPTIONS = ("--run.root", "--run.name", "--run.version")
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -54,51 +53,38 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     """
     completed: list[str] = []
     has_config = False
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
+    run: dict[str, str] = {}
     for option, value in _pairs(arguments):
         if option in ("--config", "-c") and value is not None:
             has_config = True
             completed += ["--config", str(find_config(value))]
         else:
-            if option == "--ckpt_path" and value not in (None, "null"):
+            if value not in (None, "null"):
                 assert value is not None
-                checkpoint = find_checkpoint(value)
+                if option == "--ckpt_path":
+                    checkpoint = value
+                elif option in _RUN_OPTIONS:
+                    run[option.removeprefix("--run.")] = value
             completed.append(option)
             if value is not None:
                 completed.append(value)
     if checkpoint is not None and not has_config:
-        directory = find_run(checkpoint)
+        directory = latest_run(**run) if checkpoint == LAST else find_run(directory_of(checkpoint))
         if directory is None:
             raise UserError(
-                f"--ckpt_path {str(checkpoint)!r} has no {CONFIG_NAME} beside it; give one with --config"
+                f"--ckpt_path {checkpoint!r} has no {CONFIG_NAME} beside it; give one with --config"
             )
         # Directly after the subcommand, so that everything typed overrides it.
         completed[1:1] = ["--config", str(directory / CONFIG_NAME)]
+        if checkpoint == LAST:
+            place = {
+                "root": directory.parent.parent,
+                "name": directory.parent.name,
+                "version": directory.name,
+            }
+            completed += [f"--run.{part}={value}" for part, value in place.items()]
     return completed
-
-
-def find_checkpoint(name: str) -> Path:
-    """Return the path of an existing checkpoint.
-
-    Raises:
-        UserError: If it is not a checkpoint file; the message names those in the same directory.
-    """
-    path = Path(name)
-    if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise UserError(
-                f"--ckpt_path {name!r} is no checkpoint, or a damaged one; expected one that fit wrote"
-            )
-        return path
-    neighbours = [str(other) for other in sorted(path.parent.glob("*.ckpt"))]
-    found = f"; there are {', '.join(map(repr, neighbours))}" if neighbours else ""
-    raise UserError(f"--ckpt_path {name!r} not found; expected a checkpoint file{found}")
-
-
-def find_run(checkpoint: Path) -> Path | None:
-    """Return the directory of the run that wrote a checkpoint: the checkpoint's, or one up."""
-    parents = list(checkpoint.absolute().parents)[:2]
-    return next((directory for directory in parents if (directory / CONFIG_NAME).is_file()), None)
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -106,7 +92,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     remaining = iter(arguments)
     for argument in remaining:
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c", "--ckpt_path"):
+        if option not in ("--config", "-c", "--ckpt_path", *_RUN_OPTIONS):
             yield argument, None
         elif equals:
             yield option, value

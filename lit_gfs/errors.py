@@ -1,9 +1,10 @@
-"""Errors that a user causes and can mend."""
+"""Errors that a user causes and can mend, and faults that end a run."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class UserError(Exception):
@@ -12,6 +13,48 @@ class UserError(Exception):
     The message is one line: the value given, what was expected, and the nearest valid choice where there
     is one. The command line prints it without a traceback and exits with status 2.
     """
+
+
+class RunFault(Exception):
+    """What ends a run in mid-course and is no mistake in what was asked for.
+
+    The command line prints its message in one line, without a traceback, and exits with `status`.
+    """
+
+    status: ClassVar[int] = 1
+
+
+class EnvironmentFault(RunFault):
+    """A simulator that raised an exception (its ``__cause__``), or did not come back.
+
+    Args:
+        env_id: The environment's id.
+        index: Which of the environments stepped together, ``None`` if that is not known.
+        what: What it did, such as ``raised ValueError: no such body``.
+    """
+
+    status = 4
+
+    def __init__(self, env_id: str, index: int | None, what: str) -> None:
+        super().__init__(env_id, index, what)
+        self.env_id = env_id
+        self.index = index
+        self.what = what
+        self.env_steps: int | None = None
+        """Environment steps that the run had counted by then."""
+        self.advice = ""
+        """Where to look, and how to go on."""
+
+    def __str__(self) -> str:
+        which = self.env_id if self.index is None else f"environment {self.index} of {self.env_id}"
+        after = "" if self.env_steps is None else f", after {self.env_steps:,} environment steps"
+        return f"{which} {self.what}{after}{self.advice}"
+
+
+class StorageFault(RunFault):
+    """A file of the run that could not be written: the disk is full, or has become read-only."""
+
+    status = 5
 
 
 def nearest(value: str, choices: Iterable[str], count: int = 3) -> str:

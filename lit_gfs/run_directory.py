@@ -14,11 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lit_gfs.config_files import CONFIG_NAME, find_run
+from lit_gfs.checkpoints import CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.errors import UserError
 from lit_gfs.event_files import wait_for_a_later_name
-
-DEFAULT_ROOT = "runs"
 
 
 class RunDirectory:
@@ -42,7 +40,7 @@ class RunDirectory:
         """Go on in the directory of a checkpoint, unless another one than it was begun with is named."""
         if checkpoint is None:
             return
-        directory = find_run(Path(checkpoint).resolve())
+        directory = find_run(Path(checkpoint).resolve().parent)
         if directory is None:
             return
         begun = _settings(directory / CONFIG_NAME)
@@ -88,9 +86,9 @@ class RunDirectory:
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.
 
-        Both are written after an evaluation, the last one also when a run is interrupted, and where there are
-        no evaluations, when one would have been due. They are two callbacks because one that monitors a value
-        writes its last checkpoint only when the value improves.
+        Both are written after an evaluation, the last one also when a run is stopped (`GracefulStop`), and
+        where there are no evaluations, when one would have been due. They are two callbacks because one that
+        monitors a value writes its last checkpoint only when the value improves.
 
         Args:
             score: The tag of the score, such as ``eval/episode_return``; larger is better.
@@ -109,7 +107,6 @@ class RunDirectory:
             filename="last",
             enable_version_counter=False,
             save_on_train_epoch_end=False,
-            save_on_exception=True,
         )
         return [best, last]
 

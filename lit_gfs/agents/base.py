@@ -242,15 +242,16 @@ class Agent(Learner):
 
     # -- evaluation --------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Report finished evaluation episodes: raw returns and lengths, ``(episodes,)`` each."""
+    def validation_step(self, batch: Callable[[], TensorDictBase], batch_idx: int) -> None:
+        """Play an evaluation's episodes; report raw returns and lengths, ``(episodes,)`` each."""
         self._report_evaluation(batch)
 
-    def test_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Report finished evaluation episodes, as in validation."""
+    def test_step(self, batch: Callable[[], TensorDictBase], batch_idx: int) -> None:
+        """Play and report episodes, as in validation."""
         self._report_evaluation(batch)
 
-    def _report_evaluation(self, episodes: TensorDictBase) -> None:
+    def _report_evaluation(self, play: Callable[[], TensorDictBase]) -> None:
+        episodes = play()
         returns = episodes["episode_return"].float()
         scores = {
             "eval/episode_return": returns.mean(),

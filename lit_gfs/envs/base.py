@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,10 +15,24 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
+from lit_gfs.errors import EnvironmentFault, UserError
+
 Arrays = dict[str, NDArray[Any]]
 
 _DONE_KEYS = ("done", "terminated", "truncated")
 _CPU = torch.device("cpu")
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(slots=True)
+class Activity:
+    """What an environment's simulators are at, readable from any thread."""
+
+    calls: int = 0
+    """Goes up when simulators are set to work, and when they are done: odd while they are at it."""
+    index: int | None = None
+    """Which simulator is at it, or was last; ``None`` where they work all at once."""
 
 
 class Outcome(NamedTuple):
@@ -52,6 +68,10 @@ class Step(NamedTuple):
     episode_return: NDArray[np.float64]
     """Sum of the episode's raw rewards, this step's included."""
     episode_length: NDArray[np.int64]
+
+
+class Unresponsive(Exception):
+    """Raised in the midst of a simulator's step, by who watches it, when that takes too long."""
 
 
 def env_seeds(seed: int, num_envs: int) -> NDArray[np.int64]:
@@ -107,6 +127,7 @@ class BatchedEnv(EnvBase):
         super().__init__(device=_CPU, batch_size=torch.Size([num_envs]))
         self.env_id = env_id
         self.num_envs = num_envs
+        self.activity = Activity()
         self._frames_per_step = frame_skip
         column = (num_envs, 1)
         self.observation_spec = Composite(
@@ -163,6 +184,24 @@ class BatchedEnv(EnvBase):
         """Return what the actions that were sent led to."""
         return self._simulate(self._sent)
 
+    def _have(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Have the simulators do something, visibly to who watches their activity.
+
+        Raises:
+            EnvironmentFault: If one of them raises an exception.
+        """
+        activity = self.activity
+        activity.calls += 1
+        try:
+            return work(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, Unresponsive) else f"raised {_in_one_line(error)}"
+            raise EnvironmentFault(self.env_id, activity.index, what) from error
+        finally:
+            activity.calls += 1
+
     # -- TorchRL -----------------------------------------------------------------------------------------
 
     def _set_seed(self, seed: int | None) -> None:
@@ -181,7 +220,7 @@ class BatchedEnv(EnvBase):
         return self._tensordict({**_tensors(shown), **self._not_done()})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        step = self._account(self._simulate(tensordict.get("action").numpy()))
+        step = self._account(self._have(self._simulate, tensordict.get("action").numpy()))
         self._episodes.restarted = step.done.copy()
         return self._tensordict(_following(step))
 
@@ -209,7 +248,7 @@ class BatchedEnv(EnvBase):
     def _begin_all(self) -> None:
         """Begin every episode anew, from the seed if there is a new one."""
         episodes = self._episodes
-        episodes.begin(slice(None), self._restart(np.arange(self.num_envs), episodes.seed))
+        episodes.begin(slice(None), self._have(self._restart, np.arange(self.num_envs), episodes.seed))
         episodes.seed = None
         episodes.restarted = self._none
 
@@ -226,7 +265,7 @@ class BatchedEnv(EnvBase):
         """Begin episodes in some simulators, or in none of them."""
         if len(indices) == 0:
             return
-        first = self._restart(indices, None)
+        first = self._have(self._restart, indices, None)
         # Earlier arrays stay as they are: they have been handed out.
         shown = {key: self._episodes.shown[key].copy() for key in first}
         for key, rows in first.items():
@@ -246,7 +285,7 @@ class BatchedEnv(EnvBase):
         Args:
             action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
         """
-        return self._reset_ended(self._account(self._simulate(action)))
+        return self._reset_ended(self._account(self._have(self._simulate, action)))
 
     def begin(self, action: NDArray[Any]) -> None:
         """Begin what `advance` does, and leave it to `finish` to wait for it.
@@ -256,11 +295,11 @@ class BatchedEnv(EnvBase):
         Args:
             action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
         """
-        self._send(action)
+        self._have(self._send, action)
 
     def finish(self) -> Step:
         """Return what the step that was begun led to."""
-        return self._reset_ended(self._account(self._receive()))
+        return self._reset_ended(self._account(self._have(self._receive)))
 
     def _reset_ended(self, step: Step) -> Step:
         if self._episodes.seed is None:
@@ -334,6 +373,11 @@ class _Episodes:
 
     def totals(self) -> Arrays:
         return _totals(self.returns, self.lengths)
+
+
+def _in_one_line(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _totals(returns: NDArray[np.float64], lengths: NDArray[np.int64]) -> Arrays:

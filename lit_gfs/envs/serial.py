@@ -79,7 +79,9 @@ class SerialEnv(BatchedEnv):
         terminated = np.empty(self.num_envs, dtype=np.bool_)
         truncated = np.empty(self.num_envs, dtype=np.bool_)
         rows = observations["observation"]
+        activity = self.activity
         for index, chosen in enumerate(action):
+            activity.index = index
             reward[index], terminated[index], truncated[index] = self._step_one(index, chosen, rows[index])
         self._render_into(observations, range(self.num_envs))
         return Outcome(observations, reward, terminated, truncated)
@@ -88,6 +90,7 @@ class SerialEnv(BatchedEnv):
         observations = self._allocate(len(indices))
         seeds = [None] * len(indices) if seed is None else env_seeds(seed, self.num_envs).tolist()
         for row, index in enumerate(indices.tolist()):
+            self.activity.index = index
             self._restart_one(index, seeds[row], observations["observation"][row])
         self._render_into(observations, indices.tolist())
         return observations
@@ -98,4 +101,5 @@ class SerialEnv(BatchedEnv):
     def _render_into(self, observations: Arrays, indices: Any) -> None:
         if "pixels" in observations:
             for row, index in enumerate(indices):
+                self.activity.index = index
                 observations["pixels"][row] = self._render_one(index)

@@ -15,7 +15,7 @@ from torchrl.envs import check_env_specs
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.atari import AtariEnv
 from lit_gfs.envs.base import env_seeds
-from lit_gfs.errors import UserError
+from lit_gfs.errors import EnvironmentFault, UserError
 
 Trajectory = list[TensorDictBase]
 
@@ -171,7 +171,7 @@ def recording(receive: Any, heard: list[Any]) -> Any:
 
 def test_an_action_that_does_not_exist() -> None:
     env = make_env("ALE/Pong-v5", 1, seed=0)
-    with pytest.raises(ValueError, match="there are 6"):
+    with pytest.raises(EnvironmentFault, match="there are 6"):
         env.step(env.reset().set("action", torch.tensor([6])))
 
 

@@ -16,7 +16,7 @@ from torchrl.envs import check_env_specs
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import env_seeds
 from lit_gfs.envs.dm_control import _tolerance, rewards, suite
-from lit_gfs.errors import UserError
+from lit_gfs.errors import EnvironmentFault, UserError
 
 SIGMOIDS = [
     "gaussian",
@@ -212,7 +212,7 @@ def test_divergence_is_an_error() -> None:
     env = make_env("dm_control/pendulum-swingup-v0", 1, seed=0)
     state = env.reset().set("action", torch.zeros(1, 1))
     env._simulators[0].environment.physics.data.qvel[:] = np.nan
-    with pytest.raises(RuntimeError, match="diverged"):
+    with pytest.raises(EnvironmentFault, match=r"environment 0 .*diverged"):
         env.step(state)
 
 

@@ -1,0 +1,185 @@
+"""How a run is cut short and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from typing_extensions import override
+
+from lit_gfs.callbacks.summary import relative_path
+from lit_gfs.errors import EnvironmentFault
+from lit_gfs.sealed import UnwritableFile
+
+ERROR_NAME = "error.txt"
+
+_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""The signals that stop a run, and what a process does on them unless somebody has decided otherwise."""
+
+
+class RunStopped(SystemExit):
+    """Ends the process of a run that was asked to stop, with the status that a shell gives to the signal.
+
+    Args:
+        number: The signal.
+        advice: How the run ended and how to go on, for the line that is printed.
+    """
+
+    def __init__(self, number: int, advice: str = "") -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}{self.advice}"
+
+
+class GracefulStop(Callback):
+    """Stops a run between two steps on Ctrl-C or SIGTERM, with a checkpoint; at once on the second signal.
+
+    On the first signal, the step that is under way is finished, then a checkpoint is written: the last one of
+    the first ``ModelCheckpoint`` that monitors nothing, else none. A datamodule with a method ``interrupt``
+    is told not to finish an evaluation or a long collection first; the evaluation is played again after a
+    resume. ``Trainer.fit`` then ends with Lightning's ``SIGTERMException``, on the second signal with
+    `RunStopped`, both of which end a process without a traceback.
+
+    A checkpoint is also written when an environment fails in mid-run.
+
+    Signals that the process handles or ignores already are left alone, and so are all of them where ``fit``
+    does not run in the main thread. Handlers are put back when the run ends. With several processes, all of
+    them stop after the same step; evaluations are then finished, and a failing environment writes nothing.
+
+    Example::
+
+        trainer = Trainer(callbacks=[GracefulStop(), ModelCheckpoint("runs/mine", filename="last")])
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """The signal that has stopped the run."""
+        self.checkpoint: Path | None = None
+        """What was written then."""
+        self._handlers: dict[int, Any] = {}
+        self._trainer: Trainer | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.signal, self.checkpoint, self._handlers = None, None, {}
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            # Looked at before Lightning puts handlers of its own over them.
+            current = {number: signal.getsignal(number) for number in _DEFAULTS}
+            self._handlers = {
+                number: current[number] for number in current if current[number] == _DEFAULTS[number]
+            }
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer = trainer
+        for number in self._handlers:
+            signal.signal(number, self._on_signal)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        asked = self.signal is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            # What Lightning's own handler of SIGTERM sets: the run ends when this step is booked and logged.
+            cast(Any, trainer)._signal_connector.received_sigterm = True
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Whatever else ends a run may do so half-way through a step.
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+        elif isinstance(exception, EnvironmentFault) and trainer.world_size == 1:
+            self._save(trainer)
+            last = _last_checkpoint(trainer)
+            directory = last.dirpath if last is not None else None
+            keep_traceback(exception, Path(directory or trainer.default_root_dir))
+            exception.advice += resume_advice(self.checkpoint)
+        self._restore_handlers()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        trainer = self._trainer
+        assert trainer is not None
+        if self.signal is not None:
+            self._restore_handlers()
+            raise RunStopped(number)
+        self.signal = number
+        if trainer.is_global_zero:
+            _say("stopping after this step; once more to stop at once")
+        interrupt = getattr(getattr(trainer, "datamodule", None), "interrupt", None)
+        if interrupt is not None and trainer.world_size == 1:
+            interrupt()
+
+    def _restore_handlers(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+        self._trainer = None
+
+    def _save(self, trainer: Trainer) -> None:
+        last = _last_checkpoint(trainer)
+        if last is None or cast(Any, trainer).fast_dev_run:
+            return
+        position = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        metrics = {name: torch.tensor(count) for name, count in position.items()}
+        path = last.format_checkpoint_name({**trainer.callback_metrics, **metrics})
+        try:
+            last.best_model_path = path
+            trainer.save_checkpoint(path, weights_only=False)
+            self.checkpoint = Path(path)
+        except UnwritableFile as error:
+            _say(f"no checkpoint was written: {error}")
+
+
+def keep_traceback(fault: EnvironmentFault, directory: Path) -> None:
+    """Write the traceback of a fault to ``error.txt``, and have the fault say so."""
+    path = directory / ERROR_NAME
+    try:
+        path.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
+    except OSError as error:
+        fault.advice += f"; its traceback could not be written to {path}: {error.strerror}"
+    else:
+        fault.advice += f"; the traceback is in {relative_path(path)}"
+
+
+def resume_advice(checkpoint: Path | None) -> str:
+    """Say how to go on from a checkpoint, as the end of a line."""
+    if checkpoint is None:
+        return "; no checkpoint was written"
+    return f"; to go on: python -m lit_gfs fit --ckpt_path {shlex.quote(relative_path(checkpoint))}"
+
+
+def _last_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return what writes the run's last checkpoint, rather than its best."""
+    checkpoints = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
+    return next((each for each in checkpoints if each.monitor is None), None)
+
+
+def _say(line: str) -> None:
+    """Print a line to stderr, also from a signal handler."""
+    try:
+        print(f"lit_gfs: {line}", file=sys.stderr, flush=True)
+    except RuntimeError:
+        # The signal came while something was being printed there.
+        os.write(2, f"lit_gfs: {line}\n".encode())

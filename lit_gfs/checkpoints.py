@@ -1,0 +1,177 @@
+"""Which checkpoint a run goes on from: the one that is named, or the newest that is intact."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lit_gfs.datamodules.replay_pieces import ReplayPieces
+from lit_gfs.errors import UserError
+from lit_gfs.sealed import read_sealed
+
+LAST = "last"
+"""The name that stands for the newest intact checkpoint of the latest run."""
+CONFIG_NAME = "config.yaml"
+"""What a run directory calls its resolved configuration."""
+DEFAULT_ROOT = "runs"
+"""Directory of all runs, unless another one is named."""
+
+
+def damage_of(checkpoint: Path, with_replay: bool = True) -> str | None:
+    """Say what is wrong with a checkpoint.
+
+    Args:
+        checkpoint: The file.
+        with_replay: Whether the replayed transitions that it names are looked at too: every byte of them.
+
+    Returns:
+        One line that names the damaged file, ``None`` if there is none.
+    """
+    try:
+        _read(checkpoint, with_replay)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def newest_intact(directory: Path, with_replay: bool = True) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint of a directory that is furthest in environment steps and intact.
+
+    Args:
+        directory: Where the checkpoints are, ``*.ckpt``. Of equally far ones, the one written last is taken.
+        with_replay: As for `damage_of`.
+
+    Returns:
+        The checkpoint, ``None`` if there is no intact one; and what is wrong with those passed over.
+    """
+    found: list[tuple[tuple[int, int, int], Path]] = []
+    damages: list[str] = []
+    for path in sorted(directory.glob("*.ckpt")):
+        try:
+            found.append((_progress(_read(path, with_replay=False), path), path))
+        except UserError as error:
+            damages.append(str(error))
+    for _, path in sorted(found, reverse=True):
+        damage = damage_of(path) if with_replay else None
+        if damage is None:
+            return path, damages
+        damages.append(f"{path} needs what is lost: {damage}")
+    return None, damages
+
+
+def find_checkpoint(name: str, with_replay: bool = True) -> Path:
+    """Return the path of an intact checkpoint; say on stderr which damaged ones were passed over.
+
+    Args:
+        name: A checkpoint, or a directory whose newest intact one is taken.
+        with_replay: As for `damage_of`.
+
+    Raises:
+        UserError: If there is none, or the one that is named is damaged; the message names those beside it.
+    """
+    path = Path(name)
+    if path.is_dir():
+        checkpoint, damages = newest_intact(path, with_replay)
+        if checkpoint is not None:
+            for damage in damages:
+                print(f"lit_gfs: passed over: {damage}", file=sys.stderr)
+            return checkpoint
+        because = f": {'; '.join(damages)}" if damages else ""
+        raise UserError(f"--ckpt_path {name!r} holds no intact checkpoint{because}")
+    directory_of(name)
+    if damage := damage_of(path, with_replay):
+        other, _ = newest_intact(path.parent, with_replay)
+        instead = "" if other is None else f"; the newest intact one beside it is {str(other)!r}"
+        raise UserError(f"--ckpt_path {name!r} is no checkpoint, or a damaged one: {damage}{instead}")
+    return path
+
+
+def directory_of(name: str) -> Path:
+    """Return the directory that a checkpoint is in, or that a name names itself.
+
+    Raises:
+        UserError: If there is neither; the message names the checkpoints in the same place.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    neighbours = [str(other) for other in sorted(path.parent.glob("*.ckpt"))]
+    found = f"; there are {', '.join(map(repr, neighbours))}" if neighbours else ""
+    raise UserError(f"--ckpt_path {name!r} not found; expected a checkpoint file{found}")
+
+
+def find_run(directory: Path) -> Path | None:
+    """Return the directory of the run that has its checkpoints in a directory: the same, or one up."""
+    directory = directory.absolute()
+    return next((run for run in (directory, directory.parent) if (run / CONFIG_NAME).is_file()), None)
+
+
+def latest_run(root: str | None = None, name: str | None = None, version: str | None = None) -> Path:
+    """Return the directory of the run that was begun last.
+
+    Args:
+        root: Directory of all runs; ``None`` takes ``runs``.
+        name: Directory of the runs that belong together; ``None`` takes the one with the latest run.
+        version: Directory of the run; ``None`` takes the highest ``version_<n>``.
+
+    Raises:
+        UserError: If there is none.
+    """
+    root = root or DEFAULT_ROOT
+    groups = [Path(root, name)] if name else sorted(path for path in Path(root).glob("*") if path.is_dir())
+    runs = [run for group in groups if (run := _latest_version(group, version))]
+    if not runs:
+        place = Path(root, name or "*", version or "version_*")
+        raise UserError(f"--ckpt_path {LAST}: no run in {place}; expected one that fit has begun")
+    return max(runs, key=lambda run: (run / CONFIG_NAME).stat().st_mtime_ns)
+
+
+def replay_name(rank: int) -> str:
+    """Return the name of the directory, beside the checkpoints, of a process's replayed transitions."""
+    return f"replay_{rank}" if rank else "replay"
+
+
+def _latest_version(group: Path, version: str | None) -> Path | None:
+    if version:
+        runs = [group / version]
+    else:
+        numbered = (run for run in group.glob("version_*") if _number(run).isdecimal())
+        runs = sorted(numbered, key=lambda run: int(_number(run)))
+    return next((run for run in reversed(runs) if (run / CONFIG_NAME).is_file()), None)
+
+
+def _number(run: Path) -> str:
+    return run.name.removeprefix("version_")
+
+
+def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
+    """Return a checkpoint's content.
+
+    Raises:
+        UserError: If it is damaged, or something that it names is.
+    """
+    content = read_sealed(checkpoint)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{checkpoint} holds something else than a checkpoint")
+    if with_replay:
+        for state in content.values():
+            manifests = state.get("replay", []) if isinstance(state, dict) else []
+            for rank, manifest in enumerate(manifests):
+                pieces = ReplayPieces(checkpoint.parent / replay_name(rank))
+                pieces.require_intact(manifest)
+    return content
+
+
+def _progress(content: dict[str, Any], path: Path) -> tuple[int, int, int]:
+    """Return how far a checkpoint is: environment steps, optimizer steps, and when it was written."""
+    states = [state for state in content.values() if isinstance(state, dict)]
+    env_steps = [state["env_steps"] for state in states if isinstance(state.get("env_steps"), int)]
+    global_step = content.get("global_step")
+    return (
+        max(env_steps, default=0),
+        global_step if isinstance(global_step, int) else 0,
+        path.stat().st_mtime_ns,
+    )

@@ -1,0 +1,197 @@
+"""Runs that are asked to stop, in this process: signals are sent to it from within."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_gfs.cli import main
+from lit_gfs.datamodules.base import EnvDataModule
+from lit_gfs.sealed import read_sealed
+
+COMMON = [
+    "--data.env_id=CartPole-v1",
+    "--data.eval_episodes=2",
+    "--model.trunk.width=16",
+    "--trainer.log_every_n_steps=5",
+    "--trainer.enable_progress_bar=false",
+    "--run.name=run",
+]
+DQN = ["fit", "--config=quickstart", "--data.total_steps=600", "--data.learning_starts=200"]
+DQN += ["--data.eval_every=200", "--data.batch_size=16", *COMMON]
+PPO = ["fit", "--config=ppo_cartpole", "--data.total_steps=384", "--data.eval_every=128", "--data.num_envs=4"]
+PPO += ["--data.rollout_steps=16", "--data.minibatches=4", "--data.epochs=2", *COMMON]
+RUN = Path("runs/run/version_0")
+
+
+class AtStep(Callback):
+    """Does something at the end of an optimizer step, once."""
+
+    def __init__(self, step: int = 10, what: str = "SIGTERM") -> None:
+        self.step = step
+        self.what = what
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        if trainer.global_step == self.step:
+            self.step = 0
+            for name in self.what.split():
+                os.kill(os.getpid(), getattr(signal, name))
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_put_back() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def at_step(step: int, what: str) -> str:
+    return f"--trainer.callbacks={{class_path: {__name__}.AtStep, init_args: {{step: {step}, what: {what}}}}}"
+
+
+def stopped(arguments: list[str]) -> int | str | None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+def curve(tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(RUN))
+    events.Reload()
+    return sorted((point.step, point.value) for point in events.Scalars(tag))
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("options", [[], ["--trainer.limit_val_batches=0"]])
+def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
+    name: str, status: int, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stopped([*DQN, at_step(20, name), *options]) == status
+
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        "lit_gfs: stopping after this step; once more to stop at once",
+        f"lit_gfs: stopped by {name}; to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt",
+    ]
+    rows = dict(line.strip().split("  ", 1) for line in printed.out.splitlines()[1:])
+    assert rows["status"].strip().startswith("interrupted at step ")
+    assert rows["last checkpoint"].strip() == str(RUN / "last.ckpt")
+    assert read_sealed(RUN / "last.ckpt")["global_step"] == 20
+
+
+def test_a_second_signal_ends_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = 120  # past the first evaluation, after which there is a checkpoint
+
+    assert stopped([*DQN, at_step(steps, "SIGTERM SIGINT")]) == 130
+
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"lit_gfs: stopped by SIGINT at once; to go on: python -m lit_gfs fit --ckpt_path {RUN}"
+    )
+    assert read_sealed(RUN / "last.ckpt")["global_step"] < steps
+
+
+def test_a_second_signal_while_the_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Trainer.save_checkpoint
+
+    def interrupted(trainer: Trainer, *arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(trainer, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", interrupted)
+
+    assert stopped([*DQN, "--trainer.limit_val_batches=0", at_step(5, "SIGINT")]) == 143
+
+    assert list(RUN.glob("*.ckpt*")) == []
+
+
+@pytest.mark.parametrize("base", [DQN, PPO], ids=["dqn", "ppo"])
+def test_an_evaluation_is_abandoned_and_played_again_after_a_resume(
+    base: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(base)
+    expected = read_sealed(RUN / "last.ckpt")
+    curves = [curve("eval/episode_return"), curve("loss/q" if base is DQN else "loss/policy")]
+    Path("runs").rename("whole")
+    play = EnvDataModule._play
+
+    def interrupted(data: EnvDataModule, env: Any, *arguments: Any) -> Any:
+        if data.env_steps >= 200:
+            os.kill(os.getpid(), signal.SIGTERM)
+            play(data, env, *arguments)
+            pytest.fail("the evaluation was played to its end")
+        return play(data, env, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EnvDataModule, "_play", interrupted)
+        assert stopped(base) == 143
+    main(["fit", "--ckpt_path=last"])
+
+    assert_equal(read_sealed(RUN / "last.ckpt")["state_dict"], expected["state_dict"])
+    assert [curve("eval/episode_return"), curve("loss/q" if base is DQN else "loss/policy")] == curves
+
+
+@pytest.mark.parametrize("base", [DQN, PPO], ids=["dqn", "ppo"])
+def test_a_stopped_run_goes_on_as_one_that_was_not(base: list[str]) -> None:
+    step = random.randrange(3, 190 if base is DQN else 46)
+
+    assert stopped([*base, at_step(step, "SIGTERM")]) == 143
+    main(["fit", "--ckpt_path=last", at_step(0, "SIGTERM")])
+    first = read_sealed(RUN / "last.ckpt")
+    # A stop leaves the same twice: what follows is a function of what it wrote.
+    Path("runs").rename("first")
+    assert stopped([*base, at_step(step, "SIGINT")]) == 130
+    main(["fit", "--ckpt_path=last", at_step(0, "SIGTERM")])
+
+    assert_equal(read_sealed(RUN / "last.ckpt")["state_dict"], first["state_dict"])
+    assert first["global_step"] == (200 if base is DQN else 48)
+
+
+def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+
+def test_handlers_of_somebody_else_are_left_alone() -> None:
+    seen: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        # Lightning calls them beside its own, which ends the run.
+        assert stopped([*DQN, at_step(5, "SIGTERM")]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+    assert seen == [signal.SIGTERM]
+    assert read_sealed(RUN / "last.ckpt")["global_step"] == 5
+
+
+def test_a_fit_in_another_thread_runs_without_handlers() -> None:
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            main([*DQN, "--data.total_steps=240"])
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=fit)
+    thread.start()
+    thread.join()
+
+    assert failures == []
+    assert (RUN / "last.ckpt").is_file()

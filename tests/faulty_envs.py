@@ -1,0 +1,78 @@
+"""CartPole that does something else in one of its steps: ``--data.env_id faulty_envs:Faulty-v0``."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import signal
+import time
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+
+class Faulty(CartPoleEnv):
+    """Fails in step ``at`` of the ``number``-th environment that the process makes.
+
+    One is made to look at, then those to learn from, then those to evaluate in.
+    """
+
+    made = itertools.count()
+
+    def __init__(self, fault: str = "none", number: int = 1, at: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self._number = next(self.made)
+        self._fault = fault if self._number == number else "none"
+        self._at = at
+        self._steps = 0
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps == self._at and self._fault != "none":
+            FAULTS[self._fault]()
+        return super().step(action)
+
+
+def _raise() -> None:
+    raise ZeroDivisionError("no pole\nto balance")
+
+
+def _wait() -> None:
+    time.sleep(1000)
+
+
+def _wait_stubbornly() -> None:
+    """Wait in Python code that takes an exception for an episode's end."""
+    while True:
+        try:
+            time.sleep(1000)
+        except Exception:
+            continue
+
+
+def _lock() -> None:
+    """Wait in compiled code that no signal ends: for a lock that is held already."""
+    mutex = ctypes.create_string_buffer(64)
+    library = ctypes.CDLL(None)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
+
+
+def _send(number: int, times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), number)
+
+
+FAULTS = {
+    "raise": _raise,
+    "wait": _wait,
+    "wait stubbornly": _wait_stubbornly,
+    "lock": _lock,
+    "SIGTERM": lambda: _send(signal.SIGTERM),
+    "SIGINT": lambda: _send(signal.SIGINT),
+    "SIGINT twice": lambda: _send(signal.SIGINT, 2),
+}
+
+gymnasium.register("Faulty-v0", entry_point="faulty_envs:Faulty", max_episode_steps=500)

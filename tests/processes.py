@@ -1,0 +1,67 @@
+"""Runs of the command line in processes of their own, which need not import everything first."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_CONTEXT: Any = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["lit_gfs.cli", "faulty_envs"])
+
+
+@dataclass
+class Ended:
+    """How a process ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def start(arguments: list[str], directory: Path, setup: Any = None) -> BaseProcess:
+    """Start ``python -m lit_gfs`` with some arguments in a directory.
+
+    Args:
+        arguments: What follows the program's name.
+        directory: Its working directory, where ``out.txt`` and ``err.txt`` are written.
+        setup: A function that is called in the process before.
+    """
+    process = _CONTEXT.Process(target=_main, args=(arguments, directory, setup))
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess, directory: Path, timeout: float = 60) -> Ended:
+    """Wait for a process; one that does not end is killed, and its status -9."""
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    assert process.exitcode is not None
+    return Ended(process.exitcode, *((directory / name).read_text() for name in ("out.txt", "err.txt")))
+
+
+def run(arguments: list[str], directory: Path, setup: Any = None) -> Ended:
+    """Run ``python -m lit_gfs`` to its end."""
+    return finish(start(arguments, directory, setup), directory)
+
+
+def _main(arguments: list[str], directory: Path, setup: Any) -> None:
+    os.chdir(directory)
+    for stream, name, descriptor in ((sys.stdout, "out.txt", 1), (sys.stderr, "err.txt", 2)):
+        stream.flush()
+        with (directory / name).open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    import torch
+
+    from lit_gfs.cli import main
+
+    torch.set_num_threads(1)
+    if setup is not None:
+        setup()
+    main(arguments)

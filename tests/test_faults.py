@@ -1,0 +1,165 @@
+"""What ends a run in mid-course: environments that fail or hang, and disks that fill up."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import Ended, run
+
+import lit_gfs.datamodules.watchdog
+from lit_gfs.errors import UserError
+from lit_gfs.sealed import PARTIAL, is_intact, read_sealed
+
+FAULTY = "faulty_envs:Faulty-v0"
+PPO = ["fit", "--config=ppo_cartpole", f"--data.env_id={FAULTY}", "--data.num_envs=2"]
+PPO += ["--data.rollout_steps=8", "--data.total_steps=160", "--data.eval_every=96", "--data.eval_episodes=2"]
+PPO += ["--data.minibatches=2", "--data.epochs=2", "--run.name=run", "--trainer.enable_progress_bar=false"]
+RUN = Path("runs/run/version_0")
+LEARNING, EVALUATING = 2, 4
+"""Of the environments: the first is looked at, then there are two to learn from, and two to evaluate in."""
+
+
+def options(fault: str, number: int, at: int) -> str:
+    return f"--data.env_options={{fault: {fault}, number: {number}, at: {at}}}"
+
+
+def quick_grace() -> None:
+    lit_gfs.datamodules.watchdog.GRACE_SECONDS = 0.3
+
+
+def one_line(ended: Ended) -> str:
+    (line,) = ended.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(("number", "at"), [(LEARNING, 60), (EVALUATING, 5)])
+def test_an_environment_that_raises(number: int, at: int, tmp_path: Path) -> None:
+    ended = run([*PPO, options("raise", number, at)], tmp_path)
+
+    steps = 112 if number == LEARNING else 96
+    assert ended.status == 4
+    assert one_line(ended) == (
+        f"lit_gfs: error: environment 1 of {FAULTY} raised ZeroDivisionError: no pole to balance, "
+        f"after {steps} environment steps; the traceback is in {RUN}/error.txt; "
+        f"to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt"
+    )
+    assert "in _raise" in (tmp_path / RUN / "error.txt").read_text()
+    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("fault", "number", "at"),
+    [("wait", LEARNING, 60), ("lock", LEARNING, 60), ("wait stubbornly", EVALUATING, 5)],
+)
+def test_an_environment_that_hangs(fault: str, number: int, at: int, tmp_path: Path) -> None:
+    ended = run([*PPO, options(fault, number, at), "--data.step_timeout=1"], tmp_path, quick_grace)
+
+    steps = 112 if number == LEARNING else 96
+    assert ended.status == 4
+    assert one_line(ended).startswith(
+        f"lit_gfs: error: environment 1 of {FAULTY} did not come back from a step within 1 s "
+        f"(data.step_timeout), after {steps} environment steps; the traceback is in "
+    )
+    assert "status             failed at step" in ended.out
+    assert "faulty_envs.py" in (tmp_path / RUN / "error.txt").read_text()
+    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == steps
+
+
+def test_an_evaluation_that_failed_is_played_after_a_resume(tmp_path: Path) -> None:
+    run([*PPO, options("none", 0, 0)], tmp_path)
+    expected = read_sealed(tmp_path / RUN / "last.ckpt")["state_dict"]
+    (tmp_path / "runs").rename(tmp_path / "whole")
+
+    run([*PPO, options("lock", EVALUATING, 5), "--data.step_timeout=1"], tmp_path, quick_grace)
+    ended = run(["fit", "--ckpt_path=last", options("none", 0, 0)], tmp_path)
+
+    assert ended.status == 0
+    assert (tmp_path / RUN / "best.ckpt").is_file()
+    actual = read_sealed(tmp_path / RUN / "last.ckpt")["state_dict"]
+    assert all(value.equal(actual[name]) for name, value in expected.items())
+
+
+# -- disks -----------------------------------------------------------------------------------------------
+
+
+def small_files() -> None:
+    """Let no file grow beyond 64 KB: less than a checkpoint needs, more than anything else does at first."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
+
+
+@contextlib.contextmanager
+def full_disk(directory: Path, room: int):
+    """Have a directory on a disk of its own, of so many bytes; say whether that could be done."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(directory)]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    ended = run([*PPO, options("none", 0, 0)], tmp_path, small_files)
+
+    assert ended.status == 5
+    assert one_line(ended).startswith("lit_gfs: error: cannot write ")
+    assert f"File too large; there is no intact checkpoint in {RUN}" in one_line(ended)
+    assert list((tmp_path / RUN).glob(f"*{PARTIAL}")) == []
+
+
+def test_a_full_disk_leaves_the_newest_intact_checkpoint(tmp_path: Path) -> None:
+    # Where nothing can be mounted, a limit to the size of files stands in, of what is written in the end.
+    (tmp_path / "runs").mkdir()
+    with full_disk(tmp_path / "runs", 200 << 10) as mounted:
+        ended = run([*PPO, options("none", 0, 0)], tmp_path, None if mounted else small_files)
+
+        assert ended.status == 5
+        reason = "No space left on device" if mounted else "File too large"
+        assert reason in one_line(ended)
+        checkpoints = list((tmp_path / RUN).glob("*.ckpt"))
+        assert all(is_intact(path) for path in checkpoints)
+        # There was room for one, and not for a second.
+        assert bool(checkpoints) == mounted
+        assert ("to go on: python -m lit_gfs fit --ckpt_path" in one_line(ended)) == mounted
+        assert list((tmp_path / RUN).glob(f"*{PARTIAL}")) == []
+
+
+# -- the whole program -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_program_itself_is_stopped(number: int, status: int, tmp_path: Path) -> None:
+    arguments = ["fit", "--config=quickstart", "--data.total_steps=1000000", "--run.name=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lit_gfs", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / RUN / "config.yaml").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == status
+    assert err.splitlines()[-1].endswith(f"to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt")
+    assert "Traceback" not in err
+    assert is_intact(tmp_path / RUN / "last.ckpt")
+
+
+def test_a_step_timeout_is_a_time() -> None:
+    from lit_gfs.datamodules import RolloutDataModule
+
+    with pytest.raises(UserError, match="step_timeout is 0; expected seconds above 0"):
+        RolloutDataModule("CartPole-v1", step_timeout=0)
