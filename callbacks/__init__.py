@@ -5,6 +5,7 @@ from __future__ import annotations
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.path_init import PathSensitiveInit
 from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
@@ -13,6 +14,7 @@ __all__ = [
     "CurvatureMonitor",
     "GradientFlowMonitor",
     "GradientNormalization",
+    "NaNGuard",
     "PathSensitiveInit",
     "RepresentationMonitor",
     "TemporalGradientClipping",

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
 from lit_gfs.callbacks.summary import relative_path
-from lit_gfs.errors import EnvironmentFault
+from lit_gfs.errors import EnvironmentFault, TrainingDiverged
 from lit_gfs.sealed import UnwritableFile
 
 ERROR_NAME = "error.txt"
@@ -104,7 +104,9 @@ class GracefulStop(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Whatever else ends a run may do so half-way through a step.
-        if isinstance(exception, SIGTERMException):
+        if isinstance(exception, TrainingDiverged) and exception.weights_are_lost:
+            pass  # earlier checkpoints are better
+        elif isinstance(exception, SIGTERMException | TrainingDiverged):
             self._save(trainer)
         elif isinstance(exception, EnvironmentFault) and trainer.world_size == 1:
             self._save(trainer)

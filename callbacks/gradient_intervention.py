@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -16,14 +14,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_gfs.callbacks.optimizer_part import OptimizerPart
-from lit_gfs.callbacks.protocol import layers_of, trained_parameters, write_scalars, x_axis
-from lit_gfs.callbacks.step_guard import (
-    can_skip_exactly,
-    forget_skip,
-    loss_scaler,
-    skip_step_where,
-    unscale_gradients,
-)
+from lit_gfs.callbacks.protocol import is_log_step, layers_of, trained_parameters, write_scalars
+from lit_gfs.callbacks.step_guard import require_whole_gradients, unscale_gradients
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import LayerwiseScaling
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
@@ -36,26 +28,19 @@ class GradientIntervention(Callback):
     those of a whole step: accumulated, without loss scale, and under DDP averaged over the ranks, which
     therefore all do the same. Nothing is read from the device but on log steps; on the CPU reading is free.
 
-    A step with a gradient that is not finite never enters an algorithm's state. It is counted and, unless
-    ``skip_nonfinite`` is off, skipped with a warning; under 16-bit mixed precision that is left to the loss
-    scaler. See `lit_gfs.callbacks.step_guard.skip_step_where` for what skipping means on a GPU. Of several
-    interventions on the CPU the first one counts: the others find no gradient any more. Parameters that are
-    no layer's are neither scaled nor checked.
+    Where any gradient is not finite, none is scaled and nothing enters an algorithm's state; to skip such a
+    step is up to `lit_gfs.callbacks.NaNGuard`, which comes before. Parameters of no layer stay as they are.
 
     Every ``Trainer(log_every_n_steps)`` steps it writes ``intervention/<name>/*``.
 
     Args:
         name: Its name in tags and in the checkpoint; two of a kind need different ones.
-        skip_nonfinite: Whether steps with a gradient that is not finite are skipped.
     """
 
-    def __init__(self, name: str, skip_nonfinite: bool) -> None:
+    def __init__(self, name: str) -> None:
         if not name:
             raise UserError("name is empty; expected one for tags and checkpoint")
         self.name = name
-        self.skip_nonfinite = skip_nonfinite
-        self.nonfinite_steps = 0
-        """Steps with a gradient that was not finite, as far as they have been read from the device."""
         self._parts: list[OptimizerPart] = []
         self._restored: dict[str, Any] | None = None
         self._written_at = 0
@@ -85,11 +70,7 @@ class GradientIntervention(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs whole gradients on each rank, but "
-                f"{type(trainer.strategy).__name__} shards them; expected ddp"
-            )
+        require_whole_gradients(trainer, type(self).__name__)
         if trainer.gradient_clip_val:
             raise MisconfigurationException(
                 f"{type(self).__name__} and Trainer(gradient_clip_val={trainer.gradient_clip_val}) would "
@@ -107,7 +88,6 @@ class GradientIntervention(Callback):
                 "expected an optimizer that takes one gradient per step"
             )
         self._parts = [OptimizerPart(self.make_algorithm()) for _ in trainer.optimizers]
-        self.nonfinite_steps = 0
         self._written_at = trainer.global_step
         self._find_layers(trainer, pl_module)
         if not any(part.parameters for part in self._parts):
@@ -120,7 +100,6 @@ class GradientIntervention(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None:
             return
-        self.nonfinite_steps = self._restored["nonfinite_steps"]
         for part, state in zip(self._parts, self._restored["algorithms"], strict=False):
             part.algorithm.load_state_dict(state)
         for part, gathered in zip(self._parts, self._restored["gathered"], strict=False):
@@ -135,27 +114,16 @@ class GradientIntervention(Callback):
         part = self._parts[trainer.optimizers.index(optimizer)]
         if [id(parameter) for parameter in trained_parameters(optimizer)] != part.trained:
             # Frozen, thawed or handed to the optimizer since its last step, by whatever hook.
-            self._read_nonfinite(trainer, pl_module)
             self._find_layers(trainer, pl_module)
-        if not part.has_gradients or not unscale_gradients(trainer, optimizer):
-            return
-        done = part.apply(self._grouped(part.parameters))
-        if loss_scaler(trainer) is not None:
-            return
-        nonfinite = done.nonfinite
-        if self.skip_nonfinite:
-            skip_step_where(optimizer, nonfinite.any())
-        if nonfinite.device.type == "cpu" and nonfinite.any():
-            self._read_nonfinite(trainer, pl_module)
+        if part.has_gradients and unscale_gradients(trainer, optimizer):
+            part.apply(self._grouped(part.parameters))
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        every, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
-        # Several optimizers, or several steps in a batch, may step over a multiple.
-        if every and step // every > self._written_at // every:
-            self._written_at = step
+        if is_log_step(trainer, self._written_at):
+            self._written_at = trainer.global_step
             self._write(trainer, pl_module)
 
     @override
@@ -164,16 +132,10 @@ class GradientIntervention(Callback):
             self._write(trainer, pl_module)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for optimizer in trainer.optimizers:
-            forget_skip(optimizer)
-
-    @override
     def state_dict(self) -> dict[str, Any]:
         if self._restored is not None:
             return self._restored
         return {
-            "nonfinite_steps": self.nonfinite_steps + sum(part.unread_nonfinite() for part in self._parts),
             "algorithms": [part.algorithm.state_dict() for part in self._parts],
             "gathered": [part.gathered() for part in self._parts],
             "written_at": self._written_at,
@@ -199,7 +161,6 @@ class GradientIntervention(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         layers, scales, clipped = [], [], []
-        self._read_nonfinite(trainer, pl_module)
         for part in self._parts:
             if part.steps:
                 layers += part.algorithm.layers
@@ -209,43 +170,5 @@ class GradientIntervention(Callback):
         if not layers:
             return
         named = self.scalars(layers, torch.cat(scales), torch.cat(clipped))
-        named["nonfinite_steps"] = float(self.nonfinite_steps)
         tagged = {f"intervention/{self.name}/{tag}": value for tag, value in named.items()}
         write_scalars(trainer, pl_module, tagged)
-
-    def _read_nonfinite(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count and report the steps with gradients that were not finite since the last time."""
-        for part in self._parts:
-            count = part.unread_nonfinite()
-            if not count:
-                continue
-            before, self.nonfinite_steps = self.nonfinite_steps, self.nonfinite_steps + count
-            names = [
-                name
-                for name, times in zip(part.algorithm.layers, part.totals[2].tolist(), strict=True)
-                if times
-            ]
-            part.forget_nonfinite()
-            # The first, the tenth, the hundredth ... or every step of a run that is lost would be a line.
-            if loss_scaler(trainer) is None and _digits(self.nonfinite_steps) > _digits(before):
-                rank_zero_warn(
-                    f"{self.name}: the gradient of {_listed(names)} was not finite at step "
-                    f"{x_axis(trainer, pl_module)}; "
-                    f"{self._consequence(trainer, part)} ({self.nonfinite_steps} so far)"
-                )
-
-    def _consequence(self, trainer: Trainer, part: OptimizerPart) -> str:
-        if not self.skip_nonfinite:
-            return "it is applied as it is"
-        optimizer = trainer.optimizers[self._parts.index(part)]
-        exactly = can_skip_exactly(optimizer, part.totals.device)
-        return "the optimizer step is skipped" if exactly else "the step is taken with a gradient of zero"
-
-
-def _digits(count: int) -> int:
-    return len(str(count)) if count else 0
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more layers" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

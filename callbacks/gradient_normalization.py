@@ -17,14 +17,13 @@ class GradientNormalization(GradientIntervention):
     that a spike does not become part of the reference r.
 
     It writes, below ``intervention/<name>/``: ``scale``, ``smallest_scale`` and ``largest_scale``, the mean,
-    least and largest of the layers' mean factors; ``nonfinite_steps``.
+    least and largest of the layers' mean factors.
 
     Args:
         strength: From 0 (off) to 1 (all layers get gradients of norm r).
         reference: r: the geometric mean over the layers, averaged over time (``running``) or not
             (``instant``); 1 (``unit``); or the norm of the layer's parameters (``weight``).
         decay: Memory of the running reference, per optimizer step.
-        skip_nonfinite: Whether steps with a gradient that is not finite are skipped.
         name: Its name in tags and in the checkpoint; two of a kind need different ones.
 
     Raises:
@@ -41,10 +40,9 @@ class GradientNormalization(GradientIntervention):
         strength: float = 0.5,
         reference: Reference = "running",
         decay: float = 0.99,
-        skip_nonfinite: bool = True,
         name: str = "gradient_normalization",
     ) -> None:
-        super().__init__(name, skip_nonfinite)
+        super().__init__(name)
         self.strength = strength
         self.reference: Reference = reference
         self.decay = decay

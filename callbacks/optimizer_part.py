@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.gradients import LayerwiseScaling, ScaledGradients
+from lit_gfs.gradients import LayerwiseScaling
 
 
 class OptimizerPart:
@@ -25,16 +25,15 @@ class OptimizerPart:
         self.trained: list[int] = []
         """The ids of all parameters that the optimizer trains."""
         self.steps = 0
-        self.totals = torch.zeros(4, 0)
-        """Over steps, for each of L layers: factors, times shortened, times not finite, and times that any
-        layer was not finite; ``(4, L)``."""
+        self.totals = torch.zeros(2, 0)
+        """Over steps, for each of L layers: factors, and times shortened; ``(2, L)``."""
 
     @property
     def has_gradients(self) -> bool:
         """Whether any parameter has one."""
         return any(p.grad is not None for owned in self.parameters.values() for p in owned)
 
-    def apply(self, parameters: Mapping[str, list[nn.Parameter]]) -> ScaledGradients:
+    def apply(self, parameters: Mapping[str, list[nn.Parameter]]) -> None:
         """Scale the gradients of these parameters."""
         gradients = {name: [_writable_gradient(p) for p in owned] for name, owned in parameters.items()}
         weights = (
@@ -45,34 +44,22 @@ class OptimizerPart:
         known = self.algorithm.layers
         done = self.algorithm.apply(gradients, weights)
         if self.totals.shape[1] != len(done.norms) or known != self.algorithm.layers:
-            self.totals, self.steps = torch.zeros(4, len(done.norms), device=done.norms.device), 0
-        nonfinite = done.nonfinite
+            self.totals, self.steps = torch.zeros(2, len(done.norms), device=done.norms.device), 0
         self.totals = self.totals.to(done.norms.device)  # a checkpoint's are on the CPU
-        rows = (done.scales, done.scales < 1, nonfinite, nonfinite.any().expand_as(nonfinite))
-        self.totals += torch.stack([row.to(self.totals) for row in rows])
+        self.totals += torch.stack([row.to(self.totals) for row in (done.scales, done.scales < 1)])
         self.steps += 1
-        return done
-
-    def unread_nonfinite(self) -> int:
-        """Return in how many steps a gradient was not finite, since `forget_nonfinite`."""
-        return int(self.totals[3].max()) if self.totals.numel() else 0
-
-    def forget_nonfinite(self) -> None:
-        """Begin to count steps with gradients that are not finite anew."""
-        self.totals[2:] = 0
 
     def gathered(self) -> dict[str, Any]:
-        """Return what was gathered since `forget`, for a checkpoint; what was not finite is counted apart."""
-        return {"steps": self.steps, "totals": self.totals[:2].clone()}
+        """Return what was gathered since `forget`, for a checkpoint."""
+        return {"steps": self.steps, "totals": self.totals.clone()}
 
     def load_gathered(self, gathered: Mapping[str, Any]) -> None:
         """Go on gathering."""
-        self.steps = gathered["steps"]
-        self.totals = torch.cat([gathered["totals"], torch.zeros_like(gathered["totals"])])
+        self.steps, self.totals = gathered["steps"], gathered["totals"]
 
     def forget(self) -> None:
         """Begin to gather factors anew."""
-        self.totals[:2] = 0
+        self.totals.zero_()
         self.steps = 0
 
 

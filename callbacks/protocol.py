@@ -35,6 +35,15 @@ def x_axis(trainer: Trainer, pl_module: LightningModule) -> int:
     return trainer.global_step if env_steps is None else int(env_steps)
 
 
+def is_log_step(trainer: Trainer, written_at: int) -> bool:
+    """Whether a multiple of ``Trainer(log_every_n_steps)`` has been reached since ``global_step`` was this.
+
+    Several optimizers, or several steps in a batch, may step over a multiple.
+    """
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and trainer.global_step // every > written_at // every
+
+
 def score_tag(pl_module: LightningModule) -> str:
     """Return the tag of an evaluation's verdict: the module's ``score``, else ``eval/episode_return``."""
     return getattr(pl_module, "score", "eval/episode_return")

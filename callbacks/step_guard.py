@@ -6,9 +6,24 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
+
+
+def require_whole_gradients(trainer: Trainer, callback: str) -> None:
+    """Refuse strategies that leave each rank a part of the gradients.
+
+    Raises:
+        MisconfigurationException: If the Trainer has one; the message begins with the callback's name.
+    """
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+        raise MisconfigurationException(
+            f"{callback} needs whole gradients on each rank, but {type(trainer.strategy).__name__} shards "
+            "them; expected ddp"
+        )
 
 
 def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
@@ -40,18 +55,25 @@ def unscale_gradients(trainer: Trainer, optimizer: Optimizer) -> bool:
     return True
 
 
-def skip_step_where(optimizer: Optimizer, flag: Tensor) -> None:
+def skip_step_where(optimizer: Optimizer, flag: Tensor, scaler: torch.amp.GradScaler | None = None) -> None:
     """Have the coming step of an optimizer change nothing if a flag is set.
 
     On the CPU the flag is read and the gradients are dropped: parameters stay as they are, and so does what
     the optimizer keeps for each of them; counters of its own, such as Kron's, go on. On another device
     nothing is read, as that would wait for it. Fused optimizers skip the step there. Others take it with a
-    gradient of zero: parameters still move by what momentum remains, and weight decay.
+    gradient of zero: parameters still move by what momentum remains, and weight decay. A loss scaler that has
+    unscaled the gradients takes the flag for an overflow, and skips exactly on any device.
 
     Args:
         optimizer: The optimizer that is about to step.
         flag: Whether to skip, ``()`` of bool, on the gradients' device.
+        scaler: The loss scaler of 16-bit mixed precision, if there is one.
     """
+    if scaler is not None:
+        for found in scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+            # Not a sum: fused optimizers skip at 1, not at 2.
+            torch.maximum(found, flag.to(found), out=found)
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if flag.device.type == "cpu":
         if flag:

@@ -26,7 +26,7 @@ class TemporalGradientClipping(GradientIntervention):
     LightningModule can, with `lit_gfs.objective_shift.announce_objective_shift`.
 
     It writes, below ``intervention/<name>/``: ``clipped_layers``, the share of layers shortened per step;
-    ``clipped/<layer>``, the share of steps in which one was; ``scale``, the mean factor; ``nonfinite_steps``.
+    ``clipped/<layer>``, the share of steps in which one was; ``scale``, the mean factor.
 
     Args:
         scope: ``layer`` clips each layer by its own history, ``global`` all layers of an optimizer as one.
@@ -38,7 +38,6 @@ class TemporalGradientClipping(GradientIntervention):
         warmup: Gradients of a layer that are only watched at first.
         shift_grace: Gradients of a layer that are only watched after the objective has changed; 0 ignores
             changes.
-        skip_nonfinite: Whether steps with a gradient that is not finite are skipped.
         name: Its name in tags and in the checkpoint; two of a kind need different ones.
 
     Raises:
@@ -60,10 +59,9 @@ class TemporalGradientClipping(GradientIntervention):
         window: int = 100,
         warmup: int = 25,
         shift_grace: int = 3,
-        skip_nonfinite: bool = True,
         name: str = "temporal_clipping",
     ) -> None:
-        super().__init__(name, skip_nonfinite)
+        super().__init__(name)
         for option, value, choices in (("scope", scope, SCOPES), ("mode", mode, MODES)):
             if value not in choices:
                 expected = " or ".join(map(repr, choices))

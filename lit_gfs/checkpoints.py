@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lit_gfs.datamodules.replay import find_replay
 from lit_gfs.datamodules.replay_pieces import ReplayPieces
 from lit_gfs.errors import UserError
 from lit_gfs.sealed import read_sealed
@@ -129,11 +130,6 @@ def latest_run(root: str | None = None, name: str | None = None, version: str | 
     return max(runs, key=lambda run: (run / CONFIG_NAME).stat().st_mtime_ns)
 
 
-def replay_name(rank: int) -> str:
-    """Return the name of the directory, beside the checkpoints, of a process's replayed transitions."""
-    return f"replay_{rank}" if rank else "replay"
-
-
 def _latest_version(group: Path, version: str | None) -> Path | None:
     if version:
         runs = [group / version]
@@ -160,8 +156,7 @@ def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
         for state in content.values():
             manifests = state.get("replay", []) if isinstance(state, dict) else []
             for rank, manifest in enumerate(manifests):
-                pieces = ReplayPieces(checkpoint.parent / replay_name(rank))
-                pieces.require_intact(manifest)
+                ReplayPieces(find_replay(checkpoint, rank)).require_intact(manifest)
     return content
 
 

@@ -30,6 +30,7 @@ from lit_gfs.callbacks import (
     CurvatureMonitor,
     GradientFlowMonitor,
     GradientNormalization,
+    NaNGuard,
     PathSensitiveInit,
     RepresentationMonitor,
     TemporalGradientClipping,
@@ -70,6 +71,7 @@ class GradientFlowCLI(LightningCLI):
 
     interventions: ClassVar[dict[str, type[Callback]]] = {
         "gradient_flow": GradientFlowMonitor,
+        "nan_guard": NaNGuard,
         "path_init": PathSensitiveInit,
         "temporal_clipping": TemporalGradientClipping,
         "gradient_normalization": GradientNormalization,
@@ -77,6 +79,9 @@ class GradientFlowCLI(LightningCLI):
         "curvature": CurvatureMonitor,
     }
     """Named callbacks, ``gfs.<name>`` in YAML; the order here is the order in which they see gradients."""
+
+    on_by_default: ClassVar[tuple[str, ...]] = ("nan_guard",)
+    """Those of them that only ``null`` switches off."""
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
@@ -125,6 +130,9 @@ class GradientFlowCLI(LightningCLI):
         )
         for name, intervention in self.interventions.items():
             parser.add_lightning_class_args(intervention, f"gfs.{name}", subclass_mode=True, required=False)
+            if name in self.on_by_default:
+                class_path = f"{intervention.__module__}.{intervention.__qualname__}"
+                parser.set_defaults({f"gfs.{name}": {"class_path": class_path}})
         parser.link_arguments("data.env_spec", "model.init_args.env_spec", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

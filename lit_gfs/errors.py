@@ -57,6 +57,21 @@ class StorageFault(RunFault):
     status = 5
 
 
+class TrainingDiverged(RunFault):
+    """A run that was given up: its losses, gradients or weights had stopped being finite.
+
+    Args:
+        message: Since when, where it began, and what to try.
+        weights_are_lost: Whether the weights themselves are not finite, so that they are not worth keeping.
+    """
+
+    status = 3
+
+    def __init__(self, message: str, weights_are_lost: bool = False) -> None:
+        super().__init__(message)
+        self.weights_are_lost = weights_are_lost
+
+
 def nearest(value: str, choices: Iterable[str], count: int = 3) -> str:
     """Name the valid choices closest to a misspelt one.
 

@@ -192,7 +192,7 @@ def test_interventions_keep_their_order_whatever_the_order_of_keys() -> None:
 
     names = [type(c).__name__ for c in interventions("--config", extra, "--config", shipped("quickstart"))]
 
-    assert names == ["GradientFlowMonitor", "Halve"]
+    assert names == ["GradientFlowMonitor", "NaNGuard", "Halve"]
 
 
 def test_interventions_merge_across_configs_and_the_command_line_has_the_last_word() -> None:
@@ -201,7 +201,7 @@ def test_interventions_merge_across_configs_and_the_command_line_has_the_last_wo
     )
     second = write("second.yaml", gfs={"halve": {"init_args": {"note": "second"}}})
 
-    (monitor, halve) = interventions(
+    (monitor, guard, halve) = interventions(
         "--config",
         shipped("quickstart"),
         "--config",
@@ -209,23 +209,38 @@ def test_interventions_merge_across_configs_and_the_command_line_has_the_last_wo
         "--config",
         second,
         "--gfs.gradient_flow.init_args.every_n_steps=7",
+        "--gfs.nan_guard.init_args.patience=9",
     )
 
     assert isinstance(halve, Halve)
     assert (halve.factor, halve.note) == (0.3, "second")
     assert monitor.every_n_steps == 7  # type: ignore[attr-defined]
+    assert guard.patience == 9  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("off", ["--gfs.gradient_flow=null", "--gfs.gradient_flow null"])
 def test_null_switches_an_intervention_off(off: str) -> None:
-    assert interventions("--config", shipped("quickstart"), *off.split(" ")) == []
+    found = interventions("--config", shipped("quickstart"), *off.split(" "), "--gfs.nan_guard=null")
+
+    assert found == []
+
+
+def test_what_is_on_by_default_stays_as_it_was_saved(capsys: pytest.CaptureFixture[str]) -> None:
+    for switch, expected in ((), ["NaNGuard"]), (["--gfs.nan_guard=null"], []):
+        with pytest.raises(SystemExit):
+            GradientFlowCLI(["fit", "--config", shipped("quickstart"), *switch, "--print_config"])
+        Path("saved.yaml").write_text(capsys.readouterr().out)
+
+        found = interventions("--config", "saved.yaml", "--gfs.gradient_flow=null")
+
+        assert [type(callback).__name__ for callback in found] == expected
 
 
 @pytest.mark.parametrize("on", ["--gfs.gradient_flow={}", "--gfs.gradient_flow=GradientFlowMonitor"])
 def test_an_empty_value_or_a_class_name_switches_it_on(on: str) -> None:
     found = interventions("--config", shipped("quickstart"), "--gfs.gradient_flow=null", on)
 
-    assert [type(c).__name__ for c in found] == ["GradientFlowMonitor"]
+    assert [type(c).__name__ for c in found] == ["GradientFlowMonitor", "NaNGuard"]
 
 
 def test_callbacks_under_trainer_still_work() -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gfs.agents import DQN, PPO, PQN
-from lit_gfs.callbacks import GradientNormalization, PathSensitiveInit, TemporalGradientClipping
+from lit_gfs.callbacks import GradientNormalization, NaNGuard, PathSensitiveInit, TemporalGradientClipping
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 
 
@@ -65,11 +65,15 @@ def test_two_processes_count_together_and_learn_alike(
 
 
 class PoisonedPPO(PPO):
-    """Its loss is not a number on one rank, once."""
+    """Its loss is not finite on one rank, once with its gradient and once without."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = super().training_step(batch, batch_idx)
-        return loss * float("nan") if self.global_rank == 1 and self.global_step == 5 else loss
+        if self.global_rank == 1 and self.global_step == 5:
+            return loss * float("nan")
+        if self.global_rank == 0 and self.global_step == 7:
+            return loss + float("inf")  # its gradient is that of the loss: only this rank knows
+        return loss
 
 
 @pytest.mark.usefixtures("counting_envs")
@@ -95,7 +99,7 @@ def test_interventions_decide_alike_on_all_ranks(
             states = {each.state_key: each.state_dict() for each in interventions}
             torch.save(states, tmp_path / f"state_{trainer.global_rank}.pt")
 
-    interventions = [TemporalGradientClipping(warmup=3, z_threshold=1.0), GradientNormalization()]
+    interventions = [NaNGuard(), TemporalGradientClipping(warmup=3, z_threshold=1.0), GradientNormalization()]
     callbacks = [PathSensitiveInit(), *interventions, Report(tmp_path), State()]
 
     make_trainer(strategy="ddp_fork", devices=2, callbacks=callbacks).fit(PoisonedPPO(data.env_spec), data)
@@ -106,8 +110,10 @@ def test_interventions_decide_alike_on_all_ranks(
     states = [torch.load(tmp_path / f"state_{rank}.pt", weights_only=True) for rank in (0, 1)]
     for key, state in states[0].items():
         other = states[1][key]
+        if "NaNGuard" in key:
+            assert (state["total"], state["nonfinite_losses"]) == (2, 2)
+            assert state == other
+            continue
         assert state["algorithms"][0]["layers"] == other["algorithms"][0]["layers"]
         for name, value in state["algorithms"][0]["state"].items():
             assert torch.equal(value, other["algorithms"][0]["state"][name])
-    clipping = next(state for key, state in states[1].items() if "Clipping" in key)
-    assert clipping["nonfinite_steps"] == 1

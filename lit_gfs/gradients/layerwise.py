@@ -20,11 +20,6 @@ class ScaledGradients(NamedTuple):
     scales: Tensor
     """The factors; 1 where nothing was done."""
 
-    @property
-    def nonfinite(self) -> Tensor:
-        """Which layers' norms are not finite, ``(L,)`` of bool."""
-        return ~self.norms.isfinite()
-
 
 class LayerwiseScaling:
     """Base of the algorithms that multiply each layer's gradient by a factor of its own.

@@ -145,6 +145,8 @@ class Kron(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         placed = self._placed()
+        if not placed:
+            return loss  # a step that is skipped: no counter moves either
         first = self.param_groups[0]
         balance, probes = False, {}
         if _is_due(first):

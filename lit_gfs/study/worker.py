@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_gfs.config_files import complete_arguments
-from lit_gfs.errors import UserError
+from lit_gfs.errors import TrainingDiverged, UserError
 from lit_gfs.study.collect import Result, read_events, write_result
 from lit_gfs.study.plan import Cell, Score
 from lit_gfs.study.table import FAILED, FINISHED
@@ -106,7 +106,7 @@ def work(task: Task, run_fit: Fit) -> None:
             curves=events.curves,
             gradient_norms=events.gradient_norms,
         )
-    except UserError as error:
+    except (UserError, TrainingDiverged) as error:
         print("lit_gfs: error:", error, file=sys.stderr)
         result = result._replace(error=shorten(str(error)))
     except (Exception, SystemExit) as error:

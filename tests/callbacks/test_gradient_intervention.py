@@ -103,6 +103,17 @@ def make_net(*arguments: Any) -> Net:
     return Net(*arguments)
 
 
+class StopsGradients(Callback):
+    """Lets no gradient through at one step, after everybody else has seen it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == self.step:
+            optimizer.zero_grad()
+
+
 def weights(module: nn.Module) -> Tensor:
     return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
 
@@ -145,7 +156,7 @@ def test_it_writes_only_its_own_tags(make) -> None:
 
     assert sorted(rows) == [5, 10, 15, 20]
     tags = {tag for row in rows.values() for tag in row}
-    assert {"intervention/mine/scale", "intervention/mine/nonfinite_steps"} <= tags
+    assert "intervention/mine/scale" in tags
     assert all(tag.startswith("intervention/mine/") for tag in tags)
 
 
@@ -183,47 +194,26 @@ def test_the_share_of_clipped_layers_is_counted() -> None:
 
 @both
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_step_that_is_not_finite_is_skipped_counted_and_named(make, value: float) -> None:
-    module = make_net()
+def test_what_is_not_finite_is_left_alone_and_forgotten(make, value: float) -> None:
+    module, shorter = make_net(), make_net()
+    callback, reference = make(name="it"), make(name="it")
     module.poisoned = {6: value}
-    before: dict[int, Tensor] = {}
+    seen: list[Tensor] = []
 
-    class Note(Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
-            optimizer = trainer.optimizers[0]
-            state = [s["exp_avg"].flatten() for s in optimizer.state.values()]
-            before[trainer.global_step] = torch.cat([weights(pl_module), *state])
+    class Reads(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            seen.append(pl_module.shared.weight.grad.clone())
 
-    with pytest.warns(UserWarning, match=r"the gradient of shared was not finite at step 6; .*skipped"):
-        rows = fit(module, [make(name="it"), Note()], 20)
+    fit(module, [Reads(), callback, Reads(), StopsGradients(6)], 7)
+    fit(shorter, [reference], 6)
 
-    assert torch.equal(before[6], before[7])
-    assert not torch.equal(before[7], before[8])
-    assert weights(module).isfinite().all()
-    assert rows[5]["intervention/it/nonfinite_steps"] == 0
-    assert rows[20]["intervention/it/nonfinite_steps"] == 1
-
-
-@both
-def test_without_skipping_the_gradient_is_applied_as_it_is(make) -> None:
-    module = make_net()
-    module.poisoned = {6: math.nan}
-
-    with pytest.warns(UserWarning, match="applied as it is"):
-        fit(module, [make(skip_nonfinite=False)], 8)
-
-    assert not weights(module.shared).isfinite().all()
-
-
-def test_a_lost_run_is_not_buried_in_warnings(recwarn: pytest.WarningsRecorder) -> None:
-    module = make_net()
-    module.poisoned = dict.fromkeys(range(100), math.nan)
-
-    rows = fit(module, [TemporalGradientClipping()], 25)
-
-    told = [w for w in recwarn if "not finite" in str(w.message)]
-    assert len(told) == 2  # the first and the tenth
-    assert rows[25]["intervention/temporal_clipping/nonfinite_steps"] == 25
+    torch.testing.assert_close(seen[-1], seen[-2], rtol=0, atol=0, equal_nan=True)
+    assert not seen[-1].isfinite().all()
+    for mine, theirs in zip(
+        callback.state_dict()["algorithms"], reference.state_dict()["algorithms"], strict=True
+    ):
+        assert mine["state"]
+        assert all(torch.equal(state, theirs["state"][key]) for key, state in mine["state"].items())
 
 
 @both
@@ -277,11 +267,10 @@ def test_an_overflow_is_left_to_the_loss_scaler(make, fused: bool, recwarn: pyte
     module.poisoned = {6: math.inf}
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
-    rows = fit(module, [make(name="it")], 20, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    fit(module, [make(name="it")], 20, plugins=MixedPrecision("16-mixed", "cpu", scaler))
 
     assert scaler.get_scale() < 1024
     assert weights(module).isfinite().all()
-    assert rows[20]["intervention/it/nonfinite_steps"] == 1
     assert [w for w in recwarn if "not finite" in str(w.message)] == []
 
 
@@ -292,7 +281,7 @@ def test_bfloat16_autocast(make) -> None:
     rows = fit(module, [make(name="it")], 10, precision="bf16-mixed")
 
     assert weights(module).isfinite().all()
-    assert rows[10]["intervention/it/nonfinite_steps"] == 0
+    assert rows[10]["intervention/it/scale"] > 0
 
 
 class TwoOptimizers(LightningModule):
@@ -386,7 +375,6 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(make, tmp_path: Path) -> No
 def test_the_same_trainer_fits_on(make) -> None:
     callback = make(name="it")
     module = make_net()
-    module.poisoned = {3: math.nan}
     fit_twice = Trainer(
         accelerator="cpu",
         devices=1,
@@ -398,14 +386,12 @@ def test_the_same_trainer_fits_on(make) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with pytest.warns(UserWarning, match="not finite"):
-        fit_twice.fit(module, batches(10))
+    fit_twice.fit(module, batches(10))
     before = callback.state_dict()
     fit_twice.fit_loop.epoch_loop.max_steps = 12
 
     fit_twice.fit(module, batches(10))
 
-    assert before["nonfinite_steps"] == callback.state_dict()["nonfinite_steps"] == 1
     assert callback.state_dict()["algorithms"][0]["layers"] == before["algorithms"][0]["layers"]
     for key, state in before["algorithms"][0]["state"].items():
         if key in ("memory", "steps"):
@@ -562,26 +548,6 @@ def test_several_steps_in_a_batch_do_not_step_over_a_log_step() -> None:
     assert sorted(rows) == [6, 10, 16, 20]
 
 
-def test_the_count_is_saved_and_a_new_trainer_starts_at_zero(tmp_path: Path) -> None:
-    poisoned = make_net()
-    poisoned.poisoned = {3: math.nan, 12: math.nan}
-    callback = TemporalGradientClipping()
-    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=10, save_top_k=-1)
-    fit(poisoned, [callback, keep], 20)
-    assert callback.nonfinite_steps == 2
-    rows = fit(make_net(), [callback], 15, ckpt_path=tmp_path / "step=10.ckpt")
-    assert rows[15]["intervention/temporal_clipping/nonfinite_steps"] == 1
-    assert callback.state_dict()["nonfinite_steps"] == 1
-    assert fit(make_net(), [callback], 5)[5]["intervention/temporal_clipping/nonfinite_steps"] == 0
-
-
-def test_what_was_not_read_yet_is_saved() -> None:
-    callback = TemporalGradientClipping()
-    fit(make_net(), [callback], 1)
-    callback._parts[0].totals[2:, 1] = 1  # as a GPU has it between log steps
-    assert callback.state_dict()["nonfinite_steps"] == 1
-
-
 def test_the_weight_reference_through_the_callback() -> None:
     module = make_net(lambda p: torch.optim.SGD(p, lr=0.1))
     before = weights(module.first)
@@ -643,7 +609,7 @@ def test_the_global_scope_keeps_the_direction_of_all_layers_together() -> None:
     callback = TemporalGradientClipping(scope="global")
     rows = fit(make_net(), [callback], 5)
     assert callback.state_dict()["algorithms"][0]["layers"] == ["all"]
-    assert {tag.rsplit("/", 1)[-1] for tag in rows[5]} == {"clipped_layers", "scale", "nonfinite_steps"}
+    assert {tag.rsplit("/", 1)[-1] for tag in rows[5]} == {"clipped_layers", "scale"}
 
 
 def test_normalizations_scalars() -> None:
@@ -656,17 +622,9 @@ def test_normalizations_scalars() -> None:
 
 
 def test_a_loaded_state_is_what_is_saved_until_training_starts() -> None:
-    callback, saved = TemporalGradientClipping(), {"nonfinite_steps": 3, "algorithms": []}
+    callback, saved = TemporalGradientClipping(), {"algorithms": [{"layers": ["a"], "state": {}}]}
     callback.load_state_dict(saved)
     assert callback.state_dict() == saved
-
-
-def test_nothing_stays_on_the_optimizer_after_the_fit() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
-    vars(optimizer).update(found_inf=torch.zeros(()), grad_scale=None)
-    trainer: Any = SimpleNamespace(optimizers=[optimizer])
-    TemporalGradientClipping().teardown(trainer, make_net(), "fit")
-    assert not {"found_inf", "grad_scale"} & vars(optimizer).keys()
 
 
 @pytest.mark.parametrize("arguments", [{"scope": "layers"}, {"mode": "z"}, {"name": ""}])
