@@ -36,7 +36,7 @@ def start(arguments: list[str], directory: Path, setup: Any = None) -> BaseProce
     return process
 
 
-def finish(process: BaseProcess, directory: Path, timeout: float = 60) -> Ended:
+def finish(process: BaseProcess, directory: Path, timeout: float = 300) -> Ended:
     """Wait for a process; one that does not end is killed, and its status -9."""
     process.join(timeout)
     if process.is_alive():
