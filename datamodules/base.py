@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from lit_gfs.datamodules.watchdog import Watchdog, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.errors import EnvironmentFault, UserError
+from lit_gfs.machine import require_memory
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
 
@@ -34,6 +36,10 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name} is {value}; expected a whole number of at least 1")
+
+
+_SIMULATOR_BYTES = 10_000
+"""What the state of one environment takes at least, beyond CartPole's few numbers."""
 
 
 def gather(value: Any) -> list[Any]:
@@ -83,6 +89,7 @@ class EnvDataModule(LightningDataModule):
             raise UserError(
                 f"step_timeout is {step_timeout:g}; expected seconds above 0, or null to switch it off"
             )
+        require_memory(f"simulators of {num_envs} environments", _SIMULATOR_BYTES * num_envs)
         self.env_id = env_id
         self.num_envs = num_envs
         self.total_steps = total_steps
@@ -105,6 +112,12 @@ class EnvDataModule(LightningDataModule):
     def env_spec(self) -> EnvSpec:
         """The environment's spaces, for the agent."""
         return self._env_spec
+
+    @property
+    def observation_bytes(self) -> int:
+        """Bytes of one observation."""
+        itemsize = getattr(torch, self.env_spec.observation_dtype).itemsize
+        return itemsize * math.prod(self.env_spec.observation_shape)
 
     @property
     def frame_skip(self) -> int:

@@ -20,6 +20,7 @@ from lit_gfs.datamodules.row_storage import RowStorage
 from lit_gfs.datamodules.transition_storage import TransitionStorage
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
+from lit_gfs.machine import require_memory
 
 
 def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
@@ -170,6 +171,12 @@ class ReplayDataModule(EnvDataModule):
         super().__init__(
             env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video, step_timeout
         )
+        # A stack of frames is kept as its newest one.
+        kept = self.observation_bytes // (
+            self.env_spec.observation_shape[0] if self.env_spec.is_frame_stack else 1
+        )
+        require_memory(f"buffer_size {buffer_size}", kept * buffer_size)
+        require_memory(f"batch_size {batch_size}", 2 * self.observation_bytes * batch_size)
         self.buffer_size = buffer_size
         self.batch_size = batch_size
         self.learning_starts = learning_starts

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_gfs.datamodules.base import EnvDataModule, gather, require_positive
 from lit_gfs.datamodules.experience import CollectingAgent, Experience
 from lit_gfs.errors import UserError
+from lit_gfs.machine import require_memory
 
 
 class OnPolicyAgent(CollectingAgent, Protocol):
@@ -163,6 +164,10 @@ class RolloutDataModule(EnvDataModule):
             )
         super().__init__(
             env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video, step_timeout
+        )
+        require_memory(
+            f"a rollout of num_envs {num_envs} x rollout_steps {rollout_steps}",
+            self.observation_bytes * num_envs * rollout_steps,
         )
         self.rollout_steps = rollout_steps
         self.epochs = epochs

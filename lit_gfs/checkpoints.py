@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def find_checkpoint(name: str, with_replay: bool = True) -> Path:
         UserError: If there is none, or the one that is named is damaged; the message names those beside it.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):  # unlike a Path, it takes any string
         checkpoint, damages = newest_intact(path, with_replay)
         if checkpoint is not None:
             for damage in damages:
@@ -95,9 +96,9 @@ def directory_of(name: str) -> Path:
         UserError: If there is neither; the message names the checkpoints in the same place.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):
         return path
-    if path.is_file():
+    if os.path.isfile(name):
         return path.parent
     neighbours = [str(other) for other in sorted(path.parent.glob("*.ckpt"))]
     found = f"; there are {', '.join(map(repr, neighbours))}" if neighbours else ""

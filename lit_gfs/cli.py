@@ -42,8 +42,9 @@ from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
 from lit_gfs.checkpoint_io import SealedCheckpointIO
 from lit_gfs.checkpoints import LAST, find_checkpoint, latest_run
-from lit_gfs.config_checks import check_files, check_numbers
+from lit_gfs.config_checks import check_empty_keys, check_groups, check_keys, check_values, read_configs
 from lit_gfs.config_files import complete_arguments
+from lit_gfs.config_trust import add_trust_option, take_trust, trusting
 from lit_gfs.endings import told_in_one_line
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import RunFault, UserError
@@ -60,6 +61,9 @@ jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
 
 class RaisingParser(LightningArgumentParser):
     """A parser that raises what it finds wrong; `main` decides how the process ends."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as it is: an error in a nested value becomes part of the outer one."""
@@ -84,6 +88,11 @@ class GradientFlowCLI(LightningCLI):
     """Those of them that only ``null`` switches off."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        arguments, packages = take_trust(args)
+        with trusting(packages):
+            self._run(arguments)
+
+    def _run(self, arguments: list[str]) -> None:
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -104,13 +113,14 @@ class GradientFlowCLI(LightningCLI):
                 "description": "Deep-RL networks that stay trainable as they grow.",
             },
             auto_configure_optimizers=False,
-            args=list(args),
+            args=arguments,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Leave out ``predict``: there is nothing to predict."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+        """Leave out ``predict``, and the option to load a checkpoint that has code in it."""
+        offered = LightningCLI.subcommands()
+        return {name: {*skip, "weights_only"} for name, skip in offered.items() if name != "predict"}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Add those of studies too, for the help; `main` hands them on."""
@@ -123,6 +133,7 @@ class GradientFlowCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory, the interventions, and the link from environment to agent."""
         parser.add_class_arguments(RunDirectory, "run")
+        add_trust_option(parser)
         parser.add_argument(
             "--threads",
             type=PositiveInt | None,
@@ -141,13 +152,20 @@ class GradientFlowCLI(LightningCLI):
         Raises:
             UserError: With one line about what is wrong.
         """
+        contents: list[dict[str, Any]] = []
+        if args and args[0] in self._subcommand_parsers:
+            contents = read_configs(args)
+            for content in contents:
+                check_keys(content, {action.dest for action in self._parser(args[0])._actions})
         try:
-            if args and args[0] in self._subcommand_parsers:
-                check_files(args, {action.dest for action in self._parser(args[0])._actions})
             self.config = parser.parse_args(args)
         except UserError as error:
             raise UserError(one_line(str(error), parser)) from None
-        check_numbers(self.config[self.config["subcommand"]])
+        config = self.config[self.config["subcommand"]]
+        for content in contents:
+            check_empty_keys(content, config)
+        check_groups(config)
+        check_values(config)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters overrule what was typed; ours holds none, and
@@ -180,6 +198,7 @@ class GradientFlowCLI(LightningCLI):
         """Build the Trainer with the interventions in order, and a run directory to write to."""
         keep_freed_memory()
         set_threads(self._get(self.config_init, "threads"), self.model)
+        run: RunDirectory = self._get(self.config_init, "run")
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
         # Before the user's own, so that the first of them sees gradients that nobody has changed.
@@ -189,7 +208,6 @@ class GradientFlowCLI(LightningCLI):
             config["profiler"] = Untimed()
         callbacks: list[Callback] = []
         if self.subcommand == "fit":
-            run: RunDirectory = self._get(self.config_init, "run")
             run.default_name = self._run_name()
             run.resume_from(self._get(self.config_init, "ckpt_path"))
             if config["logger"] in (None, True):
@@ -208,23 +226,36 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(StepProgressBar())
         try:
             trainer = self._instantiate_trainer(config, callbacks)
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        except UserError:
+            run.discard()
+            raise
+        except Exception as error:  # whatever the Trainer raises is about its options
+            run.discard()
             raise UserError(f"trainer: {error}") from error
         drop_empty_hooks(cast(Any, trainer).callbacks)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; tell faults, and a checkpoint that does not fit the model, from bugs."""
+        """Run; tell faults, and a checkpoint that does not fit, from bugs; leave nothing of a refused run."""
         try:
             with told_in_one_line(self._stop, self._checkpoint_directory()):
                 super()._run_subcommand(subcommand)
+        except (UserError, MisconfigurationException):
+            self._discard_run()
+            raise
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise
+            self._discard_run()
             raise UserError(
                 f"--ckpt_path {self._get(self.config_init, 'ckpt_path')!r} does not fit the model: "
                 f"{str(error).splitlines()[1].strip()}; expected the run's own configuration"
             ) from error
+
+    def _discard_run(self) -> None:
+        if self.subcommand == "fit" and self.trainer.is_global_zero and self.trainer.global_step == 0:
+            run: RunDirectory = self._get(self.config_init, "run")
+            run.discard()
 
     def after_validate(self) -> None:
         """Print the evaluation's scores."""

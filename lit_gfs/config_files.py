@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,8 +28,10 @@ def find_config(name: str) -> Path:
     Raises:
         UserError: If there is none; the message names the nearest shipped ones.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
         return Path(name)
+    if os.path.isdir(name):
+        raise UserError(f"--config {name!r} is a directory; expected a YAML file or a shipped name")
     shipped = shipped_configs()
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in shipped:

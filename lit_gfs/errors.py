@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+LONGEST_SHOWN = 200
+"""Characters of a user's value that are shown."""
+
 
 class UserError(Exception):
     """A request that cannot be served as it stands.

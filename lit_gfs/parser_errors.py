@@ -15,21 +15,31 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.optim import Optimizer
 
 from lit_gfs.agents.learner import Learner
-from lit_gfs.errors import nearest
+from lit_gfs.config_trust import refusal
+from lit_gfs.errors import LONGEST_SHOWN, nearest
 from lit_gfs.networks import Encoder, Trunk
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _NESTED = re.compile(r"NestedArg\(key='([^']+)'")
+_NOT_IMPORTED = re.compile(r"Importing '([^']+)' is not allowed")
+_NOT_A_PATH = re.compile(r"- Expected a path but .*? either not accessible or invalid(?=\s+- )")
+_WRONG_CLASS = re.compile(
+    r"Expected '([^']+)' to be a (?:sub)?(?:class|function).*? (?:of|returns) (?:<class ')?(\w+)"
+)
+_NO_SUBCLASS = re.compile(r"Import path does not correspond to a subclass of (\w+).*?Given value: (\S+)")
 _NOT_ACCEPTED = re.compile(r"Option '([^']+)' is not accepted")
 _WRONG_TYPE = re.compile(r"Expected an? (.+?)\. Got value: (.*?)(?: - Expected|$)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NOT_FOUND = re.compile(r"Expected a path but (\S+) either not accessible.*has no attribute")
 _AMBIGUOUS = re.compile(r"Multiple subclasses with name (\S+)\. .*ambiguity: (.*?)\. -")
 _OURS = re.compile(r"Subtypes: \[<class 'lit_gfs\.callbacks\.[\w.]+\.(\w+)'>, <class 'NoneType'>\]")
-_ALTERNATIVES = re.compile(r"Subtypes: \[(.*?)\] Errors:.* Given value: (.*)$")
+# The innermost ones: what encloses them only repeats the complaint.
+_ALTERNATIVES = re.compile(r".*Subtypes: \[(.*?)\] Errors:.*? Given value: (.*?)(?= - (?:Expected|Not a) |$)")
+_PLAIN = re.compile(r"<class '(?:float|int|bool|str|dict|list)'>|\b(?:dict|list)\[|Literal")
 _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"does not accept (?:option|nested key|key) '([^']+)'")
-_MISSING = re.compile(r"the following arguments are required: (.*)")
+_MISSING = re.compile(r"the following arguments are required: ([\w., ]+?)(?= - |$)")
+_NO_VALUE = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
 _SUBCOMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
@@ -43,19 +53,32 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     Returns:
         One line: the key, the value, what was expected, and the nearest valid choice where there is one.
     """
-    text = " ".join(message.split())
+    whole = " ".join(message.split())
+    text = _NOT_A_PATH.sub("", whole)
     places = list(dict.fromkeys(_KEY.findall(text)))
     typed = _NESTED.search(text)
     path = f"{places[0]}.{typed[1]}" if typed and places else ".".join(places)
     named = _named_class(text)
+    if found := _NOT_IMPORTED.search(text):
+        return refusal(path, found[1])
     if found := _NOT_ACCEPTED.search(text):
         key = path if typed else f"{path}.{found[1]}"
         return f"{key} is no known key{nearest(found[1].split('.')[-1], _argument_names(named))}"
     if found := _AMBIGUOUS.search(text):
         return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
-    if found := _NO_CLASS.search(text) or _NOT_FOUND.search(text):
+    alternatives = _ALTERNATIVES.match(text)
+    takes_plain = alternatives is not None and _PLAIN.search(alternatives[1]) is not None
+    if (found := _NO_CLASS.search(text) or _NOT_FOUND.search(whole)) and not takes_plain:
         expected = f"{named.__name__} or null" if named else "a class"
+        if "encoders.Encoder" in text:
+            return (
+                f"{path} is {found[1]!r}; expected a class of Encoder{nearest(found[1], _names_of(Encoder))}"
+            )
         return f"{path} is {found[1]!r}; expected {expected}{nearest(found[1], _class_names(named))}"
+    if found := _WRONG_CLASS.search(text):
+        return f"{path} is {found[1]!r}; expected a class of {found[2]}"
+    if found := _NO_SUBCLASS.search(text):
+        return f"{path} is {found[2]!r}; expected a class of {found[1]}"
     if found := _WRONG_TYPE.search(text):
         return f"{path} is {found[2]!r}; expected {_describe(found[1])}{_nearest_literal(found[2], found[1])}"
     if found := _UNRECOGNIZED.search(text):
@@ -69,17 +92,30 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         return f"{found[1]!r} is no subcommand; expected {', '.join(choices)}{nearest(found[1], choices)}"
     if 'expected "subcommand"' in text:
         return "no subcommand; expected fit, validate or test, as in: fit --config quickstart"
+    if found := _NO_VALUE.search(text):
+        return f"{found[1]} has no value"
     if found := _MISSING.search(text):
-        return f"{found[1]} not given; name a configuration, as in: fit --config quickstart"
-    if path and (found := _ALTERNATIVES.search(text)):
-        return f"{path} is {found[2]!r}; expected {_describe(found[1])}"
+        if path:
+            return f"{path}.{found[1]} has no value; expected one"
+        subcommand = found[1].partition(".")[0]
+        names = found[1].replace(f"{subcommand}.", "").replace(", ", " and ")
+        return f"{names} not given; name a configuration, as in: {subcommand} --config quickstart"
+    if path and alternatives:
+        return f"{path} is {_typed_value(alternatives[2])!r}; expected {_describe(alternatives[1])}"
     return text
+
+
+def _typed_value(shown: str) -> str:
+    value = re.sub(r"^NestedArg\(key='[^']+', val=(.*)\)$", r"\1", shown).strip("'")
+    return value if len(value) <= LONGEST_SHOWN else f"{value[: LONGEST_SHOWN - 3]}..."
 
 
 def _describe(expected: str) -> str:
     if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", expected):
         return f"one of {literal[1]}"
-    return re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", expected).replace("NoneType", "null")
+    names = re.sub(r"<class '([\w.]+)'>", r"\1", expected).replace("NoneType", "null")
+    names = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", names)
+    return names.replace("PositiveInt", "a whole number of at least 1")
 
 
 def _nearest_literal(value: str, expected: str) -> str:
@@ -87,7 +123,15 @@ def _nearest_literal(value: str, expected: str) -> str:
 
 
 def _known_classes() -> Iterator[type]:
-    pending: list[type] = [Learner, LightningDataModule, Trunk, Encoder, Optimizer, Callback]
+    return _subclasses(Learner, LightningDataModule, Trunk, Encoder, Optimizer, Callback)
+
+
+def _names_of(base: type) -> set[str]:
+    return {cls.__name__ for cls in _subclasses(base) if cls is not base}
+
+
+def _subclasses(*bases: type) -> Iterator[type]:
+    pending = list(bases)
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +20,8 @@ from lit_gfs.checkpoints import CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.errors import UserError
 from lit_gfs.event_files import wait_for_a_later_name
 
+_FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
+
 
 class RunDirectory:
     """The directory ``<root>/<name>/<version>`` of a run.
@@ -27,14 +31,25 @@ class RunDirectory:
             run that is resumed, that of the checkpoint.
         name: Directory of the runs that belong together; ``null`` makes it of agent and environment.
         version: Directory of this run; ``null`` takes the next free ``version_<n>``.
+
+    Raises:
+        UserError: If name or version is not that of one directory.
     """
 
     def __init__(self, root: str | None = None, name: str | None = None, version: str | None = None) -> None:
+        for option, value in (("--run.name", name), ("--run.version", version)):
+            if value is not None and (value in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", value)):
+                raise UserError(
+                    f"{option} is {value!r}; expected the name of one directory, as in: {option} first"
+                )
+        if root is not None and (not root or "\x00" in root):
+            raise UserError(f"--run.root is {root!r}; expected a directory")
         self.root = root
         self.name = name
         self.version = version
         self.default_name = "run"
         self._logger: TensorBoardLogger | None = None
+        self._made: list[Path] = []
 
     def resume_from(self, checkpoint: str | None) -> None:
         """Go on in the directory of a checkpoint, unless another one than it was begun with is named."""
@@ -64,17 +79,36 @@ class RunDirectory:
                 version=self.version,
                 default_hp_metric=False,
             )
+            directory = Path(logger.log_dir)
+            self._made = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
             try:
-                Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
+                directory.mkdir(parents=True, exist_ok=True)
                 if not os.access(logger.log_dir, os.W_OK):
                     raise PermissionError(13, "Permission denied")
             except OSError as error:
+                self.discard()
                 raise UserError(
                     f"--run.root {self.root or DEFAULT_ROOT!r} cannot be written ({error.strerror}); "
                     "choose another"
                 ) from error
             self._logger = logger
         return self._logger
+
+    def discard(self) -> None:
+        """Remove the directories that were made for a run which is then refused, unless there is more in them
+        than a logger writes by itself.
+        """
+        if not self._made:
+            return
+        directory = self._made[0]
+        written = list(directory.iterdir()) if os.path.isdir(directory) else []
+        if all(path.name == CONFIG_NAME or _FROM_LOGGER.match(path.name) for path in written):
+            for path in written:
+                path.unlink()
+            for path in self._made:
+                with contextlib.suppress(OSError):  # another run has come to be in it
+                    path.rmdir()
+        self._made = []
 
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
         """Write the resolved configuration."""

@@ -17,8 +17,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.config_trust import trust
 from lit_gfs.errors import UserError
 from lit_gfs.run_directory import RunDirectory
+
+trust(__name__)
 
 SMALL = [
     "--data.total_steps=600",
@@ -307,7 +310,7 @@ MISTAKES = {
         "strength is 2.0; expected a number between 0 and 1",
     ),
     "an optimizer that does not resume": (
-        ["--model.optimizer", "pytorch_optimizer.Kron"],
+        ["--trust", "pytorch_optimizer", "--model.optimizer", "pytorch_optimizer.Kron"],
         "model.optimizer is pytorch_optimizer.Kron.*expected lit_gfs.optim.Kron",
     ),
     "wrong choice": (

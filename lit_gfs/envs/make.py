@@ -37,13 +37,13 @@ def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **optio
 
         _require_known(env_id, atari_games())
         _require_options(env_id, options, _keywords(AtariEnv))
-        return AtariEnv(env_id, num_envs, seed=seed, **options)
+        return _make(AtariEnv, env_id, num_envs, seed, options)
     if env_id.startswith("dm_control/"):
         from lit_gfs.envs.dm_control import DMControlEnv, dm_control_tasks
 
         _require_known(env_id, dm_control_tasks())
         _require_options(env_id, options, _keywords(DMControlEnv))
-        return DMControlEnv(env_id, num_envs, seed=seed, **options)
+        return _make(DMControlEnv, env_id, num_envs, seed, options)
     from lit_gfs.envs import gymnasium as suite
 
     if not suite.is_registered(env_id):
@@ -54,8 +54,23 @@ def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **optio
     if suite.is_natively_batched(env_id):
         from lit_gfs.envs.cartpole import CartPoleEnv
 
-        return CartPoleEnv(env_id, num_envs, seed=seed, **options)
-    return suite.GymnasiumEnv(env_id, num_envs, seed=seed, **options)
+        return _make(CartPoleEnv, env_id, num_envs, seed, options)
+    return _make(suite.GymnasiumEnv, env_id, num_envs, seed, options)
+
+
+def _make(
+    suite: type[Any], env_id: str, num_envs: int, seed: int | None, options: dict[str, Any]
+) -> BatchedEnv:
+    limit = options.get("max_episode_steps", 1)
+    if type(limit) is not int or limit < 1:
+        raise UserError(f"max_episode_steps is {limit!r}; expected a whole number of at least 1")
+    chosen = {name: value for name, value in options.items() if name != "render"}
+    try:
+        return suite(env_id, num_envs, seed=seed, **options)
+    except (TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
+        if not chosen:
+            raise
+        raise UserError(f"{env_id!r} does not take env_options {chosen}: {error}") from error
 
 
 def _all_ids() -> list[str]:

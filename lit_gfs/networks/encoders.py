@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
+from lit_gfs.machine import require_memory
 from lit_gfs.networks.components import require_choice
 
 ImageNorm = Literal["layer", "none"]
@@ -175,6 +176,11 @@ class ImpalaCNN(PixelEncoder):
                 f"ImpalaCNN needs positive numbers of channels, got channels={tuple(channels)} times "
                 f"width_scale={width_scale}"
             )
+        weights = sum(9 * before * after + 36 * after**2 for before, after in pairwise([1, *widths]))
+        require_memory(
+            f"weights of ImpalaCNN with channels {tuple(channels)} times width_scale {width_scale}",
+            4 * weights,
+        )
         stages = [
             _impala_stage(before, after, norm) for before, after in pairwise([observation_shape[0], *widths])
         ]

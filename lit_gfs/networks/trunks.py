@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
+from lit_gfs.machine import require_memory
 from lit_gfs.networks.components import Activation, Norm, make_activation, make_norm, require_choice
+
+LARGEST_DEPTH = 10_000
+"""More layers are not built: every one costs time and memory beside its weights."""
 
 
 class Trunk(nn.Module):
@@ -37,8 +41,12 @@ class Trunk(nn.Module):
         name = type(self).__name__
         if depth < self.smallest_depth:
             raise UserError(f"{name} needs depth >= {self.smallest_depth}, got {depth}")
+        if depth > LARGEST_DEPTH:
+            raise UserError(f"{name} has at most {LARGEST_DEPTH} layers, got depth {depth}")
         if width < 1:
             raise UserError(f"{name} needs width >= 1, got {width}")
+        weights = width * (in_features + (depth - 1) * width) if depth else 0
+        require_memory(f"weights of {name} with depth {depth} and width {width}", 4 * weights)
         require_choice(name, "norm", norm, Norm)
         require_choice(name, "activation", activation, Activation)
         self.in_features = in_features

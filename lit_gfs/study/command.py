@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from lit_gfs.config_files import find_config
+from lit_gfs.config_trust import add_trust_option, take_trust, trust_options, trusting
 from lit_gfs.errors import UserError
 from lit_gfs.parser_errors import one_line
 from lit_gfs.study.collect import Result, make_table
@@ -73,6 +74,7 @@ def study_parser() -> ArgumentParser:
     )
     parser.add_argument("--retry_failed", type=bool, default=False, help="Run failed cells again.")
     parser.add_argument("--dry_run", type=bool, default=False, help="Print the cells, and run nothing.")
+    add_trust_option(parser)
     return parser
 
 
@@ -103,14 +105,16 @@ def run_study(options: Namespace) -> int:
     directory = Path(options.root) / study.name
     check_options(study)
     if options.dry_run:
-        return _print_plan(study, only, directory, options.threads)
+        return _print_plan(study, only, directory, options)
     with locked(directory):
         results = read_results(study, directory, options.threads)
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
         _write_origin(directory, options)
         with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory) as progress:
-            run_cells(cells, study.score, directory, jobs, progress, stop, options.threads)
+            run_cells(
+                cells, study.score, directory, jobs, progress, stop, options.threads, trusted=options.trust
+            )
         write_table(directory, make_table(study, results))
         if stop.is_set():
             left = f"{progress.left} of {len(cells)} cells left"
@@ -160,9 +164,12 @@ def run(arguments: Sequence[str]) -> int:
         UserError: With one line about what is wrong.
     """
     subcommand = SUBCOMMANDS[arguments[0]]
-    options = subcommand.parser().parse_args(list(arguments[1:]))
+    others, packages = take_trust(arguments[1:])
+    options = subcommand.parser().parse_args(others)
+    options.trust = packages
     try:
-        return subcommand.run(options)
+        with trusting(packages):
+            return subcommand.run(options)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return INTERRUPTED
@@ -205,12 +212,13 @@ def _write_origin(directory: Path, options: Namespace) -> None:
     command = ["python", "-m", "lit_gfs", "study", "--config", options.config, "--root", options.root]
     if options.threads != 1:
         command += ["--threads", str(options.threads)]
+    command += trust_options(options.trust)
     with write_atomically(directory / ORIGIN_NAME) as file:
         json.dump({"command": shlex.join(command), "versions": environment()}, file)
 
 
-def _print_plan(study: Study, only: Where | None, directory: Path, threads: int) -> int:
+def _print_plan(study: Study, only: Where | None, directory: Path, options: Namespace) -> int:
     for cell in choose_cells(study, {}, only):
-        command = fit_command(cell, directory, threads)
+        command = fit_command(cell, directory, options.threads, options.trust)
         print(f"# {cell.name}", f"python -m lit_gfs {shlex.join(command)}", sep="\n")
     return 0

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
+from lit_gfs.config_trust import trust_options
 from lit_gfs.errors import UserError
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.factors import Where, matches
@@ -58,16 +59,17 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def fit_command(cell: Cell, directory: Path, threads: int) -> list[str]:
+def fit_command(cell: Cell, directory: Path, threads: int, trusted: Sequence[str] = ()) -> list[str]:
     """Return all arguments of a cell's ``fit``.
 
     Args:
         cell: The cell.
         directory: The study's.
         threads: Threads to compute with.
+        trusted: Packages that configurations may name classes of.
     """
     place = [f"--run.root={directory}", f"--run.name={CELLS_DIRECTORY}", f"--run.version={cell.name}"]
-    return ["fit", *DEFAULTS, *cell.arguments, *place, f"--threads={threads}"]
+    return ["fit", *DEFAULTS, *cell.arguments, *place, f"--threads={threads}", *trust_options(trusted)]
 
 
 def read_results(study: Study, directory: Path, threads: int = 1) -> dict[str, Result]:
@@ -119,6 +121,7 @@ def run_cells(
     stop: threading.Event,
     threads: int = 1,
     run_fit: Fit = fit,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Run cells, each in a process of its own; one that fails does not keep the others from running.
 
@@ -131,6 +134,7 @@ def run_cells(
         stop: Set by somebody else to end early; cells that have not ended by then are given up.
         threads: Threads that a cell computes with. Results depend on it: sums are made in another order.
         run_fit: Runs a fit, in the worker.
+        trusted: Packages that configurations may name classes of.
     """
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     waiting = deque(cells)
@@ -144,7 +148,7 @@ def run_cells(
                 while waiting and len(running) < jobs:
                     cell = waiting.popleft()
                     place = _empty_directory(directory / CELLS_DIRECTORY / cell.name)
-                    command = fit_command(cell, directory, threads)
+                    command = fit_command(cell, directory, threads, trusted)
                     task = Task(cell, command, place, score, environment)
                     worker = context.Process(target=work, args=(task, run_fit), name=cell.name)
                     worker.start()

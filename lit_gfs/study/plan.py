@@ -16,9 +16,11 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 
+from lit_gfs.config_trust import take_trust
 from lit_gfs.errors import UserError
 from lit_gfs.study.factors import Factors, Where, matches, read_factors, read_where
 from lit_gfs.study.sections import check_known, read_section
+from lit_gfs.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,9 @@ class Study:
         Raises:
             UserError: With the file and the place in it, if there is a mistake.
         """
+        content = read_yaml(path)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
             return read_study(content)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is no readable YAML file: {error}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -151,10 +151,13 @@ class Study:
         chosen = [self.factors[factor][name] for factor, name in levels.items()]
         options = [level.options for level in chosen]
         options += [rule.options for rule in self.when if matches(levels, rule.where)]
-        return [
+        arguments = [
             *(f"--config={config}" for level in chosen for config in level.configs),
             *(f"--{key}={_as_text(value)}" for group in options for key, value in group.items()),
         ]
+        if take_trust(arguments)[1]:
+            raise UserError("trust cannot be an option in a study; type it, as in: study --trust my_package")
+        return arguments
 
 
 def read_study(content: Any) -> Study:

@@ -206,7 +206,7 @@ def test_a_mistake_is_told_with_its_place_in_the_file(mistake: str, tmp_path: Pa
 def test_a_file_that_is_no_yaml_is_told(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("a: [")
 
-    with pytest.raises(UserError, match="is no readable YAML file"):
+    with pytest.raises(UserError, match="is no YAML"):
         Study.load(tmp_path / "study.yaml")
 
 
