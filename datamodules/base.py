@@ -65,6 +65,9 @@ class EnvDataModule(LightningDataModule):
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
         step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
             waits for ever.
+        overlap: Whether the environments take their next step while the agent learns. The policy that chose
+            its actions is then that of before the update, or before all updates of a rollout: one step of
+            policy lag. It saves time on Atari, whose simulator has threads of its own.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class EnvDataModule(LightningDataModule):
         seed: int | None = None,
         video: bool = False,
         step_timeout: float | None = 300.0,
+        overlap: bool = False,
     ) -> None:
         super().__init__()
         require_positive(
@@ -99,6 +103,7 @@ class EnvDataModule(LightningDataModule):
         self.seed = run_seed() if seed is None else seed
         self.video = video
         self.step_timeout = step_timeout
+        self.overlap = overlap
         self.experience: Experience | None = None
         self._watchdog = None if step_timeout is None else Watchdog(step_timeout, self._give_up)
         self._interrupted = False
@@ -147,6 +152,7 @@ class EnvDataModule(LightningDataModule):
             world_size=trainer.world_size,
             precision=trainer.precision_plugin.forward_context,
             before_piece=self._raise_if_interrupted,
+            runs_ahead=self.overlap,
         )
         experience.env_steps = steps
         self.experience = experience

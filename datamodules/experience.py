@@ -51,6 +51,7 @@ class Experience:
         world_size: How many processes collect.
         precision: Makes the context that the policy runs in, so that acting and learning agree in precision.
         before_piece: Called before a piece is collected; what it raises leaves everything as it is.
+        runs_ahead: Whether the step after a piece begins with it, see `DirectCollector`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Experience:
         world_size: int,
         precision: Callable[[], AbstractContextManager],
         before_piece: Callable[[], None] = lambda: None,
+        runs_ahead: bool = False,
     ) -> None:
         self.env = env
         self.agent = agent
@@ -88,6 +90,7 @@ class Experience:
             # Without a copy: the next piece is written over this one.
             return_same_td=True,
             only_final_observations=shows_images and getattr(agent, "needs_only_final_observations", False),
+            runs_ahead=runs_ahead,
         )
         self._pieces = iter(self._collector)
 

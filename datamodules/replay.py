@@ -132,6 +132,9 @@ class ReplayDataModule(EnvDataModule):
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
         step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
             waits for ever.
+        overlap: Whether the environments take their next step while the agent learns. The policy that chose
+            its actions is then that of before the update, or before all updates of a rollout: one step of
+            policy lag. It saves time on Atari, whose simulator has threads of its own.
         buffer_size: Transitions kept, in each process.
         batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         learning_starts: Environment steps collected before the first optimizer step.
@@ -152,6 +155,7 @@ class ReplayDataModule(EnvDataModule):
         seed: int | None = None,
         video: bool = False,
         step_timeout: float | None = 300.0,
+        overlap: bool = False,
         buffer_size: int = 100_000,
         batch_size: int = 32,
         learning_starts: int = 1_000,
@@ -169,7 +173,16 @@ class ReplayDataModule(EnvDataModule):
                 f"so that learning begins before total_steps {total_steps}"
             )
         super().__init__(
-            env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video, step_timeout
+            env_id,
+            num_envs,
+            total_steps,
+            eval_every,
+            eval_episodes,
+            env_options,
+            seed,
+            video,
+            step_timeout,
+            overlap,
         )
         # A stack of frames is kept as its newest one.
         kept = self.observation_bytes // (

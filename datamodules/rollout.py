@@ -131,6 +131,9 @@ class RolloutDataModule(EnvDataModule):
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
         step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
             waits for ever.
+        overlap: Whether the environments take their next step while the agent learns. The policy that chose
+            its actions is then that of before the update, or before all updates of a rollout: one step of
+            policy lag. It saves time on Atari, whose simulator has threads of its own.
         rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions.
         epochs: Passes over a rollout.
         minibatches: Optimizer steps per pass.
@@ -150,6 +153,7 @@ class RolloutDataModule(EnvDataModule):
         seed: int | None = None,
         video: bool = False,
         step_timeout: float | None = 300.0,
+        overlap: bool = False,
         rollout_steps: int = 128,
         epochs: int = 4,
         minibatches: int = 4,
@@ -163,7 +167,16 @@ class RolloutDataModule(EnvDataModule):
                 f"rollout (num_envs {num_envs} x rollout_steps {rollout_steps}); expected at most that many"
             )
         super().__init__(
-            env_id, num_envs, total_steps, eval_every, eval_episodes, env_options, seed, video, step_timeout
+            env_id,
+            num_envs,
+            total_steps,
+            eval_every,
+            eval_episodes,
+            env_options,
+            seed,
+            video,
+            step_timeout,
+            overlap,
         )
         require_memory(
             f"a rollout of num_envs {num_envs} x rollout_steps {rollout_steps}",

@@ -97,6 +97,13 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(agent: str) -> None:
     assert_resumes(agent, "CartPole", *EVERYTHING, points=2)
 
 
+@pytest.mark.parametrize(
+    ("agent", "env"), [("ppo", "CartPole"), pytest.param("dqn", "Breakout", marks=pytest.mark.slow)]
+)
+def test_a_run_whose_environments_step_ahead_resumes_too(agent: str, env: str) -> None:
+    assert_resumes(agent, env, "--data.overlap=true", points=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("env", list(ENVS))
 @pytest.mark.parametrize("agent", list(AGENTS))

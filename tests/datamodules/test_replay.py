@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.errors import UserError
+from lit_gfs.policy import Policy
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -106,6 +108,35 @@ def test_runs_of_one_seed_are_equal_and_of_another_differ(make_trainer: MakeTrai
 
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_overlap_lets_the_policy_lag_by_one_update(make_trainer: MakeTrainer, overlap: bool) -> None:
+    """With an update for every vector step, actions are chosen before the update rather than after it."""
+    order: list[str] = []
+
+    class Watched(DQN):
+        def collection_policy(self) -> Policy:
+            policy = super().collection_policy()
+
+            def act(observation: Tensor) -> Mapping[str, Tensor]:
+                order.append("act")
+                return acting(observation)
+
+            acting, policy.act = policy.act, act
+            return policy
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            order.append("learn")
+            return super().training_step(batch, batch_idx)
+
+    data = make_data(
+        env_id="CartPole-v1", overlap=overlap, learning_starts=2, steps_per_update=2, total_steps=8
+    )
+    make_trainer(limit_val_batches=0).fit(Watched(data.env_spec), data)
+
+    assert order == ["act", *(["act"] if overlap else []), *["act", "learn"] * 3]
+    assert data.env_steps == 8
 
 
 @pytest.mark.usefixtures("counting_envs")
