@@ -25,6 +25,11 @@ TURN_SECONDS = 0.5
 FEWEST_ROUNDS = 3
 
 
+def segment_seconds(seconds: float) -> float:
+    """Return the least length of a segment, in seconds, when there are so many in all to measure."""
+    return min(TURN_SECONDS, seconds / (4 * FEWEST_ROUNDS))
+
+
 class Segment(NamedTuple):
     """A stretch of the fit, whole pieces of experience with the updates that they pay for."""
 
@@ -67,7 +72,7 @@ class Turns(Callback):
     def __init__(self, seconds: float, clock: Clock) -> None:
         self.seconds = seconds
         self._clock = clock
-        self.turn_seconds = min(TURN_SECONDS, seconds / (4 * FEWEST_ROUNDS))
+        self.turn_seconds = segment_seconds(seconds)
         self.rounds: list[Round] = []
         self.simulator = ""
         self._raw: RawParts | None = None

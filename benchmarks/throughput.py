@@ -14,23 +14,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from _command_line import answer, rounded, settings, typed
 from _throughput_presets import CONFIGS, PRESETS, SCRIPTS
 from _throughput_spans import PARTS, part_of
 from _throughput_turns import BARE, CLOCKS, FEWEST_ROUNDS, Round, Turns
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from lit_gfs.cli import GradientFlowCLI
@@ -51,17 +49,17 @@ class MeasuredCLI(GradientFlowCLI):
 
     Args:
         args: The command line of ``fit``.
-        turns: The callback.
+        meter: The callback.
     """
 
-    def __init__(self, args: Sequence[str], turns: Callback) -> None:
-        self.turns = turns
+    def __init__(self, args: Sequence[str], meter: Callback) -> None:
+        self.meter = meter
         super().__init__(args)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(self.turns)  # type: ignore[attr-defined]
+        trainer.callbacks.append(self.meter)  # type: ignore[attr-defined]
         return trainer
 
 
@@ -88,12 +86,7 @@ def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
         options["data.num_envs"] = arguments.num_envs
     if arguments.precision:
         options["trainer.precision"] = PRECISIONS[arguments.precision]
-    for option in arguments.option:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"--option {option!r}; expected key=value, as in model.trunk.depth=8")
-        options[name] = value
-    return options
+    return {**options, **settings(arguments.option)}
 
 
 def fit_arguments(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
@@ -117,11 +110,7 @@ def fit_arguments(arguments: argparse.Namespace) -> tuple[list[str], dict[str, A
     if (starts := options.get("data.learning_starts", shipped.get("learning_starts"))) is not None:
         changed["data.learning_starts"] = min(LEARNING_STARTS, int(starts))
     recipes = ["--config", "recipes/gfs"] if arguments.interventions == "on" else []
-    typed = [
-        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in {**options, **changed}.items()
-    ]
-    return ["fit", "--config", config, *recipes, *typed], options, changed
+    return ["fit", "--config", config, *recipes, *typed({**options, **changed})], options, changed
 
 
 def _is_atari(arguments: argparse.Namespace) -> bool:
@@ -214,15 +203,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rounded(value: Any) -> Any:
-    """Round every float of a nested value to six significant digits."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -248,16 +228,7 @@ def main(args: Sequence[str] | None = None) -> None:
         help="cpu: the process's own time, on a machine that is shared",
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="measuring time")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
-    arguments = parser.parse_args(args)
-    try:
-        result = measure(arguments)
-    except (UserError, MisconfigurationException) as error:
-        parser.error(" ".join(str(error).split()))
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    answer(parser, args, measure)
 
 
 if __name__ == "__main__":

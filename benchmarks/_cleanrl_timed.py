@@ -1,0 +1,99 @@
+"""Runs one of CleanRL's scripts and notes the clock whenever the script prints its speed.
+
+    python _cleanrl_timed.py OUTPUT SECONDS CLOCK SCRIPT [OPTION ...]
+
+For CleanRL's own environment: only the standard library is needed. OUTPUT becomes a JSON object with `lines`,
+pairs of the clock (s) and the script's `global_step`, and what the script ran with. CLOCK is `wall` or `cpu`;
+it is read within the script's process, so it does not matter how late anybody reads what the script prints.
+The process ends with the first such line after SECONDS.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import platform
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+FEWEST_LINES = 6
+"""Lines of speed that are waited for, whatever the time."""
+
+LIBRARIES = ("torch", "numpy", "gymnasium", "gym", "ale_py", "envpool")
+
+
+class SpeedLines:
+    """What `print` becomes: it also notes when a speed is printed, and how far the script is by then.
+
+    Args:
+        output: The file to write.
+        seconds: How long the script runs from its first speed on, as time passes.
+        clock: Name of the clock that is noted.
+    """
+
+    def __init__(self, output: Path, seconds: float, clock: str) -> None:
+        self._output = output
+        self._seconds = seconds
+        self._clock = CLOCKS[clock]
+        self._print = builtins.print
+        self._began = 0.0
+        self._lines: list[tuple[float, int]] = []
+        self._script: dict[str, Any] = {}
+
+    def __call__(self, *values: Any, **options: Any) -> None:
+        self._print(*values, **options)
+        if not values or not str(values[0]).startswith("SPS"):
+            return
+        # The step count is a variable of the script: how many steps lie between two lines is its own affair.
+        self._script = sys._getframe(1).f_globals
+        self._lines.append((self._clock(), int(self._script["global_step"])))
+        now = time.perf_counter()
+        self._began = self._began or now
+        if now - self._began >= self._seconds and len(self._lines) >= FEWEST_LINES:
+            self.write()
+            # Without the end of the script: training is far from over.
+            os._exit(0)
+
+    def write(self) -> None:
+        """Write what is known so far."""
+        torch = sys.modules.get("torch")
+        known = {
+            "lines": self._lines,
+            "num_envs": getattr(self._script.get("args"), "num_envs", None),
+            "threads": torch.get_num_threads() if torch else None,
+            "versions": {
+                "python": platform.python_version(),
+                **{
+                    name: getattr(sys.modules[name], "__version__", None)
+                    for name in LIBRARIES
+                    if name in sys.modules
+                },
+            },
+        }
+        self._output.write_text(json.dumps(known))
+
+
+def main() -> None:
+    output, seconds, clock, script, *options = sys.argv[1:]
+    # It makes its games known to gymnasium when it is imported, which CleanRL's scripts leave to gymnasium.
+    with contextlib.suppress(ImportError):
+        import ale_py  # noqa: F401
+    speeds = SpeedLines(Path(output), float(seconds), clock)
+    builtins.print = speeds
+    sys.argv = [script, *options]
+    sys.path[0] = str(Path(script).parent)
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        speeds.write()
+
+
+if __name__ == "__main__":
+    main()

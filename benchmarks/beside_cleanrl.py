@@ -1,0 +1,262 @@
+"""Training speed beside one of CleanRL's scripts: both in turns on one machine, and the ratio of each turn.
+
+Their script runs in an environment of its own, ours by benchmarks/throughput.py with the hyperparameters of
+the script. docs/throughput.md has the recipe for their environment, and what is not the same work.
+
+    python benchmarks/beside_cleanrl.py --script ppo --cleanrl ../cleanrl --python ../cleanrl-env/bin/python
+    python benchmarks/beside_cleanrl.py --script dqn --cleanrl ../cleanrl --python ../cleanrl-env/bin/python \
+        --turns 3 --seconds 30 --clock cpu --option data.num_envs=20 --json dqn.json
+
+Both run on the CPU, with the same `OMP_NUM_THREADS` (or with none) and on the same clock. A speed is the
+median over segments of half a second and more, after a warm-up of a tenth of the time; a segment is whole
+pieces of experience and the updates that these pay for. A segment of their script lies between two of the
+lines `SPS: ...` that it prints, the first of them at its first update. The number in such a line is of no
+use: it is the average since the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _command_line import answer, rounded, settings, typed
+from _throughput_presets import SCRIPTS
+from _throughput_turns import CLOCKS, FEWEST_ROUNDS, WARMUP_SHARE, segment_seconds
+from throughput import LEARNING_STARTS, PRECISIONS
+
+from lit_gfs.errors import UserError
+
+HERE = Path(__file__).resolve().parent
+
+LIBRARIES = ("lit-gfs", "torch", "torchrl", "lightning", "numpy", "gymnasium", "ale-py")
+"""Whose versions are told, of ours."""
+
+PATIENCE_SECONDS = 900.0
+"""What a run may take beyond its measuring time: imports, set-up, and everything before the first update."""
+
+TOLD_LINES = 4
+"""Lines that are told of a run that failed, its last ones."""
+
+
+class Pair(NamedTuple):
+    """A script and what is the same work here.
+
+    While a script of DQN draws its actions at random, it does not run its network: so epsilon begins low, and
+    learning early. A replay of a million of the script's transitions takes 28 GB.
+    """
+
+    agent: str
+    env_id: str
+    theirs: dict[str, Any]
+    ours: dict[str, Any]
+
+
+_EQUALIZED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dqn": ({"learning-starts": LEARNING_STARTS, "start-e": 0.05}, {"model.epsilon_start": 0.05}),
+    "dqn_atari": (
+        {"learning-starts": LEARNING_STARTS, "start-e": 0.01, "buffer-size": 100_000},
+        {"model.epsilon_start": 0.01, "data.buffer_size": 100_000},
+    ),
+}
+
+PAIRS = {
+    script: Pair(agent, env_id, *_EQUALIZED.get(script, ({}, {})))
+    for agent, scripts in SCRIPTS.items()
+    for script, env_id in zip(scripts, ("CartPole-v1", "ALE/Breakout-v5"), strict=True)
+}
+
+
+# -- one run -------------------------------------------------------------------------------------------------
+
+
+def steady_speed(lines: Sequence[tuple[float, int]]) -> float:
+    """Return the steps per second of a run from the times of its lines of speed.
+
+    Args:
+        lines: Pairs of clock (s) and environment steps so far.
+
+    Raises:
+        UserError: If there are too few of them.
+    """
+    if len(lines) < 2:
+        raise UserError(f"{len(lines)} lines of speed; expected a longer run")
+    (start, _), (end, _) = lines[0], lines[-1]
+    least = segment_seconds(end - start)
+    kept = [line for line in lines if line[0] - start >= WARMUP_SHARE * (end - start)]
+    ends = kept[:1]
+    for line in kept[1:]:
+        if line[0] - ends[-1][0] >= least:
+            ends.append(line)
+    if len(ends) <= FEWEST_ROUNDS:
+        raise UserError(f"{len(ends) - 1} segments between lines of speed; expected a longer run")
+    return 1 / statistics.median(
+        (now - then) / (steps - before) for (then, before), (now, steps) in pairwise(ends)
+    )
+
+
+def run_script(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run their script for the measuring time; return its speed and what it ran with.
+
+    Raises:
+        UserError: If it cannot be started, or ends without having told its speed.
+    """
+    script = arguments.cleanrl.resolve() / "cleanrl" / f"{arguments.script}.py"
+    options = typed({**PAIRS[arguments.script].theirs, **settings(arguments.their_option)})
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory, "speeds.json")
+        command = [arguments.python.absolute(), HERE / "_cleanrl_timed.py", output]
+        command += [str(arguments.seconds), arguments.clock, script, "--no-cuda", *options]
+        # Scripts import helpers from the root of their repository, and write below the working directory.
+        environment = {**os.environ, "PYTHONPATH": str(arguments.cleanrl.resolve())}
+        told = run_alone(script.name, command, arguments.seconds, cwd=directory, env=environment)
+        known = json.loads(output.read_text())
+    if not known["lines"]:
+        raise UserError(f"{script.name} printed no speed; its last lines: {told}")
+    try:
+        return {**known, "steps_per_second": steady_speed(known["lines"])}
+    except UserError as error:
+        raise UserError(f"{script.name}: {error}") from None
+
+
+def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run `fit` for the measuring time; return what benchmarks/throughput.py says of it.
+
+    Raises:
+        UserError: If it fails.
+    """
+    pair = PAIRS[arguments.script]
+    options = {"trainer.accelerator": "cpu", **pair.ours, **settings(arguments.option)}
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory, "speed.json")
+        command = [sys.executable, HERE / "throughput.py", "--preset", "cleanrl", "--json", output]
+        command += ["--agent", pair.agent, "--env-id", pair.env_id, "--precision", arguments.precision]
+        command += ["--seconds", str(arguments.seconds), "--clock", arguments.clock]
+        command += [f"--option={option.removeprefix('--')}" for option in typed(options)]
+        run_alone("throughput.py", command, arguments.seconds)
+        return json.loads(output.read_text())
+
+
+def run_alone(name: str, command: Sequence[str | Path], seconds: float, **options: Any) -> str:
+    """Run a command, which is killed when this process is interrupted; return the last that it printed.
+
+    Raises:
+        UserError: If the command cannot be started, fails or does not end.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=seconds + PATIENCE_SECONDS,
+            **options,
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be started: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{name} told no speed within {error.timeout:.0f} seconds") from None
+    told = " | ".join(done.stdout.strip().splitlines()[-TOLD_LINES:])
+    if done.returncode:
+        raise UserError(f"{name} failed with status {done.returncode}; its last lines: {told}")
+    return told
+
+
+# -- report --------------------------------------------------------------------------------------------------
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Let both take turns; return every turn's speeds and their ratio.
+
+    Raises:
+        UserError: If an option is wrong, or a run fails.
+    """
+    if not (arguments.cleanrl / "cleanrl" / f"{arguments.script}.py").is_file():
+        raise UserError(
+            f"--cleanrl {arguments.cleanrl} has no cleanrl/{arguments.script}.py; expected its clone"
+        )
+    if arguments.turns < 1:
+        raise UserError(f"--turns is {arguments.turns}; expected at least 1")
+    load = os.getloadavg()[0]
+    turns = []
+    for turn in range(arguments.turns):
+        theirs, ours = run_script(arguments), run_ours(arguments)
+        speeds = ours["fit"]["steps_per_second"], theirs["steps_per_second"]
+        turns.append({"ours": speeds[0], "theirs": speeds[1], "ratio": speeds[0] / speeds[1]})
+        print(
+            f"{arguments.script}, turn {turn + 1} of {arguments.turns}: ours {speeds[0]:.0f} steps/s, "
+            f"theirs {speeds[1]:.0f}, ratio {turns[-1]['ratio']:.2f}",
+            file=sys.stderr,
+        )
+    pair = PAIRS[arguments.script]
+    return {
+        "script": arguments.script,
+        "agent": ours["agent"],
+        "env_id": pair.env_id,
+        "ratio": rounded(statistics.median(turn["ratio"] for turn in turns)),
+        "turns": rounded(turns),
+        "seconds": arguments.seconds,
+        "clock": arguments.clock,
+        "num_envs": {"ours": ours["num_envs"], "theirs": theirs["num_envs"]},
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "threads": {"ours": ours["threads"], "theirs": theirs["threads"]},
+        "precision": ours["precision"],
+        "device": ours["device"],
+        "options": {
+            "ours": {**pair.ours, **settings(arguments.option)},
+            "theirs": {**pair.theirs, **settings(arguments.their_option)},
+        },
+        "machine": {**ours["machine"], "load_average": load},
+        "versions": {
+            "ours": {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}},
+            "theirs": {"commit": commit(arguments.cleanrl), **theirs["versions"]},
+        },
+    }
+
+
+def commit(repository: Path) -> str | None:
+    """Return the commit of a clone; ``None`` if it is none."""
+    if not (repository / ".git").exists():
+        return None
+    command = ["git", "-C", repository, "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--script", choices=PAIRS, required=True, help="which of CleanRL's scripts")
+    parser.add_argument("--cleanrl", type=Path, required=True, help="a clone of CleanRL's repository")
+    parser.add_argument("--python", type=Path, required=True, help="the Python of CleanRL's environment")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0, help="measuring time of each run")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: the processes' own time, on a shared machine"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="32", help="of our networks")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="any option of fit; repeatable"
+    )
+    parser.add_argument(
+        "--their-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any option of the script, as in num-envs=8; repeatable",
+    )
+    answer(parser, args, compare)
+
+
+if __name__ == "__main__":
+    main()
