@@ -80,6 +80,8 @@ def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
                 "'ALE/<Game>-v5'"
             )
         options.update(PRESETS[SCRIPTS[arguments.agent][_is_atari(arguments)]])
+        if arguments.interventions == "on":
+            options.pop("trainer.gradient_clip_val")  # the recipe clips in its place
     if arguments.env_id:
         options["data.env_id"] = arguments.env_id
     if arguments.num_envs:

@@ -115,6 +115,17 @@ def test_interventions_and_options_of_fit_reach_the_run(throughput: ModuleType) 
     assert result["options"]["model.trunk.width"] == "16"
 
 
+@pytest.mark.parametrize("agent", ["dqn", "ppo", "pqn"])
+def test_with_interventions_a_preset_leaves_clipping_to_them(throughput: ModuleType, agent: str) -> None:
+    arguments = argparse.Namespace(
+        **{"agent": agent, "env_id": "CartPole-v1", "preset": "cleanrl", "config": None, "num_envs": None},
+        **{"precision": None, "option": [], "interventions": "on"},
+    )
+    command, options, _ = throughput.fit_arguments(arguments)
+    assert "trainer.gradient_clip_val" not in options
+    assert "recipes/gfs" in command
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
