@@ -5,37 +5,39 @@ from __future__ import annotations
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
-def count_last_batch(trainer: Trainer, loops: dict[str, Any]) -> None:
-    """Have a checkpoint that is written at the end of an epoch's last batch resume with what is due next.
+def complete_loop_states(trainer: Trainer, loops: dict[str, Any]) -> None:
+    """Have a checkpoint resume with what is due next, also in two cases that Lightning leaves out.
 
-    Lightning begins the next epoch then: the evaluation, and the hooks for the end of the epoch, are left
-    out. Here the batch counts as completed, and an evaluation that is due as begun; both are states that it
+    A batch that is None, as for the rest of a rollout that is skipped, is never counted as started; Lightning
+    then takes the checkpoint for one in the middle of a batch. And from a checkpoint at the end of an epoch's
+    last batch it begins the next epoch, without the evaluation and the hooks for the end of the epoch. Here
+    that batch counts as completed, and an evaluation that is due as begun; both are states that Lightning
     resumes from as it should.
 
     Args:
         trainer: The Trainer that writes the checkpoint.
         loops: What the checkpoint says of its loops; changed in place.
     """
-    if "fit_loop" not in loops or trainer.state.fn != "fit":
+    if "fit_loop" not in loops or trainer.state.fn != TrainerFn.FITTING:
         return
-    epoch_loop: Any = cast(Any, trainer).fit_loop.epoch_loop
-    progress = epoch_loop.batch_progress
-    if not progress.is_last_batch or progress.total.completed != progress.total.processed - 1:
-        return
-    saved = loops["fit_loop"]
+    saved, epoch_loop = loops["fit_loop"], cast(Any, trainer).fit_loop.epoch_loop
     batches, evaluations = saved["epoch_loop.batch_progress"], saved["epoch_loop.val_loop.batch_progress"]
-    for kind in ("total", "current"):
-        # A batch that is None is never started: what was left of a rollout was skipped.
-        batches[kind]["started"] = batches[kind]["ready"]
-        batches[kind]["completed"] += 1
+    if batches["total"]["processed"] == batches["total"]["ready"]:
+        for counts in (batches["total"], batches["current"]):
+            counts["started"] = counts["ready"]
+    if not batches["is_last_batch"] or batches["total"]["completed"] != batches["total"]["processed"] - 1:
+        return
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] += 1
     if not cast(Any, trainer).enable_validation:
         # With evaluations Lightning counts it when it resumes.
         saved["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
     elif epoch_loop._should_check_val_fx(cast(Any, trainer).fit_loop._data_fetcher):
-        for kind in ("total", "current"):
-            evaluations[kind].update(ready=1, started=1, processed=0, completed=0)
+        for counts in (evaluations["total"], evaluations["current"]):
+            counts.update(ready=1, started=1, processed=0, completed=0)
 
 
 def forget_begun_evaluation(trainer: Trainer) -> None:

@@ -18,7 +18,7 @@ from lit_gfs.sealed import is_intact, read_sealed
 FIT = [
     *("fit", "--config=quickstart", "--run.root=runs", "--run.name=killed", "--run.version=run"),
     *("--data.num_envs=2", "--data.learning_starts=40", "--data.steps_per_update=4"),
-    *("--data.total_steps=640", "--data.eval_every=30", "--data.eval_episodes=1", "--data.buffer_size=150"),
+    *("--data.total_steps=400", "--data.eval_every=30", "--data.eval_episodes=1", "--data.buffer_size=150"),
     *("--data.env_options={max_episode_steps: 20}", "--data.batch_size=16", "--model.trunk.width=16"),
     *("--trainer.log_every_n_steps=5", "--trainer.enable_progress_bar=false"),
 ]

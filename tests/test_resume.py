@@ -111,6 +111,10 @@ def test_every_agent_resumes_on_every_suite(agent: str, env: str) -> None:
     assert_resumes(agent, env, every=random.Random(agent + env).randint(2, 9), points=4, seed=1)
 
 
+def test_a_run_whose_rollouts_are_left_early_resumes() -> None:
+    assert_resumes("ppo", "CartPole", "--model.target_kl=1e-5", every=3)
+
+
 @pytest.mark.parametrize("evaluations", ["1", "0"])
 @pytest.mark.parametrize("agent", ["dqn", "ppo"])
 def test_a_checkpoint_at_the_end_of_an_epoch_resumes_with_the_evaluation_that_is_due(

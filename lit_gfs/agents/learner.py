@@ -18,7 +18,7 @@ from lit_gfs.compilation import require_compiler
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.event_files import cut_event_files, event_file_sizes
-from lit_gfs.loop_states import count_last_batch, forget_begun_evaluation
+from lit_gfs.loop_states import complete_loop_states, forget_begun_evaluation
 from lit_gfs.networks import named_layers
 from lit_gfs.objective_shift import announce_objective_shift
 from lit_gfs.recorded_means import RecordedMeans
@@ -247,7 +247,7 @@ class Learner(LightningModule):
             "latest_return": self.latest_return,
             "event_files": self._event_file_sizes(),
         }
-        count_last_batch(self.trainer, checkpoint["loops"])
+        complete_loop_states(self.trainer, checkpoint["loops"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on recording where the checkpoint was written.
