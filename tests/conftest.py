@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from fakes import CountingEnv
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell has what it starts in the background ignore Ctrl-C; what is tested here heeds it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
