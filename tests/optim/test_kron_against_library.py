@@ -199,6 +199,7 @@ def test_groups_keep_their_own_settings_and_may_come_later() -> None:
 )
 def test_the_schedule_is_the_librarys(probability: float | None, first: int, updates: int) -> None:
     idle = nn.Parameter(torch.zeros(()))
+    idle.grad = torch.ones(())
     ours = Kron([idle], pre_conditioner_update_probability=probability)
     theirs = pytorch_optimizer.Kron([idle], pre_conditioner_update_probability=probability)
     ours.param_groups[0]["step"] = theirs.param_groups[0]["step"] = first
