@@ -23,11 +23,11 @@ class _Sight(NamedTuple):
     """Where a simulator was found at work, and since when."""
 
     calls: int
-    index: int | None
+    simulator: int | None
     since: float
 
     def still_holds(self, activity: Activity) -> bool:
-        return (activity.calls, activity.index) == (self.calls, self.index)
+        return (activity.calls, activity.index) == (self.calls, self.simulator)
 
 
 class Watchdog:
@@ -51,7 +51,7 @@ class Watchdog:
         self._watched: list[tuple[str, Activity]] = []
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._signal = getattr(signal, "SIGUSR2", None)
+        self._signal: Any = getattr(signal, "SIGUSR2", None)
         self._previous: Any = None
         self._stepping = threading.get_ident()
         self._suspect: tuple[Activity, _Sight] | None = None
@@ -102,7 +102,7 @@ class Watchdog:
         if self._stopped.is_set():
             return
         self._has_given_up = True
-        fault = EnvironmentFault(env_id, sight.index, self._complaint())
+        fault = EnvironmentFault(env_id, sight.simulator, self._complaint())
         stack = traceback.format_stack(sys._current_frames()[self._stepping])
         fault.add_note("".join(["It was here:\n", *stack]))
         self._give_up(fault)

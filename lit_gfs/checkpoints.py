@@ -82,10 +82,10 @@ def find_checkpoint(name: str, with_replay: bool = True) -> Path:
         because = f": {'; '.join(damages)}" if damages else ""
         raise UserError(f"--ckpt_path {name!r} holds no intact checkpoint{because}")
     directory_of(name)
-    if damage := damage_of(path, with_replay):
+    if lost := damage_of(path, with_replay):
         other, _ = newest_intact(path.parent, with_replay)
         instead = "" if other is None else f"; the newest intact one beside it is {str(other)!r}"
-        raise UserError(f"--ckpt_path {name!r} is no checkpoint, or a damaged one: {damage}{instead}")
+        raise UserError(f"--ckpt_path {name!r} is no checkpoint, or a damaged one: {lost}{instead}")
     return path
 
 

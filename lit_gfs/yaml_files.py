@@ -67,6 +67,7 @@ def check_yaml(text: str) -> None:
     sizes: dict[str, int] = {}
     stack = [_Collection()]
     for event in yaml.parse(text, Loader=_LOADER):
+        assert event.start_mark is not None
         line = event.start_mark.line + 1
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             stack.append(_Collection(isinstance(event, yaml.MappingStartEvent), event.anchor))
@@ -78,6 +79,7 @@ def check_yaml(text: str) -> None:
             ended = stack.pop()
             size, anchor = ended.size + 1, ended.anchor
         elif isinstance(event, yaml.AliasEvent):
+            assert event.anchor is not None
             if event.anchor not in sizes and any(event.anchor == outer.anchor for outer in stack):
                 raise UserError(f"line {line}: *{event.anchor} stands within what it stands for")
             size = sizes.get(event.anchor, 1)
