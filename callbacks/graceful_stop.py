@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
 from lit_gfs.callbacks.summary import relative_path
+from lit_gfs.checkpoint_io import last_checkpoint
 from lit_gfs.errors import EnvironmentFault, TrainingDiverged
 from lit_gfs.sealed import UnwritableFile
 
@@ -110,7 +110,7 @@ class GracefulStop(Callback):
             self._save(trainer)
         elif isinstance(exception, EnvironmentFault) and trainer.world_size == 1:
             self._save(trainer)
-            last = _last_checkpoint(trainer)
+            last = last_checkpoint(trainer)
             directory = last.dirpath if last is not None else None
             keep_traceback(exception, Path(directory or trainer.default_root_dir))
             exception.advice += resume_advice(self.checkpoint)
@@ -140,7 +140,7 @@ class GracefulStop(Callback):
         self._trainer = None
 
     def _save(self, trainer: Trainer) -> None:
-        last = _last_checkpoint(trainer)
+        last = last_checkpoint(trainer)
         if last is None or cast(Any, trainer).fast_dev_run:
             return
         position = {"epoch": trainer.current_epoch, "step": trainer.global_step}
@@ -150,7 +150,7 @@ class GracefulStop(Callback):
             last.best_model_path = path
             trainer.save_checkpoint(path, weights_only=False)
             self.checkpoint = Path(path)
-        except UnwritableFile as error:
+        except (UnwritableFile, TrainingDiverged) as error:
             _say(f"no checkpoint was written: {error}")
 
 
@@ -170,12 +170,6 @@ def resume_advice(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "; no checkpoint was written"
     return f"; to go on: python -m lit_gfs fit --ckpt_path {shlex.quote(relative_path(checkpoint))}"
-
-
-def _last_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
-    """Return what writes the run's last checkpoint, rather than its best."""
-    checkpoints = (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
-    return next((each for each in checkpoints if each.monitor is None), None)
 
 
 def _say(line: str) -> None:

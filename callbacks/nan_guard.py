@@ -158,6 +158,12 @@ class NaNGuard(Callback):
         self._end_if_lost(trainer, pl_module)
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before the next rollout is acted out with them.
+        self._lost_weights = nonfinite_weights(pl_module)
+        self._end_if_lost(trainer, pl_module)
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._write(trainer, pl_module)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer
 
+from lit_gfs.checkpoint_io import last_checkpoint
 from lit_gfs.datamodules.base import EnvDataModule, gather, require_positive
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.frame_storage import frame_replay_buffer
@@ -274,12 +275,10 @@ class ReplayDataModule(EnvDataModule):
     def _replay_directory(self) -> Path | None:
         """Return where transitions are written: beside the checkpoints, if any are written."""
         trainer = cast(Any, self.trainer)
-        callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-        directories = [Path(each.dirpath).resolve() for each in callbacks if each.dirpath is not None]
-        if not directories:
+        last = last_checkpoint(trainer) or trainer.checkpoint_callback
+        if not isinstance(last, ModelCheckpoint) or last.dirpath is None:
             return None
-        # One of them may lie within another, as Lightning's own "checkpoints" does.
-        return min(directories, key=lambda each: len(each.parts)) / replay_name(trainer.global_rank)
+        return Path(last.dirpath).resolve() / replay_name(trainer.global_rank)
 
 
 def replay_name(rank: int) -> str:
@@ -289,5 +288,6 @@ def replay_name(rank: int) -> str:
 
 def find_replay(checkpoint: Path, rank: int = 0) -> Path:
     """Return the directory of the transitions that a checkpoint names: beside it, or one directory up."""
-    here, above = (parent / replay_name(rank) for parent in list(checkpoint.resolve().parents)[:2])
+    directory = checkpoint.resolve().parent
+    here, above = (parent / replay_name(rank) for parent in (directory, directory.parent))
     return above if above.is_dir() and not here.is_dir() else here

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from lit_gfs.sealed import is_intact, read_sealed, write_sealed
+from lit_gfs.sealed import PARTIAL, UnwritableFile, is_intact, read_sealed, write_sealed
 
 LAST_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"
@@ -34,7 +37,11 @@ class SealedCheckpointIO(CheckpointIO):
         """
         path = Path(path)
         if path.name == LAST_NAME and is_intact(path):
-            _link(path, path.with_name(PREVIOUS_NAME))
+            previous = path.with_name(PREVIOUS_NAME)
+            try:
+                _keep_as(path, previous)
+            except OSError as error:
+                raise UnwritableFile(f"cannot write {previous}: {error.strerror or error}") from error
         write_sealed(checkpoint, path)
 
     @override
@@ -54,9 +61,22 @@ class SealedCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def _link(path: Path, link: Path) -> None:
+def last_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return the callback that writes a run's last checkpoint, rather than its best.
+
+    The command line's own come after those that a configuration adds.
+    """
+    checkpoints = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    return next((each for each in reversed(checkpoints) if each.monitor is None), None)
+
+
+def _keep_as(path: Path, name: Path) -> None:
     """Give a file another name, which may be taken; there is a file of that name at any moment."""
-    partial = link.with_name(f"{link.name}.partial")
+    partial = name.with_name(name.name + PARTIAL)
     partial.unlink(missing_ok=True)
-    os.link(path, partial)
-    partial.replace(link)
+    try:
+        os.link(path, partial)
+    except OSError:
+        # Not every file system has hard links.
+        shutil.copyfile(path, partial)
+    partial.replace(name)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lit_gfs.checkpoint_io import LAST_NAME, PREVIOUS_NAME
 from lit_gfs.datamodules.replay import find_replay
 from lit_gfs.datamodules.replay_pieces import ReplayPieces
 from lit_gfs.errors import UserError
@@ -16,6 +17,8 @@ LAST = "last"
 """The name that stands for the newest intact checkpoint of the latest run."""
 CONFIG_NAME = "config.yaml"
 """What a run directory calls its resolved configuration."""
+CONFIG_HEADER = "# The resolved configuration of a run, written by lit_gfs.\n"
+"""Its first line."""
 DEFAULT_ROOT = "runs"
 """Directory of all runs, unless another one is named."""
 
@@ -38,20 +41,23 @@ def damage_of(checkpoint: Path, with_replay: bool = True) -> str | None:
 
 
 def newest_intact(directory: Path, with_replay: bool = True) -> tuple[Path | None, list[str]]:
-    """Find the checkpoint of a directory that is furthest in environment steps and intact.
+    """Find the checkpoint of a directory to go on from.
 
     Args:
-        directory: Where the checkpoints are, ``*.ckpt``. Of equally far ones, the one written last is taken.
+        directory: Where the checkpoints are, ``*.ckpt``: ``last.ckpt`` if that is intact, else
+            ``previous.ckpt``, else the one furthest in environment steps; of equally far ones the one written
+            last. The furthest is not always the latest: a run may have gone back to an earlier one.
         with_replay: As for `damage_of`.
 
     Returns:
         The checkpoint, ``None`` if there is no intact one; and what is wrong with those passed over.
     """
-    found: list[tuple[tuple[int, int, int], Path]] = []
+    found: list[tuple[tuple[int, ...], Path]] = []
     damages: list[str] = []
     for path in sorted(directory.glob("*.ckpt")):
         try:
-            found.append((_progress(_read(path, with_replay=False), path), path))
+            progress = _progress(_read(path, with_replay=False), path)
+            found.append(((path.name == LAST_NAME, path.name == PREVIOUS_NAME, *progress), path))
         except UserError as error:
             damages.append(str(error))
     for _, path in sorted(found, reverse=True):
@@ -108,7 +114,16 @@ def directory_of(name: str) -> Path:
 def find_run(directory: Path) -> Path | None:
     """Return the directory of the run that has its checkpoints in a directory: the same, or one up."""
     directory = directory.absolute()
-    return next((run for run in (directory, directory.parent) if (run / CONFIG_NAME).is_file()), None)
+    return next((run for run in (directory, directory.parent) if _is_run(run)), None)
+
+
+def _is_run(directory: Path) -> bool:
+    """Whether a directory is a run's, rather than one of a user with a configuration in it."""
+    try:
+        with (directory / CONFIG_NAME).open(encoding="utf-8") as stream:
+            return stream.readline() == CONFIG_HEADER
+    except (OSError, UnicodeError):
+        return False
 
 
 def latest_run(root: str | None = None, name: str | None = None, version: str | None = None) -> Path:

@@ -39,6 +39,9 @@ def cut_event_files(directory: Path, sizes: Mapping[str, int], present: Iterable
     # What a checkpoint names is believed as far as it names files of this kind in this directory.
     if not all(Path(name).name == name and fnmatch(name, _PATTERN) for name in sizes):
         return
+    files = [path for name in {*present, *sizes} for path in versions(name)]
+    if any(path.is_symlink() for path in (aside, *files)):
+        return
     if not sizes or not all(any(map(Path.exists, versions(name))) for name in sizes):
         return
     for name in {*present, *sizes}:
@@ -65,7 +68,8 @@ def wait_for_a_later_name(directory: Path) -> None:
 
     Readers take files in the order of their names, which begin with the second that they were made in.
     """
-    latest = max((int(path.name.split(".")[3]) for path in directory.glob(_PATTERN)), default=0)
+    seconds = (path.name.split(".")[3] for path in directory.glob(_PATTERN))
+    latest = max((int(second) for second in seconds if second.isdecimal()), default=0)
     now = time.time()
     if latest <= now < latest + 1:
         time.sleep(latest + 1 - now)

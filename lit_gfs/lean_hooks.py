@@ -42,5 +42,5 @@ def drop_empty_hooks(callbacks: Iterable[Callback]) -> None:
     """
     for callback in callbacks:
         for hook in _BATCH_HOOKS:
-            if getattr(type(callback), hook) is getattr(Callback, hook):
+            if hook not in vars(callback) and getattr(type(callback), hook) is getattr(Callback, hook):
                 setattr(callback, hook, None)

@@ -42,7 +42,9 @@ class RecordedMeans:
         for tag in list(self._pending):
             self._sum_up(tag)
         tags = sorted(self._sums)
-        means = torch.stack([self._sums[tag] / self._counts[tag] for tag in tags]).tolist()
+        # A checkpoint's sums are on the CPU; new ones may be elsewhere.
+        device = max((total.device for total in self._sums.values()), key=lambda each: each.type != "cpu")
+        means = torch.stack([self._sums[tag].to(device) / self._counts[tag] for tag in tags]).tolist()
         self._sums, self._counts = {}, {}
         return dict(zip(tags, means, strict=True))
 
@@ -60,6 +62,5 @@ class RecordedMeans:
     def _sum_up(self, tag: str) -> None:
         values = torch.cat([value.reshape(-1) for value in self._pending.pop(tag)])
         total = values.sum(dtype=torch.float32)
-        # A checkpoint's sums are on the CPU.
         self._sums[tag] = self._sums[tag].to(total.device) + total if tag in self._sums else total
         self._counts[tag] = self._counts.get(tag, 0) + values.numel()

@@ -9,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lit_gfs.checkpoints import CONFIG_NAME, DEFAULT_ROOT, find_run
+from lit_gfs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.errors import UserError
 from lit_gfs.event_files import wait_for_a_later_name
+from lit_gfs.yaml_files import read_yaml
 
 _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
 
@@ -115,7 +115,7 @@ class RunDirectory:
         # Not by parser.save, which changes the working directory while it writes: in that moment the logger's
         # thread would look for its file elsewhere.
         text = parser.dump(config, skip_none=False, skip_validation=True)
-        (Path(self.logger().log_dir) / CONFIG_NAME).write_text(text, encoding="utf-8")
+        (Path(self.logger().log_dir) / CONFIG_NAME).write_text(CONFIG_HEADER + text, encoding="utf-8")
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.
@@ -189,4 +189,6 @@ class SaveConfig(Callback):
 
 def _settings(config: Path) -> dict[str, Any]:
     """Return what a run's configuration says about its directory."""
-    return (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("run") or {}
+    content = read_yaml(config)
+    run = content.get("run") if isinstance(content, dict) else None
+    return run if isinstance(run, dict) else {}

@@ -54,7 +54,9 @@ def write_sealed(content: dict[str, Any], path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
+            # What is there may be a link to somewhere else.
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") as file:
                 digest = _save(content, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
 
@@ -43,6 +44,11 @@ def test_hooks_that_do_something_are_still_called(make_trainer: Any) -> None:
     make_trainer(max_epochs=1, callbacks=[callback], profiler=Untimed()).fit(OneWeight(), [0, 0, 0])
 
     assert callback.batches == 3
+    noted: list[int] = []
+    given = LambdaCallback(on_train_batch_end=lambda *arguments: noted.append(1))
+    drop_empty_hooks([given])
+    make_trainer(max_epochs=1, callbacks=[given], profiler=Untimed()).fit(OneWeight(), [0, 0])
+    assert noted == [1, 1]
     assert callback.on_before_optimizer_step is None
     assert callable(callback.on_train_batch_end)
     assert callable(callback.on_train_start)

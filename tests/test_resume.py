@@ -201,3 +201,29 @@ def test_a_place_that_is_typed_beside_a_checkpoint_is_where_the_run_goes_on() ->
     content = read_sealed(other / "last.ckpt")
     assert content["ReplayDataModule"]["env_steps"] >= 400
     assert len(replay_content(other / "last.ckpt")["action"]) == 150
+
+
+def test_another_checkpoint_callback_leaves_the_runs_own_resumable() -> None:
+    elsewhere = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=ckpts"]
+    steps = ["--trainer.callbacks.every_n_train_steps=20", "--trainer.callbacks.save_top_k=-1"]
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK, *elsewhere, *steps)
+    assert (run / "replay").is_dir()
+    assert not Path("ckpts/replay").exists()
+
+    main(["fit", "--ckpt_path", str(run), "--data.total_steps=400"])
+
+    assert read_sealed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] >= 400
+
+
+def test_a_folder_with_a_configuration_of_the_users_own_is_no_run() -> None:
+    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+    own = Path("project")
+    (own / "saved").mkdir(parents=True)
+    shutil.copy(run / "last.ckpt", own / "saved" / "kept.ckpt")
+    config = "# mine\n" + (run / "config.yaml").read_text()
+    (own / "config.yaml").write_text(config)
+
+    main(["fit", "--config", str(own / "config.yaml"), "--ckpt_path", str(own / "saved" / "kept.ckpt")])
+
+    assert (own / "config.yaml").read_text() == config
+    assert sorted(path.name for path in own.iterdir()) == ["config.yaml", "saved"]
