@@ -81,7 +81,9 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         return f"{path} is {found[2]!r}; expected a class of {found[1]}"
     if found := _WRONG_TYPE.search(text):
         return f"{path} is {found[2]!r}; expected {_describe(found[1])}{_nearest_literal(found[2], found[1])}"
-    if found := _UNRECOGNIZED.search(text):
+    if (found := _UNRECOGNIZED.search(text)) and typed and places:
+        return f"--{path} is no known option{nearest(typed[1].partition('.')[0], _argument_names(named))}"
+    if found:
         option = found[1].partition("=")[0]
         return f"{option} is no known option{nearest(option, _options(parser))}"
     if found := _UNKNOWN_KEY.search(text):

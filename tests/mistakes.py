@@ -87,6 +87,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--model=PPO", r"PPO learns from rollouts; use RolloutDataModule"),
     ("--data=RolloutDataModule", r"DQN learns from replay; use ReplayDataModule"),
     ("--model=DQNN", r"model is 'DQNN'; expected a class; did you mean 'DQN'"),
+    ("--model.trnk.depth=3", r"--model.trnk.depth is no known option; did you mean 'trunk'"),
     ("--trainer.precision=64", r"trainer.precision is 64-true; expected 32-true"),
     ("--trainer.precision=fp16", r"trainer.precision is 'fp16'; expected"),
     ("--trainer.accelerator=tpu", r"trainer: .*torch_xla"),
