@@ -259,11 +259,7 @@ class FrameStackStorage(RowStorage):
         Raises:
             IndexError: If an index is negative or not less than ``len(storage)``.
         """
-        if isinstance(index, slice):
-            index = torch.arange(len(self))[index]
-        at = np.asarray(index)
-        if ((at < 0) | (at >= len(self))).any():
-            raise IndexError(f"an index is out of range; expected 0 to {len(self) - 1}")
+        at = self._indices(index)
         env = np.searchsorted(self._ends, at, side="right")
         number = at + (self._count - self._ends)[env]
         slots = env * self._lane + number % self._lane

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data.replay_buffers.storages import Storage
 
@@ -108,6 +110,19 @@ class RowStorage(Storage):
     def write_count(self) -> int:
         """How many transitions were ever appended."""
         return self.row_count
+
+    def _indices(self, index: int | slice | Tensor) -> NDArray[np.int64]:
+        """Return the transitions that an index names, in its shape.
+
+        Raises:
+            IndexError: If one is negative or not less than ``len(self)``.
+        """
+        if isinstance(index, slice):
+            index = torch.arange(len(self))[index]
+        at = np.asarray(index)
+        if ((at < 0) | (at >= len(self))).any():
+            raise IndexError(f"an index is out of range; expected 0 to {len(self) - 1}")
+        return at
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
         """Return whether there is a transition with this index."""

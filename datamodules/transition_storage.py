@@ -88,11 +88,7 @@ class TransitionStorage(RowStorage):
         Raises:
             IndexError: If an index is negative or not less than ``len(storage)``.
         """
-        if isinstance(index, slice):
-            index = torch.arange(len(self))[index]
-        at = np.asarray(index)
-        if ((at < 0) | (at >= len(self))).any():
-            raise IndexError(f"an index is out of range; expected 0 to {len(self) - 1}")
+        at = self._indices(index)
         acted, following = (
             {key: torch.from_numpy(np.asarray(column[at])) for key, column in columns.items()}
             for columns in (self._acted, self._following)
