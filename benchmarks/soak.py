@@ -1,8 +1,9 @@
 """Whether a long run leaks: resident memory and open file descriptors of DQN on Pong, through ``fit``.
 
 The run is a process of its own, with checkpoints by the clock. Its replay buffer is so small that it is full
-before the first checkpoint: memory that grows from then on is a leak. The verdict compares medians of the
-first and of the last quarter of the samples since that checkpoint.
+within a minute, and everything that is made at first use (the environments of the first evaluation, a
+checkpoint's buffers) is there after a time that is named: memory and descriptors that grow from then on leak.
+The verdict compares medians of the first and of the last quarter of the samples since that time.
 
     python benchmarks/soak.py --minutes 120 --checkpoint-minutes 5 --json soak.json
 
@@ -74,12 +75,12 @@ def judge(samples: list[dict[str, float]], allowed_mib: float) -> dict[str, Any]
     """Compare the first quarter of samples with the last one, by their medians.
 
     Args:
-        samples: As from `sample`, in order, since the first checkpoint.
+        samples: As from `sample`, in order, of the run that has settled.
         allowed_mib: How much memory may grow, in MiB.
     """
     quarter = len(samples) // 4
     if not quarter:
-        return {"ok": False, "reason": f"{len(samples)} samples since the first checkpoint are too few"}
+        return {"ok": False, "reason": f"{len(samples)} samples of a settled run are too few"}
     growth = {
         key: statistics.median(late[key] for late in samples[-quarter:])
         - statistics.median(early[key] for early in samples[:quarter])
@@ -99,7 +100,6 @@ def soak(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     overlay.write_text(yaml.safe_dump(configuration(arguments, directory)))
     options = ["--config", "dqn_pong", "--config", str(overlay), "--threads", str(arguments.threads)]
     samples: list[dict[str, float]] = []
-    before_checkpoint = 0
     began = time.monotonic()
     with subprocess.Popen([sys.executable, "-m", "lit_gfs", "fit", *options], stdout=sys.stderr) as process:
         while process.poll() is None:
@@ -107,11 +107,10 @@ def soak(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
                 samples.append(sample(process.pid, began))
             except (FileNotFoundError, KeyError, ProcessLookupError):
                 break  # it has just ended
-            if not (directory / "checkpoints").is_dir():
-                before_checkpoint = len(samples)
             time.sleep(arguments.sample_seconds)
     written = [path for path in (directory / "checkpoints").rglob("*") if path.is_file()]
-    verdict = judge(samples[before_checkpoint:], arguments.allowed_mib)
+    settled = [each for each in samples if each["seconds"] >= 60 * arguments.settle_minutes]
+    verdict = judge(settled, arguments.allowed_mib)
     verdict["ok"] = verdict["ok"] and process.returncode == 0 and bool(written)
     return {
         "verdict": verdict,
@@ -120,7 +119,7 @@ def soak(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
         "checkpoint_minutes": arguments.checkpoint_minutes,
         "buffer_size": arguments.buffer_size,
         "checkpoints_mib": round(sum(path.stat().st_size for path in written) / MIB, 1),
-        "samples_before_checkpoint": before_checkpoint,
+        "settle_minutes": arguments.settle_minutes,
         "samples": samples,
     }
 
@@ -129,9 +128,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
+    parser.add_argument("--settle-minutes", type=float, default=15.0, help="not judged")
     parser.add_argument("--env-id", default="ALE/Pong-v5")
     parser.add_argument("--buffer-size", type=int, default=2_000, help="transitions")
-    parser.add_argument("--eval-every", type=int, default=50_000, help="environment steps")
+    parser.add_argument("--eval-every", type=int, default=10_000, help="environment steps")
     parser.add_argument("--sample-seconds", type=float, default=1.0)
     parser.add_argument("--allowed-mib", type=float, default=32.0, help="growth that is no leak")
     parser.add_argument("--threads", type=int, default=1)

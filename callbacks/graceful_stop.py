@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -18,32 +16,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
-from lit_gfs.callbacks.summary import relative_path
 from lit_gfs.checkpoint_io import last_checkpoint
-from lit_gfs.errors import EnvironmentFault, TrainingDiverged
+from lit_gfs.endings import keep_traceback, resume_advice
+from lit_gfs.errors import EnvironmentFault, RunStopped, TrainingDiverged
 from lit_gfs.sealed import UnwritableFile
-
-ERROR_NAME = "error.txt"
 
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """The signals that stop a run, and what a process does on them unless somebody has decided otherwise."""
-
-
-class RunStopped(SystemExit):
-    """Ends the process of a run that was asked to stop, with the status that a shell gives to the signal.
-
-    Args:
-        number: The signal.
-        advice: How the run ended and how to go on, for the line that is printed.
-    """
-
-    def __init__(self, number: int, advice: str = "") -> None:
-        super().__init__(128 + number)
-        self.number = number
-        self.advice = advice
-
-    def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.number).name}{self.advice}"
 
 
 class GracefulStop(Callback):
@@ -137,7 +116,7 @@ class GracefulStop(Callback):
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-        self._trainer = None
+            self._trainer = None
 
     def _save(self, trainer: Trainer) -> None:
         last = last_checkpoint(trainer)
@@ -152,24 +131,6 @@ class GracefulStop(Callback):
             self.checkpoint = Path(path)
         except (UnwritableFile, TrainingDiverged) as error:
             _say(f"no checkpoint was written: {error}")
-
-
-def keep_traceback(fault: EnvironmentFault, directory: Path) -> None:
-    """Write the traceback of a fault to ``error.txt``, and have the fault say so."""
-    path = directory / ERROR_NAME
-    try:
-        path.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
-    except OSError as error:
-        fault.advice += f"; its traceback could not be written to {path}: {error.strerror}"
-    else:
-        fault.advice += f"; the traceback is in {relative_path(path)}"
-
-
-def resume_advice(checkpoint: Path | None) -> str:
-    """Say how to go on from a checkpoint, as the end of a line."""
-    if checkpoint is None:
-        return "; no checkpoint was written"
-    return f"; to go on: python -m lit_gfs fit --ckpt_path {shlex.quote(relative_path(checkpoint))}"
 
 
 def _say(line: str) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -21,6 +19,7 @@ from typing_extensions import override
 from lit_gfs.callbacks.progress import StepProgressBar, count_steps, counts_env_steps, run_description
 from lit_gfs.callbacks.progress_line import format_duration, format_rate, format_return
 from lit_gfs.callbacks.protocol import score_tag
+from lit_gfs.endings import relative_path
 
 MAX_COLUMNS = 90
 STATUS_STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
@@ -82,14 +81,6 @@ def summary_rows(
     if tensorboard_root is not None:
         rows.append(("curves", f"tensorboard --logdir {shlex.quote(relative_path(tensorboard_root))}"))
     return rows
-
-
-def relative_path(path: str | os.PathLike[str]) -> str:
-    """Write a path relative to the working directory if it lies inside it, as it is otherwise."""
-    if "://" in str(path):
-        return str(path)
-    absolute = Path(os.path.abspath(path))
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def print_summary(title: str, rows: Sequence[tuple[str, str]], console: Console | None = None) -> None:

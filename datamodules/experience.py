@@ -35,10 +35,10 @@ class CollectingAgent(Protocol):
 
 
 class Experience:
-    """A TorchRL collector whose every draw follows from (run seed, rank, environment steps).
+    """A TorchRL collector whose every draw follows from (run seed, rank, environment steps, updates).
 
     A checkpoint is a barrier: before the next step is taken, all environments are reset and all generators
-    seeded from the run's seed and the step count, in the run that goes on as in the run that resumes. Their
+    seeded from the run's seed and how far it is, in the run that goes on as in the run that resumes. Their
     open episodes count as truncated. So a resumed run repeats the uninterrupted one without saving the state
     of a simulator or of a generator.
 
@@ -98,8 +98,12 @@ class Experience:
         """Have everything reset and seeded afresh before the next step: a checkpoint is being written."""
         self._barrier_due = True
 
-    def pass_barrier(self) -> bool:
+    def pass_barrier(self, updates: int) -> bool:
         """Reset and seed what is due to be.
+
+        Args:
+            updates: Batches learned from so far, or from the present rollout: what tells checkpoints at the
+                same count of environment steps apart.
 
         Returns:
             Whether there was a barrier: episodes were cut.
@@ -107,8 +111,9 @@ class Experience:
         if not self._barrier_due:
             return False
         self._barrier_due = False
-        seed_generators(derive_seed("generators", self._seed, self.rank, self.env_steps))
-        self.env.set_seed(derive_seed("environments", self._seed, self.rank, self.env_steps))
+        position = (self._seed, self.rank, self.env_steps, updates)
+        seed_generators(derive_seed("generators", *position))
+        self.env.set_seed(derive_seed("environments", *position))
         with self._dating_faults():
             self._collector.reset()
         return True

@@ -85,7 +85,7 @@ class ReplayLoader:
     def __next__(self) -> TensorDictBase:
         if self._position == len(self):
             raise StopIteration
-        if self._experience.pass_barrier():
+        if self._experience.pass_barrier(self._updates):
             cast(RowStorage, self.buffer.storage).end_episodes()
         while self._updates >= self._updates_due:
             self.buffer.extend(self._experience.collect())
@@ -108,11 +108,17 @@ class ReplayLoader:
 
     def updates_state(self) -> dict[str, int]:
         """Return what decides when the next update falls due, given transitions to learn from."""
-        return {"updates": self._updates, "first_update_at": self._first_update_at}
+        return {
+            "updates": self._updates,
+            "first_update_at": self._first_update_at,
+            "steps_per_update": self._steps_per_update,
+        }
 
     def load_updates_state(self, state: dict[str, int]) -> None:
-        """Go on with the same updates."""
-        self._updates, self._first_update_at = state["updates"], state["first_update_at"]
+        """Go on with the same updates; those after them fall due as often as this loader is told."""
+        self._updates = state["updates"]
+        slower = self._steps_per_update - state.get("steps_per_update", self._steps_per_update)
+        self._first_update_at = state["first_update_at"] - self._updates * slower
 
 
 class ReplayDataModule(EnvDataModule):

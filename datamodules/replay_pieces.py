@@ -154,7 +154,11 @@ class ReplayPieces:
 
     def _checked(self, manifest: Any) -> list[dict[str, Any]]:
         """Return the pieces of a manifest, whose every file is known to lie in the directory."""
-        if not _has(manifest, _MANIFEST) or not all(_has(piece, _PIECE) for piece in manifest["pieces"]):
+        if not (
+            _has(manifest, _MANIFEST)
+            and all(_has(piece, _PIECE) for piece in manifest["pieces"])
+            and all(isinstance(size, int) for size in manifest["sizes"].values())
+        ):
             raise UserError(f"expected a manifest of replay pieces: entries {', '.join(_MANIFEST)}")
         for piece in manifest["pieces"]:
             if not _NAME.fullmatch(piece["file"]):

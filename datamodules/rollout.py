@@ -70,7 +70,7 @@ class RolloutLoader:
     def __next__(self) -> TensorDict | None:
         if self._position == len(self):
             raise StopIteration
-        self._experience.pass_barrier()
+        self._experience.pass_barrier(self._position)
         if self._position == 0:
             rollout = self._experience.collect()
             # Values of final observations in the precision that the others were computed in.

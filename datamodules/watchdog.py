@@ -53,6 +53,8 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._signal: Any = getattr(signal, "SIGUSR2", None)
         self._previous: Any = None
+        self._can_interrupt = False
+        self._asked = False
         self._stepping = threading.get_ident()
         self._suspect: tuple[Activity, _Sight] | None = None
         self._has_given_up = False
@@ -65,7 +67,11 @@ class Watchdog:
         self._stepping = threading.get_ident()
         # Only the main thread has signal handlers.
         if self._signal is not None and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(self._signal, self._interrupt)
+            self._previous = signal.getsignal(self._signal)
+            # A handler that was not set in Python could not be put back.
+            self._can_interrupt = self._previous is not None
+            if self._can_interrupt:
+                signal.signal(self._signal, self._on_signal)
         self._stopped.clear()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
@@ -76,9 +82,11 @@ class Watchdog:
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        if self._previous is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(self._signal, self._previous)
-            self._previous = None
+        if self._can_interrupt and threading.current_thread() is threading.main_thread():
+            # Unless somebody has taken the signal over since.
+            if signal.getsignal(self._signal) == self._on_signal:
+                signal.signal(self._signal, self._previous)
+            self._can_interrupt = False
         self._watched.clear()
 
     def _run(self) -> None:
@@ -93,7 +101,8 @@ class Watchdog:
 
     def _end(self, env_id: str, activity: Activity, sight: _Sight) -> None:
         self._suspect = (activity, sight)
-        if self._previous is not None:
+        if self._can_interrupt:
+            self._asked = True
             signal.pthread_kill(self._stepping, self._signal)
             deadline = time.monotonic() + GRACE_SECONDS
             while time.monotonic() < deadline and not self._stopped.wait(0.05):
@@ -107,7 +116,17 @@ class Watchdog:
         fault.add_note("".join(["It was here:\n", *stack]))
         self._give_up(fault)
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            self._asked = False
+            self._interrupt()
+        elif callable(self._previous):
+            self._previous(number, frame)
+        elif self._previous == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def _interrupt(self) -> None:
         while self._has_given_up:
             # Too late: the run is being saved as it stood in this step, and then the process ends.
             time.sleep(1.0)

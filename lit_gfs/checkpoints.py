@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from lit_gfs.checkpoint_io import LAST_NAME, PREVIOUS_NAME
 from lit_gfs.datamodules.replay import find_replay
@@ -95,6 +98,26 @@ def find_checkpoint(name: str, with_replay: bool = True) -> Path:
     return path
 
 
+def is_misfit(error: BaseException) -> bool:
+    """Say whether an error came up while Lightning handed out what a checkpoint holds.
+
+    The file itself is intact then, and its content of another model, or of another version of it.
+    """
+    return any(
+        frame.f_code.co_filename == checkpoint_connector.__file__
+        and frame.f_code.co_name.lstrip("_").startswith("restore")
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error that says what is wrong."""
+    # PyTorch begins with a headline, and then lists what does not match.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in") else (lines or [""])[0]
+    return said if isinstance(error, RuntimeError) else f"{type(error).__name__}: {said}"
+
+
 def directory_of(name: str) -> Path:
     """Return the directory that a checkpoint is in, or that a name names itself.
 
@@ -171,6 +194,8 @@ def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
     if with_replay:
         for state in content.values():
             manifests = state.get("replay", []) if isinstance(state, dict) else []
+            if not isinstance(manifests, list):
+                raise UserError(f"{checkpoint} lists no replay memories where it should")
             for rank, manifest in enumerate(manifests):
                 ReplayPieces(find_replay(checkpoint, rank)).require_intact(manifest)
     return content

@@ -35,19 +35,19 @@ from lit_gfs.callbacks import (
     RepresentationMonitor,
     TemporalGradientClipping,
 )
-from lit_gfs.callbacks.graceful_stop import GracefulStop, RunStopped
+from lit_gfs.callbacks.graceful_stop import GracefulStop
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
 from lit_gfs.checkpoint_io import SealedCheckpointIO
-from lit_gfs.checkpoints import LAST, find_checkpoint, latest_run
+from lit_gfs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.config_checks import check_empty_keys, check_groups, check_keys, check_values, read_configs
 from lit_gfs.config_files import complete_arguments
 from lit_gfs.config_trust import add_trust_option, take_trust, trusting
 from lit_gfs.endings import told_in_one_line
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import RunFault, UserError
+from lit_gfs.errors import RunFault, RunStopped, UserError
 from lit_gfs.heap import keep_freed_memory
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
 from lit_gfs.parser_errors import one_line
@@ -243,13 +243,13 @@ class GradientFlowCLI(LightningCLI):
         except (UserError, MisconfigurationException):
             self._discard_run()
             raise
-        except RuntimeError as error:
-            if "loading state_dict" not in str(error):
+        except Exception as error:
+            if not is_misfit(error):
                 raise
             self._discard_run()
             raise UserError(
                 f"--ckpt_path {self._get(self.config_init, 'ckpt_path')!r} does not fit the model: "
-                f"{str(error).splitlines()[1].strip()}; expected the run's own configuration"
+                f"{reason_of(error)}; expected the run's own configuration"
             ) from error
 
     def _discard_run(self) -> None:

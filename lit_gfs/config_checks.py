@@ -182,11 +182,11 @@ def check_values(config: Namespace) -> None:
             place = f"{named.place}{name}"
             if value is None and hints.get(name) in (int, float, bool, str):
                 raise UserError(f"{place} is null; expected {hints[name].__name__}")
-            _check_number(place, value, parameters[name].default if name in parameters else None)
-            for function in value if isinstance(value, list) else [value]:
-                is_default = name in parameters and function is parameters[name].default
-                if inspect.isroutine(function) and not is_default:
-                    _check_kind(place, function)
+            default = parameters[name].default if name in parameters else None
+            _check_number(place, value, default)
+            for leaf in _leaves(value):
+                if (inspect.isroutine(leaf) or inspect.isclass(leaf)) and leaf is not default:
+                    _check_kind(place, leaf)
         # Gymnasium imports what stands before the colon.
         module, colon, _ = str(named.arguments.get("env_id") or "").rpartition(":")
         if colon and not is_trusted(module):
@@ -194,11 +194,22 @@ def check_values(config: Namespace) -> None:
 
 
 def _check_number(place: str, value: Any, default: Any) -> None:
-    for number in value if isinstance(value, list | tuple) else [value]:
+    for number in _leaves(value):
         if isinstance(number, float) and not math.isfinite(number) and number != default:
             raise UserError(f"{place} is {number}; expected a finite number")
         if isinstance(number, int) and abs(number) >= 2**62:
             raise UserError(f"{place} is {_shown(number)}; expected a number of less than 4e18")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what lists, tuples, sets and dictionaries hold, however deep."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set):
+        yield value
+        return
+    for item in value:
+        yield from _leaves(item)
 
 
 def _check_text_keys(content: Any, where: str) -> None:
@@ -264,9 +275,10 @@ class _Named(NamedTuple):
 
 def _classes(config: Any, place: str) -> Iterator[_Named]:
     # Only what the parser has looked at: what looks like a class within plain data stays data.
-    if isinstance(config, list):
-        for index, item in enumerate(config):
-            yield from _classes(item, f"{place}{index}.")
+    if isinstance(config, list | tuple | dict):
+        items = config.items() if isinstance(config, dict) else enumerate(config)
+        for key, item in items:
+            yield from _classes(item, f"{place}{key}.")
     if not isinstance(config, Namespace):
         return
     values = vars(config)

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import shlex
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_gfs.callbacks.graceful_stop import GracefulStop, RunStopped, keep_traceback, resume_advice
-from lit_gfs.callbacks.summary import relative_path
 from lit_gfs.checkpoints import newest_intact
-from lit_gfs.errors import EnvironmentFault, StorageFault
+from lit_gfs.errors import EnvironmentFault, RunStopped, StorageFault
 from lit_gfs.sealed import UnwritableFile
+from lit_gfs.text_files import write_atomically
 
-_STORAGE_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EIO,
-    errno.EACCES,
-    errno.EPERM,
-}
+if TYPE_CHECKING:
+    from lit_gfs.callbacks.graceful_stop import GracefulStop
+
+ERROR_NAME = "error.txt"
+"""Where the traceback of a fault is kept, beside the checkpoints."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the operating system says of a disk that cannot be written any more."""
+_STORAGE_ERRORS = {*_FULL, errno.EIO, errno.EACCES, errno.EPERM}
+"""That, and what it says of one that is not to be relied on, for reading as for writing."""
 
 
 @contextlib.contextmanager
@@ -66,8 +69,37 @@ def told_in_one_line(stop: GracefulStop, directory: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _STORAGE_ERRORS:
                 raise
+            # Of a file that cannot be opened it is not said what for.
+            verb = "write" if error.errno in _FULL else "read or write"
             place = error.filename or directory
-            raise _storage_fault(f"cannot write {place}: {error.strerror}", directory) from error
+            raise _storage_fault(f"cannot {verb} {place}: {error.strerror}", directory) from error
+
+
+def keep_traceback(fault: EnvironmentFault, directory: Path) -> None:
+    """Write the traceback of a fault to ``error.txt``, and have the fault say so."""
+    path = directory / ERROR_NAME
+    try:
+        with write_atomically(path) as file:
+            file.writelines(traceback.format_exception(fault))
+    except OSError as error:
+        fault.advice += f"; its traceback could not be written to {path}: {error.strerror}"
+    else:
+        fault.advice += f"; the traceback is in {relative_path(path)}"
+
+
+def resume_advice(checkpoint: Path | None) -> str:
+    """Say how to go on from a checkpoint, as the end of a line."""
+    if checkpoint is None:
+        return "; no checkpoint was written"
+    return f"; to go on: python -m lit_gfs fit --ckpt_path {shlex.quote(relative_path(checkpoint))}"
+
+
+def relative_path(path: str | os.PathLike[str]) -> str:
+    """Write a path relative to the working directory if it lies inside it, as it is otherwise."""
+    if "://" in str(path):
+        return str(path)
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def _storage_fault(what: str, directory: Path) -> StorageFault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -55,7 +56,7 @@ class EnvironmentFault(RunFault):
 
 
 class StorageFault(RunFault):
-    """A file of the run that could not be written: the disk is full, or has become read-only."""
+    """A file of the run that could not be written or read: the disk is full, became read-only, or fails."""
 
     status = 5
 
@@ -73,6 +74,23 @@ class TrainingDiverged(RunFault):
     def __init__(self, message: str, weights_are_lost: bool = False) -> None:
         super().__init__(message)
         self.weights_are_lost = weights_are_lost
+
+
+class RunStopped(SystemExit):
+    """Ends the process of a run that was asked to stop, with the status that a shell gives to the signal.
+
+    Args:
+        number: The signal.
+        advice: How the run ended and how to go on, for the line that is printed.
+    """
+
+    def __init__(self, number: int, advice: str = "") -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}{self.advice}"
 
 
 def nearest(value: str, choices: Iterable[str], count: int = 3) -> str:

@@ -40,6 +40,9 @@ _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"does not accept (?:option|nested key|key) '([^']+)'")
 _MISSING = re.compile(r"the following arguments are required: ([\w., ]+?)(?= - |$)")
 _NO_VALUE = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
+_KINDS_OF_KEYS = {"trunk": Trunk, "encoder": Encoder, "optimizer": Optimizer}
+_FEW = 8
+"""So many classes are all named."""
 _SUBCOMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
@@ -63,17 +66,19 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         return refusal(path, found[1])
     if found := _NOT_ACCEPTED.search(text):
         key = path if typed else f"{path}.{found[1]}"
-        return f"{key} is no known key{nearest(found[1].split('.')[-1], _argument_names(named))}"
+        name = found[1].split(".")[-1]
+        # An argument of that name is another class's.
+        return f"{key} is no known key{nearest(name, _argument_names(named) - {name})}"
     if found := _AMBIGUOUS.search(text):
         return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
     alternatives = _ALTERNATIVES.match(text)
     takes_plain = alternatives is not None and _PLAIN.search(alternatives[1]) is not None
     if (found := _NO_CLASS.search(text) or _NOT_FOUND.search(whole)) and not takes_plain:
-        expected = f"{named.__name__} or null" if named else "a class"
-        if "encoders.Encoder" in text:
+        if kind := _KINDS_OF_KEYS.get(path.rpartition(".")[2]):
             return (
-                f"{path} is {found[1]!r}; expected a class of Encoder{nearest(found[1], _names_of(Encoder))}"
+                f"{path} is {found[1]!r}; expected a class of {kind.__name__}{_nearest_class(found[1], kind)}"
             )
+        expected = f"{named.__name__} or null" if named else "a class"
         return f"{path} is {found[1]!r}; expected {expected}{nearest(found[1], _class_names(named))}"
     if found := _WRONG_CLASS.search(text):
         return f"{path} is {found[1]!r}; expected a class of {found[2]}"
@@ -129,7 +134,16 @@ def _known_classes() -> Iterator[type]:
 
 
 def _names_of(base: type) -> set[str]:
-    return {cls.__name__ for cls in _subclasses(base) if cls is not base}
+    return {cls.__name__ for cls in _subclasses(base) if cls is not base and not inspect.isabstract(cls)}
+
+
+def _nearest_class(value: str, base: type) -> str:
+    names = _names_of(base) | ({"Kron"} if base is Optimizer else set())
+    close = nearest(value.rpartition(".")[2], names)
+    if not close and len(names) <= _FEW:
+        close = f": {', '.join(sorted(names))}"
+    # It goes by its full name: a library that may be imported has an optimizer of the same name.
+    return close.replace("'Kron'", "'lit_gfs.optim.Kron'")
 
 
 def _subclasses(*bases: type) -> Iterator[type]:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from lit_gfs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.errors import UserError
 from lit_gfs.event_files import wait_for_a_later_name
+from lit_gfs.text_files import write_atomically
 from lit_gfs.yaml_files import read_yaml
 
 _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
@@ -111,11 +112,17 @@ class RunDirectory:
         self._made = []
 
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
-        """Write the resolved configuration."""
+        """Write the resolved configuration, without a checkpoint that is the run's own."""
         # Not by parser.save, which changes the working directory while it writes: in that moment the logger's
         # thread would look for its file elsewhere.
+        directory = Path(self.logger().log_dir)
+        if config.ckpt_path and find_run(Path(config.ckpt_path).resolve().parent) == directory.resolve():
+            # The run goes on here: its configuration is that of the whole run, not of its last part.
+            config = config.clone()
+            config.ckpt_path = None
         text = parser.dump(config, skip_none=False, skip_validation=True)
-        (Path(self.logger().log_dir) / CONFIG_NAME).write_text(CONFIG_HEADER + text, encoding="utf-8")
+        with write_atomically(directory / CONFIG_NAME) as file:
+            file.write(CONFIG_HEADER + text)
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.

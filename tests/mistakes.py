@@ -80,7 +80,19 @@ OPTIONS: list[tuple[str, str]] = [
         r"model.encoder is 'VectorEncodr'; expected a class of Encoder; did .*der'",
     ),
     ("--model.encoder=torch.nn.Linear", r"model.encoder is 'torch.nn.Linear'; expected a class of Encoder"),
-    ("--model.optimizer=Adm", r"model.optimizer is 'Adm'; expected a class; did you mean 'Adam'"),
+    (
+        "--model.optimizer=Adm",
+        r"model.optimizer is 'Adm'; expected a class of Optimizer; did you mean 'Adam'",
+    ),
+    ("--model.optimizer=kronn", r"expected a class of Optimizer; did you mean 'lit_gfs.optim.Kron'"),
+    (
+        "--model.trunk=lit_gfs.networks.MLP",
+        r"expected a class of Trunk: DenseTrunk, MultiSkip",
+    ),
+    (
+        "--model.trunk=PlainTrnk",
+        r"model.trunk is 'PlainTrnk'; expected a class of Trunk; did you mean 'PlainTrunk'",
+    ),
     ("--model.optimizer=torch.load", r"model.optimizer is 'torch.load'; expected a class of Optimizer"),
     ("--model.optimizer.lr=x", r"model.optimizer.lr is 'x'; expected float"),
     ("--model.optimizer.betas=[2, 3]", r"model.optimizer: Invalid beta parameter"),

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from lit_gfs.cli import GradientFlowCLI, main
 from lit_gfs.config_trust import trust
 from lit_gfs.errors import UserError
 from lit_gfs.run_directory import RunDirectory
+from lit_gfs.sealed import read_sealed, write_sealed
 
 trust(__name__)
 
@@ -143,6 +145,18 @@ def test_a_resumed_run_goes_on_in_its_directory() -> None:
     evaluated = sorted(point.step for point in tags(run)["eval/episode_return"])
     assert evaluated[:2] == [400, 600]
     assert len(set(evaluated)) == len(evaluated)
+    # The configuration is that of the whole run: it begins it anew.
+    assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_a_run_that_branches_off_says_where_from() -> None:
+    main(FIT)
+    checkpoint = "runs/dqn_CartPole-v1/version_0/last.ckpt"
+
+    main(["fit", "--ckpt_path", checkpoint, "--data.total_steps=1000", "--run.version=branch"])
+
+    config = Path("runs/dqn_CartPole-v1/branch/config.yaml")
+    assert yaml.safe_load(config.read_text())["ckpt_path"] == checkpoint
 
 
 # -- interventions ---------------------------------------------------------------------------------------
@@ -294,7 +308,7 @@ MISTAKES = {
     ),
     "misspelt optimizer": (
         ["--model.optimizer", "lit_gfs.optim.Krom"],
-        "model.optimizer is 'lit_gfs.optim.Krom'; expected a class; did you mean 'lit_gfs.optim.Kron'",
+        "is 'lit_gfs.optim.Krom'; expected a class of Optimizer; did you mean 'lit_gfs.optim.Kron'",
     ),
     "ambiguous optimizer": (
         ["--model.optimizer", "Kron"],
@@ -420,6 +434,45 @@ def test_a_checkpoint_of_another_network_is_told_in_one_line(capsys: pytest.Capt
 
     assert stop.value.code == 2
     assert "does not fit" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_optimizer_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(FIT)
+
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--ckpt_path=last", "--data.total_steps=1000", "--model.optimizer=torch.optim.SGD"])
+
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "lit_gfs: error: model.optimizer is torch.optim.sgd.SGD, but the checkpoint was written with "
+        "torch.optim.adam.Adam; expected the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content.pop("optimizer_states"), "KeyError: "),
+        (lambda content: content["optimizer_states"][0].update(param_groups=[]), "ValueError: loaded state"),
+        (lambda content: content["callbacks"].update(NaNGuard=3), "TypeError: "),
+        (lambda content: content["loops"].pop("fit_loop"), "KeyError: "),
+    ],
+)
+def test_an_intact_checkpoint_of_something_else_is_told_in_one_line(
+    change: Callable[[dict[str, Any]], Any], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(FIT)
+    path = Path("runs/dqn_CartPole-v1/version_0/last.ckpt")
+    content = read_sealed(path)
+    change(content)
+    write_sealed(content, path)
+
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--ckpt_path={path}", "--data.total_steps=1000"])
+
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lit_gfs: error: --ckpt_path '{path}' does not fit the model: {reason}")
 
 
 def test_the_process_ends_with_status_2_and_without_a_traceback() -> None:

@@ -60,8 +60,7 @@ def kill_and_compare(directory: Path, kills: int, seed: int) -> None:
         checkpoint = newest_intact(run)
         if checkpoint is None:
             shutil.rmtree(run, ignore_errors=True)
-        # Relative, as the run was begun: a checkpoint remembers where the best one is.
-        resume = [] if checkpoint is None else [f"--ckpt_path={checkpoint.relative_to(directory)}"]
+        resume = [] if checkpoint is None else ["--ckpt_path=last"]
         process = start(directory, *resume)
         if landed < kills:
             process.join(generator.uniform(0.1, 1) * duration)

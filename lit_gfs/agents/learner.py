@@ -57,6 +57,8 @@ class Learner(LightningModule):
         """Sizes of event files by name, for each TensorBoard logger: when the checkpoint was written."""
         self._present_event_files: list[dict[str, int]] = []
         """The same when fitting starts."""
+        self._saved_optimizers: list[str] | None = None
+        """The classes that the checkpoint's optimizer states are of."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; what Lightning notes twice around every hook goes past PyTorch's bookkeeping."""
@@ -93,8 +95,15 @@ class Learner(LightningModule):
         """Compile the networks, where asked for: after callbacks have had their way with the weights.
 
         Raises:
-            UserError: If there is no C++ compiler to do it.
+            UserError: If there is no C++ compiler to do it, or the checkpoint is of another optimizer.
         """
+        # Most optimizers load another one's state without a word, and stumble over it at their first step.
+        saved, optimizers = self._saved_optimizers, self._optimizer_names()
+        if saved not in (None, optimizers):
+            raise UserError(
+                f"model.optimizer is {', '.join(optimizers)}, but the checkpoint was written with "
+                f"{', '.join(map(str, saved or []))}; expected the same"
+            )
         # Before loggers open files of their own.
         self._present_event_files = self._event_file_sizes()
         if not self.is_compiled:
@@ -242,6 +251,7 @@ class Learner(LightningModule):
                 logger.experiment.flush()
         checkpoint["learner"] = {
             "class": type(self).__name__,
+            "optimizers": self._optimizer_names(),
             "recorded": self.recorded.state_dict(),
             "written_at": self._written_at,
             "latest_return": self.latest_return,
@@ -264,6 +274,11 @@ class Learner(LightningModule):
         self._written_at = saved.get("written_at", 0)
         self.latest_return = saved.get("latest_return")
         self._saved_event_files = saved.get("event_files", [])
+        self._saved_optimizers = saved.get("optimizers")
+
+    def _optimizer_names(self) -> list[str]:
+        kinds = (type(optimizer) for optimizer in self.trainer.optimizers)
+        return [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
 
 
 def _choose_implementation(optimizer: Optimizer) -> None:

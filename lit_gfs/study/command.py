@@ -39,9 +39,9 @@ from lit_gfs.study.table import (
     GRADIENT_NORMS_FILE,
     RUNS_FILE,
     read_table,
-    write_atomically,
     write_table,
 )
+from lit_gfs.text_files import write_atomically
 
 STUDY_NAME = "study.yaml"
 ORIGIN_NAME = "origin.json"

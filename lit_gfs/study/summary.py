@@ -15,7 +15,8 @@ from lit_gfs.study.comparisons import NO_SPEED, Comparison, Figure, compare, fig
 from lit_gfs.study.curves import GroupCurve
 from lit_gfs.study.groups import Group, failed, read_stratum, stratum_names
 from lit_gfs.study.plan import Study
-from lit_gfs.study.table import FINISHED, MISSING, Table, write_atomically
+from lit_gfs.study.table import FINISHED, MISSING, Table
+from lit_gfs.text_files import write_atomically
 
 SUMMARY_FILE = "summary.json"
 TUNED, HELD_OUT, ALL, STRATUM = "tuned tasks", "held-out tasks", "all tasks", "stratum"

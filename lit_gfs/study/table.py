@@ -6,10 +6,11 @@ Everything that a report shows is computed from these files, so that it can be m
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from lit_gfs.text_files import write_atomically
 
 RUNS_FILE = "runs.csv"
 CURVES_FILE = "curves.csv"
@@ -161,15 +162,6 @@ def _read_gradient_norms(path: Path) -> dict[str, GradientNorms]:
         cell.raw[-1].append(float(row["raw"]))
         cell.applied[-1].append(float(row["applied"]))
     return norms
-
-
-@contextmanager
-def write_atomically(path: Path) -> Iterator[TextIO]:
-    """Open a text file that takes its place once it is complete: nobody ever reads half of it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        yield file
-    temporary.replace(path)
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

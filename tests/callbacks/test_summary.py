@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_gfs.callbacks.progress import StepProgressBar
-from lit_gfs.callbacks.summary import RunSummary, print_summary, relative_path, summary_rows
+from lit_gfs.callbacks.summary import RunSummary, print_summary, summary_rows
 
 
 class Counting(LightningDataModule):
@@ -135,16 +135,6 @@ def test_rows_of_a_resumed_run_give_the_speed_of_this_session() -> None:
     rows = dict(summary_rows(status="", steps=700, start_steps=500, seconds=10.0, total_steps=1000))
     assert rows["environment steps"] == "700 of 1,000"
     assert rows["wall time"] == "0:10 (20/s, from step 500 on)"
-
-
-def test_paths_are_relative_inside_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert relative_path(tmp_path / "runs" / "a") == "runs/a"
-    assert relative_path("runs/../runs/a") == "runs/a"
-    assert relative_path(tmp_path.parent) == str(tmp_path.parent)
-    assert relative_path("s3://bucket/run") == "s3://bucket/run"
 
 
 def test_terminal_table_keeps_to_ninety_columns_and_cuts_no_path() -> None:

@@ -364,7 +364,18 @@ def test_experience_keeps_what_its_agent_needs(
     agent = make_agent(kind, env)
     agent.announce_objective_shift = lambda reason: None  # type: ignore[method-assign]
     experience = Experience(env, agent, 4, seed=0, rank=0, world_size=1, precision=nullcontext)
-    experience.pass_barrier()
+    experience.pass_barrier(0)
     piece = experience.collect()
     assert isinstance(piece["next", "observation"], FinalObservations) == only_final
     assert experience.env_steps == piece.numel()
+
+
+@pytest.mark.parametrize(("updates", "alike"), [(0, True), (1, False)])
+def test_checkpoints_at_one_step_count_draw_differently(updates: int, alike: bool) -> None:
+    env = MAKE["cartpole"]()
+    experience = Experience(env, make_agent(PPO, env), 4, 0, rank=0, world_size=1, precision=nullcontext)
+    experience.pass_barrier(0)
+    drawn = torch.rand(3)
+    experience.request_barrier()
+    experience.pass_barrier(updates)
+    assert torch.rand(3).equal(drawn) == alike

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lit_gfs.agents import DQN, PPO
@@ -64,6 +66,26 @@ def test_one_update_falls_due_every_so_many_steps(
         due = 20 + update * steps_per_update
         # Not before it falls due, and not later than the vector step in which it does.
         assert due <= steps < due + max(num_envs, steps_per_update + num_envs)
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("steps_per_update", [2, 8])
+def test_another_replay_ratio_holds_from_a_resume_on(
+    make_trainer: MakeTrainer, tmp_path: Path, steps_per_update: int
+) -> None:
+    data = make_data()
+    trainer = make_trainer(callbacks=[ModelCheckpoint(tmp_path, filename="last")], enable_checkpointing=True)
+    trainer.fit(DQN(data.env_spec), data)
+    begun_at = data.env_steps
+
+    data, recorder = make_data(steps_per_update=steps_per_update, total_steps=240), Recorder()
+    trainer = make_trainer(callbacks=[recorder])
+    trainer.fit(DQN(data.env_spec), data, ckpt_path=str(tmp_path / "last.ckpt"))
+
+    assert len(recorder.updated_at) > 5
+    for update, steps in enumerate(recorder.updated_at, start=1):
+        due = begun_at + update * steps_per_update
+        assert abs(steps - due) < 8
 
 
 @pytest.mark.usefixtures("counting_envs")
