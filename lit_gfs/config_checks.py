@@ -50,6 +50,9 @@ KINDS = (
 Where any callable is accepted others would do; some of those start processes or load what they are given.
 """
 
+_NETWORKS = ("torch.nn.", "lit_gfs.", "lightning.", "pytorch_lightning.", "lightning_fabric.")
+"""Where a class that is a network, or a part of one, has to be defined."""
+
 _EXPECTED_KINDS = "a network, optimizer, callback, logger, profiler, strategy or plugin"
 
 
@@ -169,14 +172,15 @@ def check_values(config: Namespace) -> None:
     """Refuse what no argument may be, before anything is built.
 
     That is ``null`` for a number, a string or a switch that has to have a value; what is no finite number, or
-    beyond 64 bits; a class or a function that is not of `KINDS`, unless its package is trusted; and an
-    environment whose module is not trusted.
+    beyond 64 bits; a class or a function that is not of `KINDS`, or arguments that a class does not list,
+    unless its package is trusted; and an environment whose module is not trusted.
 
     Raises:
         UserError: If there is one.
     """
     for named in _classes(config, ""):
         _check_kind(named.place.removesuffix("."), named.cls)
+        _check_unlisted(named.place, named.cls, named.unlisted)
         hints, parameters = named.hints, named.parameters
         for name, value in named.arguments.items():
             place = f"{named.place}{name}"
@@ -225,12 +229,27 @@ def _shown(value: Any) -> str:
 
 
 def _check_kind(place: str, named: Any) -> None:
-    if inspect.isclass(named) and issubclass(named, KINDS):
-        return
     path = f"{named.__module__}.{named.__qualname__}"
-    if not is_trusted(path):
+    if not _is_of_kind(named) and not is_trusted(path):
         package = path.partition(".")[0]
         raise UserError(f"{place} is {path!r}; expected {_EXPECTED_KINDS}, unless you type --trust {package}")
+
+
+def _is_of_kind(named: Any) -> bool:
+    if not (inspect.isclass(named) and issubclass(named, KINDS)):
+        return False
+    # Environments, interpreters and downloaders of other libraries are modules too.
+    return not issubclass(named, nn.Module) or named.__module__.startswith(_NETWORKS)
+
+
+def _check_unlisted(place: str, cls: Any, unlisted: Mapping[str, Any]) -> None:
+    """Refuse arguments that a class does not list: nothing is known of what it does with them."""
+    if unlisted and not is_trusted(cls.__module__):
+        package = cls.__module__.partition(".")[0]
+        raise UserError(
+            f"{place}dict_kwargs is {_shown(dict(unlisted))}; expected arguments that {cls.__name__} lists, "
+            f"under init_args, unless you type --trust {package}"
+        )
 
 
 def _check_known(content: Mapping[Any, Any], known: Collection[str], where: str) -> None:
@@ -258,6 +277,8 @@ class _Named(NamedTuple):
     """Where it stands, as in ``model.trunk.``."""
     cls: Any
     arguments: dict[str, Any]
+    unlisted: dict[str, Any]
+    """Those of its arguments that it accepts and does not list."""
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -284,7 +305,8 @@ def _classes(config: Any, place: str) -> Iterator[_Named]:
     values = vars(config)
     if isinstance(values.get("class_path"), str):
         module, _, name = values["class_path"].rpartition(".")
+        unlisted = dict(values.get("dict_kwargs") or {})
         values = vars(values.get("init_args") or Namespace())
-        yield _Named(place, operator.attrgetter(name)(importlib.import_module(module)), values)
+        yield _Named(place, operator.attrgetter(name)(importlib.import_module(module)), values, unlisted)
     for key, value in values.items():
         yield from _classes(value, f"{place}{key}.")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from jsonargparse import Namespace
 
 from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.config_checks import check_values
 from lit_gfs.config_files import complete_arguments, find_config
 from lit_gfs.config_trust import take_trust
 from lit_gfs.errors import UserError
@@ -48,6 +52,15 @@ REFUSED = {
     "{on_fit_start: torch.hub.load}}]}",
     "a library's class that starts processes": "trainer: {callbacks: [{class_path: LambdaCallback, "
     f"init_args: {{on_fit_start: {LAUNCH}}}}}]}}",
+    "a library's environment": "trainer: {callbacks: [{class_path: LambdaCallback, init_args: {on_fit_start: "
+    "{class_path: torchrl.envs.GymEnv, init_args: {env_name: 'side_effect:CartPole-v1'}}}}]}",
+    "a library's environment behind unlisted arguments": "trainer: {callbacks: [{class_path: LambdaCallback, "
+    "init_args: {on_fit_start: {class_path: torchrl.envs.GymEnv, dict_kwargs: {env_name: CartPole-v1, "
+    "backend: side_effect}}}}]}",
+    "a library's interpreter": "trainer: {callbacks: [{class_path: LambdaCallback, init_args: {on_fit_start: "
+    "{class_path: torchrl.envs.llm.transforms.PythonInterpreter, init_args: {persistent: true}}}}]}",
+    "unlisted arguments": "trainer: {profiler: {class_path: PyTorchProfiler, "
+    "dict_kwargs: {on_trace_ready: side_effect.act}}}",
     "a logger": "trainer: {logger: side_effect.Bad}",
     "a logger in a list": "trainer: {logger: [{class_path: side_effect.Bad}]}",
     "a plugin": "trainer: {plugins: [{class_path: side_effect.Bad}]}",
@@ -79,6 +92,21 @@ def test_a_configuration_imports_nothing_that_is_not_trusted(
     assert "side_effect" not in sys.modules
     assert not Path("imported").exists()
     assert not Path("called").exists()
+
+
+@pytest.mark.parametrize(
+    "hooks", [torch.hub.load, [torch.hub.load], {"first": [torch.hub.load]}, (3, {torch.hub.load})]
+)
+def test_functions_are_found_however_deep(hooks: Any) -> None:
+    layer = Namespace(class_path="torch.nn.Linear", init_args=Namespace(hooks=hooks))
+
+    with pytest.raises(
+        UserError, match=r"^model\.hooks is 'torch\.hub\.load'; expected a network, optimizer"
+    ):
+        check_values(Namespace(model=layer))
+    check_values(
+        Namespace(model=Namespace(class_path="torch.nn.Linear", init_args=Namespace(hooks=[3, {"a": 4}])))
+    )
 
 
 def test_neither_does_the_command_line_nor_what_lies_beside_a_checkpoint(
