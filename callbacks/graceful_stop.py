@@ -31,7 +31,8 @@ class GracefulStop(Callback):
     On the first signal, the step that is under way is finished, then a checkpoint is written: the last one of
     the first ``ModelCheckpoint`` that monitors nothing, else none. A datamodule with a method ``interrupt``
     is told not to finish an evaluation or a long collection first; the evaluation is played again after a
-    resume. ``Trainer.fit`` then ends with Lightning's ``SIGTERMException``, on the second signal with
+    resume. Where gradients are accumulated, the accumulated step is taken first, and an evaluation finished.
+    ``Trainer.fit`` then ends with Lightning's ``SIGTERMException``, on the second signal with
     `RunStopped`, both of which end a process without a traceback.
 
     A checkpoint is also written when an environment fails in mid-run.
@@ -73,12 +74,14 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
+        trainer = cast(Any, trainer)
         asked = self.signal is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
+        # No checkpoint holds gradients that are still being gathered.
+        if asked and not trainer.fit_loop.epoch_loop._should_accumulate():
             # What Lightning's own handler of SIGTERM sets: the run ends when this step is booked and logged.
-            cast(Any, trainer)._signal_connector.received_sigterm = True
+            trainer._signal_connector.received_sigterm = True
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -90,7 +93,7 @@ class GracefulStop(Callback):
         elif isinstance(exception, EnvironmentFault) and trainer.world_size == 1:
             self._save(trainer)
             last = last_checkpoint(trainer)
-            directory = last.dirpath if last is not None else None
+            directory = last.dirpath if last is not None else trainer.log_dir
             keep_traceback(exception, Path(directory or trainer.default_root_dir))
             exception.advice += resume_advice(self.checkpoint)
         self._restore_handlers()
@@ -109,7 +112,7 @@ class GracefulStop(Callback):
         if trainer.is_global_zero:
             _say("stopping after this step; once more to stop at once")
         interrupt = getattr(getattr(trainer, "datamodule", None), "interrupt", None)
-        if interrupt is not None and trainer.world_size == 1:
+        if interrupt is not None and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1:
             interrupt()
 
     def _restore_handlers(self) -> None:
@@ -120,7 +123,8 @@ class GracefulStop(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         last = last_checkpoint(trainer)
-        if last is None or cast(Any, trainer).fast_dev_run:
+        # Before training has begun there is nothing to go on with.
+        if last is None or self._trainer is None or cast(Any, trainer).fast_dev_run:
             return
         position = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         metrics = {name: torch.tensor(count) for name, count in position.items()}

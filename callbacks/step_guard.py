@@ -59,7 +59,7 @@ def skip_step_where(optimizer: Optimizer, flag: Tensor, scaler: torch.amp.GradSc
     """Have the coming step of an optimizer change nothing if a flag is set.
 
     On the CPU the flag is read and the gradients are dropped: parameters stay as they are, and so does what
-    the optimizer keeps for each of them; counters of its own, such as Kron's, go on. On another device
+    the optimizer keeps for each of them, Kron's counters too. On another device
     nothing is read, as that would wait for it. Fused optimizers skip the step there. Others take it with a
     gradient of zero: parameters still move by what momentum remains, and weight decay. A loss scaler that has
     unscaled the gradients takes the flag for an overflow, and skips exactly on any device.
@@ -91,7 +91,8 @@ def skip_step_where(optimizer: Optimizer, flag: Tensor, scaler: torch.amp.GradSc
 
 def can_skip_exactly(optimizer: Optimizer, device: torch.device) -> bool:
     """Whether `skip_step_where` leaves parameters on this device exactly as they are."""
-    return device.type == "cpu" or getattr(optimizer, "_step_supports_amp_scaling", False)
+    # Not the mark that fused optimizers set on themselves: agents choose the kernel afterwards.
+    return device.type == "cpu" or all(group.get("fused") for group in optimizer.param_groups)
 
 
 def forget_skip(optimizer: Optimizer) -> None:

@@ -21,7 +21,7 @@ from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.watchdog import Watchdog, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
-from lit_gfs.errors import EnvironmentFault, UserError
+from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
@@ -40,6 +40,15 @@ def require_positive(**values: int) -> None:
 
 _SIMULATOR_BYTES = 10_000
 """What the state of one environment takes at least, beyond CartPole's few numbers."""
+
+
+_NAMED_ELSEWHERE = {
+    "env_id": "data.env_id",
+    "num_envs": "data.num_envs",
+    "seed": "data.seed",
+    "render": "data.video",
+}
+"""Arguments of `make_env` that are no options of a suite, and what decides on them."""
 
 
 def gather(value: Any) -> list[Any]:
@@ -93,6 +102,11 @@ class EnvDataModule(LightningDataModule):
             raise UserError(
                 f"step_timeout is {step_timeout:g}; expected seconds above 0, or null to switch it off"
             )
+        for option in env_options or {}:
+            if option in _NAMED_ELSEWHERE:
+                raise UserError(f"env_options has {option!r}; expected {_NAMED_ELSEWHERE[option]} instead")
+            if not isinstance(option, str):
+                raise UserError(f"env_options has {option!r}; expected names of options")
         require_memory(f"simulators of {num_envs} environments", _SIMULATOR_BYTES * num_envs)
         self.env_id = env_id
         self.num_envs = num_envs
@@ -153,8 +167,8 @@ class EnvDataModule(LightningDataModule):
             precision=trainer.precision_plugin.forward_context,
             before_piece=self._raise_if_interrupted,
             runs_ahead=self.overlap,
+            env_steps=steps,
         )
-        experience.env_steps = steps
         self.experience = experience
         return experience
 
@@ -215,7 +229,10 @@ class EnvDataModule(LightningDataModule):
                         f"{name} is {value}, but the checkpoint was written with {name} {saved[name]}; "
                         "expected the same"
                     )
-        self._restored_steps = state_dict["env_steps"]
+        steps = state_dict["env_steps"]
+        if type(steps) is not int or steps < 0:
+            raise UserError(f"the checkpoint counts {steps!r} environment steps; expected a whole number")
+        self._restored_steps = steps
         if self.experience is not None:
             self.experience.env_steps = self._restored_steps
             self.experience.request_barrier()
@@ -315,4 +332,11 @@ class EnvDataModule(LightningDataModule):
             self._evaluation_env = None
 
     def _make_env(self, num_envs: int, **options: Any) -> EnvBase:
-        return make_env(self.env_id, num_envs, **self.env_options, **options)
+        try:
+            return make_env(self.env_id, num_envs, **self.env_options, **options)
+        except (UserError, EnvironmentFault):
+            raise
+        except Exception as error:
+            fault = EnvironmentFault(self.env_id, None, f"could not be made: {in_one_line(error)}")
+            fault.env_steps = None if self.experience is None else self.env_steps
+            raise fault from error

@@ -52,6 +52,10 @@ class Experience:
         precision: Makes the context that the policy runs in, so that acting and learning agree in precision.
         before_piece: Called before a piece is collected; what it raises leaves everything as it is.
         runs_ahead: Whether the step after a piece begins with it, see `DirectCollector`.
+        env_steps: Environment steps taken before, by all processes.
+
+    Raises:
+        EnvironmentFault: If an environment fails when it is first reset.
     """
 
     def __init__(
@@ -65,10 +69,11 @@ class Experience:
         precision: Callable[[], AbstractContextManager],
         before_piece: Callable[[], None] = lambda: None,
         runs_ahead: bool = False,
+        env_steps: int = 0,
     ) -> None:
         self.env = env
         self.agent = agent
-        self.env_steps = 0
+        self.env_steps = env_steps
         self.steps_per_call = env.batch_size.numel() * steps_per_env * world_size
         self._seed = seed
         self.rank = rank
@@ -76,22 +81,24 @@ class Experience:
         self._before_piece = before_piece
         self._barrier_due = True
         shows_images = len(env.observation_spec["observation"].shape) == 4
-        self._collector = DirectCollector(
-            env,
-            agent.collection_policy(),
-            frames_per_batch=env.batch_size.numel() * steps_per_env,
-            total_frames=-1,
-            policy_device=agent.device,
-            env_device="cpu",
-            storing_device="cpu",
-            track_traj_ids=False,
-            trust_policy=True,
-            auto_register_policy_transforms=False,
-            # Without a copy: the next piece is written over this one.
-            return_same_td=True,
-            only_final_observations=shows_images and getattr(agent, "needs_only_final_observations", False),
-            runs_ahead=runs_ahead,
-        )
+        with self._dating_faults():
+            self._collector = DirectCollector(
+                env,
+                agent.collection_policy(),
+                frames_per_batch=env.batch_size.numel() * steps_per_env,
+                total_frames=-1,
+                policy_device=agent.device,
+                env_device="cpu",
+                storing_device="cpu",
+                track_traj_ids=False,
+                trust_policy=True,
+                auto_register_policy_transforms=False,
+                # Without a copy: the next piece is written over this one.
+                return_same_td=True,
+                only_final_observations=shows_images
+                and getattr(agent, "needs_only_final_observations", False),
+                runs_ahead=runs_ahead,
+            )
         self._pieces = iter(self._collector)
 
     def request_barrier(self) -> None:

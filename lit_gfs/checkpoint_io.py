@@ -57,8 +57,14 @@ class SealedCheckpointIO(CheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, if it is there."""
-        Path(path).unlink(missing_ok=True)
+        """Remove a checkpoint, if it is there and is one.
+
+        Which to remove is read from a checkpoint that a run is resumed from, and that may say anything:
+        Lightning looks whether a path begins with the directory of the checkpoints, and not where it leads.
+        """
+        path = Path(path)
+        if path.suffix == ModelCheckpoint.FILE_EXTENSION and ".." not in path.parts:
+            path.unlink(missing_ok=True)
 
 
 def last_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
@@ -73,10 +79,17 @@ def last_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
 def _keep_as(path: Path, name: Path) -> None:
     """Give a file another name, which may be taken; there is a file of that name at any moment."""
     partial = name.with_name(name.name + PARTIAL)
-    partial.unlink(missing_ok=True)
     try:
-        os.link(path, partial)
-    except OSError:
-        # Not every file system has hard links.
-        shutil.copyfile(path, partial)
-    partial.replace(name)
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:
+            # Not every file system has hard links.
+            with path.open("rb") as source, partial.open("xb") as copy:
+                shutil.copyfileobj(source, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+        partial.replace(name)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -24,6 +24,16 @@ CONFIG_HEADER = "# The resolved configuration of a run, written by lit_gfs.\n"
 """Its first line."""
 DEFAULT_ROOT = "runs"
 """Directory of all runs, unless another one is named."""
+_KINDS = {
+    "state_dict": dict,
+    "callbacks": dict,
+    "learner": dict,
+    "loops": dict,
+    "optimizer_states": list,
+    "pytorch-lightning_version": str,
+}
+_TO_GO_ON = {"loops", "optimizer_states"}
+"""What training cannot go on without."""
 
 
 def damage_of(checkpoint: Path, with_replay: bool = True) -> str | None:
@@ -31,7 +41,8 @@ def damage_of(checkpoint: Path, with_replay: bool = True) -> str | None:
 
     Args:
         checkpoint: The file.
-        with_replay: Whether the replayed transitions that it names are looked at too: every byte of them.
+        with_replay: Whether training is to go on with it. The replayed transitions that it names are then
+            looked at too: every byte of them.
 
     Returns:
         One line that names the damaged file, ``None`` if there is none.
@@ -191,7 +202,14 @@ def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
     content = read_sealed(checkpoint)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{checkpoint} holds something else than a checkpoint")
+    for name, kind in _KINDS.items():
+        if not isinstance(content.get(name, kind()), kind):
+            raise UserError(
+                f"{checkpoint} holds something else than a checkpoint: {name} is no {kind.__name__}"
+            )
     if with_replay:
+        if missing := _TO_GO_ON - content.keys():
+            raise UserError(f"{checkpoint} holds weights only: it lacks {' and '.join(sorted(missing))}")
         for state in content.values():
             manifests = state.get("replay", []) if isinstance(state, dict) else []
             if not isinstance(manifests, list):

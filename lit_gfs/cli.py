@@ -178,7 +178,7 @@ class GradientFlowCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             # jsonargparse wraps what a class raises; what it wrapped is what went wrong.
-            raise _user_error_in(error) or error.__cause__ or error  # noqa: B904
+            raise _foreseen_in(error) or error.__cause__ or error  # noqa: B904
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint to begin with, and check it, before anything is built."""
@@ -253,9 +253,10 @@ class GradientFlowCLI(LightningCLI):
             ) from error
 
     def _discard_run(self) -> None:
-        if self.subcommand == "fit" and self.trainer.is_global_zero and self.trainer.global_step == 0:
+        if self.subcommand == "fit" and self.trainer.is_global_zero:
             run: RunDirectory = self._get(self.config_init, "run")
-            run.discard()
+            if self.trainer.global_step == 0 or not run.has_begun:
+                run.discard()
 
     def after_validate(self) -> None:
         """Print the evaluation's scores."""
@@ -298,8 +299,8 @@ def _as_list(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
-def _user_error_in(error: BaseException | None) -> UserError | None:
-    while error is not None and not isinstance(error, UserError):
+def _foreseen_in(error: BaseException | None) -> UserError | RunFault | None:
+    while error is not None and not isinstance(error, UserError | RunFault):
         error = error.__cause__ or error.__context__
     return error
 

@@ -93,6 +93,12 @@ class RunStopped(SystemExit):
         return f"stopped by {signal.Signals(self.number).name}{self.advice}"
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return the kind of an error and what it says."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def nearest(value: str, choices: Iterable[str], count: int = 3) -> str:
     """Name the valid choices closest to a misspelt one.
 

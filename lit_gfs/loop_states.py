@@ -40,6 +40,18 @@ def complete_loop_states(trainer: Trainer, loops: dict[str, Any]) -> None:
             counts.update(ready=1, started=1, processed=0, completed=0)
 
 
+def note_written_checkpoints(trainer: Trainer) -> None:
+    """Have what writes a checkpoint every so many steps know that the present step's was written.
+
+    No ModelCheckpoint keeps that. While gradients are accumulated a step takes several batches, and a resumed
+    run would write one more at its next batch: a barrier that the run that goes on does not have.
+    """
+    for callback in cast(Any, trainer).checkpoint_callbacks:
+        every = getattr(callback, "_every_n_train_steps", 0)
+        if every and trainer.global_step % every == 0:
+            callback._last_global_step_saved = trainer.global_step
+
+
 def forget_begun_evaluation(trainer: Trainer) -> None:
     """Have an evaluation that a resumed run begins with counted once, though it was said to be begun.
 

@@ -51,6 +51,10 @@ class RunDirectory:
         self.default_name = "run"
         self._logger: TensorBoardLogger | None = None
         self._made: list[Path] = []
+        self._goes_on = False
+        self._present: set[Path] = set()
+        self.has_begun = False
+        """Whether training has."""
 
     def resume_from(self, checkpoint: str | None) -> None:
         """Go on in the directory of a checkpoint, unless another one than it was begun with is named."""
@@ -65,6 +69,7 @@ class RunDirectory:
             return
         self.root = os.path.relpath(directory.parent.parent)
         self.name, self.version = directory.parent.name, directory.name
+        self._goes_on = True
         wait_for_a_later_name(directory)
 
     def logger(self) -> TensorBoardLogger:
@@ -84,6 +89,7 @@ class RunDirectory:
             self._made = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
             try:
                 directory.mkdir(parents=True, exist_ok=True)
+                self._present = set(directory.iterdir())
                 if not os.access(logger.log_dir, os.W_OK):
                     raise PermissionError(13, "Permission denied")
             except OSError as error:
@@ -96,10 +102,11 @@ class RunDirectory:
         return self._logger
 
     def discard(self) -> None:
-        """Remove the directories that were made for a run which is then refused, unless there is more in them
-        than a logger writes by itself.
+        """Remove what was made for a run that is then refused: files that a logger writes by itself, and the
+        directories that have nothing else in them.
         """
         if not self._made:
+            self._discard_new_files()
             return
         directory = self._made[0]
         written = list(directory.iterdir()) if os.path.isdir(directory) else []
@@ -111,12 +118,20 @@ class RunDirectory:
                     path.rmdir()
         self._made = []
 
+    def _discard_new_files(self) -> None:
+        if self._logger is None or self.has_begun:
+            return
+        for path in set(Path(self._logger.log_dir).iterdir()) - self._present:
+            if _FROM_LOGGER.match(path.name):
+                path.unlink()
+
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
-        """Write the resolved configuration, without a checkpoint that is the run's own."""
+        """Write the resolved configuration, without a checkpoint that is the run's own: training begins."""
+        self.has_begun = True
         # Not by parser.save, which changes the working directory while it writes: in that moment the logger's
         # thread would look for its file elsewhere.
         directory = Path(self.logger().log_dir)
-        if config.ckpt_path and find_run(Path(config.ckpt_path).resolve().parent) == directory.resolve():
+        if self._goes_on:
             # The run goes on here: its configuration is that of the whole run, not of its last part.
             config = config.clone()
             config.ckpt_path = None
@@ -137,6 +152,7 @@ class RunDirectory:
         directory = self.logger().log_dir
         best = _Checkpoint(
             directory,
+            self._goes_on,
             filename="best",
             monitor=score,
             mode="max",
@@ -145,6 +161,7 @@ class RunDirectory:
         )
         last = LastCheckpoint(
             directory,
+            self._goes_on,
             filename="last",
             enable_version_counter=False,
             save_on_train_epoch_end=False,
@@ -153,11 +170,39 @@ class RunDirectory:
 
 
 class _Checkpoint(ModelCheckpoint):
-    """A checkpoint callback whose key, which Lightning asks for around every hook, is put together once."""
+    """Writes checkpoints into a directory, and removes none elsewhere.
+
+    Args:
+        directory: Where to.
+        goes_on: Whether a checkpoint that training begins with was written there. The directory may have been
+            moved or copied since.
+        options: As for `ModelCheckpoint`.
+    """
+
+    def __init__(self, directory: str, goes_on: bool, **options: Any) -> None:
+        super().__init__(directory, **options)
+        self._goes_on = goes_on
 
     @cached_property
     def state_key(self) -> str:  # type: ignore[override]
+        # Lightning asks for it around every hook, and puts it together anew each time.
         return super().state_key
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what is said of files in this directory, by their names alone."""
+        if not self._goes_on:
+            return
+
+        def here(path: str) -> str:
+            return str(Path(cast(str, self.dirpath), Path(path).name)) if path else ""
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        paths = {name: here(state_dict[name]) for name in names}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        if paths["kth_best_model_path"] not in kept:
+            paths["kth_best_model_path"] = next(iter(kept), "")
+        super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(_Checkpoint):

@@ -14,7 +14,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 
 class Faulty(CartPoleEnv):
-    """Fails in step ``at`` of the ``number``-th environment that the process makes.
+    """Fails in step ``at`` of the ``number``-th environment that the process makes, or when that is made.
 
     One is made to look at, then those to learn from, then those to evaluate in.
     """
@@ -27,12 +27,23 @@ class Faulty(CartPoleEnv):
         self._fault = fault if self._number == number else "none"
         self._at = at
         self._steps = 0
+        if self._fault == "init":
+            raise RuntimeError("no track\nto run on")
+
+    def reset(self, **options: Any) -> Any:
+        if self._fault == "reset":
+            _raise()
+        return super().reset(**options)
 
     def step(self, action: Any) -> Any:
         self._steps += 1
-        if self._steps == self._at and self._fault != "none":
+        is_due = self._steps == self._at
+        if is_due and self._fault in FAULTS:
             FAULTS[self._fault]()
-        return super().step(action)
+        observation, *outcome = super().step(action)
+        if is_due and self._fault == "nan":
+            observation[2] = float("nan")
+        return observation, *outcome
 
 
 def _raise() -> None:

@@ -54,6 +54,58 @@ def test_an_environment_that_raises(number: int, at: int, tmp_path: Path) -> Non
     assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == steps
 
 
+@pytest.mark.parametrize("number", [LEARNING, EVALUATING])
+def test_an_observation_that_is_not_finite(number: int, tmp_path: Path) -> None:
+    ended = run([*PPO, options("nan", number, 5)], tmp_path)
+
+    steps = 0 if number == LEARNING else 96
+    assert ended.status == 4
+    assert one_line(ended).startswith(
+        f"lit_gfs: error: environment 1 of {FAULTY} showed an observation that is not finite, "
+        f"after {steps} environment steps; the traceback is in {RUN}/error.txt"
+    )
+    weights = read_sealed(tmp_path / RUN / "last.ckpt")["state_dict"].values()
+    assert all(weight.isfinite().all() for weight in weights)
+
+
+@pytest.mark.parametrize(("number", "steps"), [(LEARNING, None), (EVALUATING, 96)])
+def test_an_environment_that_cannot_be_made(number: int, steps: int | None, tmp_path: Path) -> None:
+    ended = run([*PPO, options("init", number, 0)], tmp_path)
+
+    assert ended.status == 4
+    after = f", after {steps} environment steps" if steps else ""
+    assert one_line(ended).startswith(
+        f"lit_gfs: error: {FAULTY} could not be made: RuntimeError: no track to run on{after}; the traceback"
+    )
+    # There is nothing to go on with before training has begun.
+    assert (tmp_path / RUN / "last.ckpt").exists() == bool(steps)
+    assert one_line(ended).endswith("last.ckpt" if steps else "; no checkpoint was written")
+
+
+def test_the_first_environment_cannot_be_made(tmp_path: Path) -> None:
+    ended = run([*PPO, options("init", 0, 0)], tmp_path)
+
+    assert ended.status == 4
+    assert one_line(ended) == f"lit_gfs: error: {FAULTY} could not be made: RuntimeError: no track to run on"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_environment_that_fails_at_its_first_reset(tmp_path: Path) -> None:
+    ended = run([*PPO, options("reset", LEARNING, 0)], tmp_path)
+
+    assert ended.status == 4
+    assert f"after 0 environment steps; the traceback is in {RUN}/error.txt" in one_line(ended)
+    assert one_line(ended).endswith("; no checkpoint was written")
+
+
+def test_without_checkpoints_the_traceback_is_in_the_directory_of_the_run(tmp_path: Path) -> None:
+    ended = run([*PPO, options("raise", LEARNING, 60), "--trainer.enable_checkpointing=false"], tmp_path)
+
+    assert ended.status == 4
+    assert f"the traceback is in {RUN}/error.txt; no checkpoint was written" in one_line(ended)
+    assert list(tmp_path.rglob("error.txt")) == [tmp_path / RUN / "error.txt"]
+
+
 @pytest.mark.parametrize(
     ("fault", "number", "at"),
     [("wait", LEARNING, 60), ("lock", LEARNING, 60), ("wait stubbornly", EVALUATING, 5)],

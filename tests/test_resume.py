@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from resuming import replay_content, run_differences, scalars
 
 from lit_gfs.cli import main
-from lit_gfs.sealed import read_sealed
+from lit_gfs.sealed import read_sealed, write_sealed
 
 NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
 QUIET = ["--trainer.enable_progress_bar=false", "--data.eval_episodes=2", "--trainer.log_every_n_steps=5"]
@@ -201,6 +202,74 @@ def test_a_place_that_is_typed_beside_a_checkpoint_is_where_the_run_goes_on() ->
     content = read_sealed(other / "last.ckpt")
     assert content["ReplayDataModule"]["env_steps"] >= 400
     assert len(replay_content(other / "last.ckpt")["action"]) == 150
+
+
+@pytest.mark.parametrize("agent", ["dqn", "ppo"])
+def test_a_run_that_accumulates_gradients_resumes(agent: str) -> None:
+    assert_resumes(agent, "CartPole", "--trainer.accumulate_grad_batches=2", every=3)
+
+
+def test_the_best_checkpoint_survives_a_move_of_the_run() -> None:
+    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+    content = read_sealed(run / "last.ckpt")
+    best = next(state for state in content["callbacks"].values() if state.get("monitor"))
+    best |= {
+        "best_model_score": torch.tensor(1e6),
+        "kth_value": torch.tensor(1e6),
+        "best_k_models": dict.fromkeys(best["best_k_models"], torch.tensor(1e6)),
+    }
+    write_sealed(content, run / "last.ckpt")
+    moved = run.parent.parent.rename("moved") / "resumed" / "run"
+    kept = (moved / "best.ckpt").read_bytes()
+
+    main(["fit", "--ckpt_path", str(moved / "last.ckpt"), "--data.total_steps=640"])
+
+    assert (moved / "best.ckpt").read_bytes() == kept
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"]
+)
+def test_a_checkpoint_says_nothing_about_files_elsewhere(name: str) -> None:
+    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+    Path("precious.ckpt").write_text("mine")
+    content = read_sealed(run / "last.ckpt")
+    outside = str(run.absolute() / "../../../precious.ckpt")
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            state[name] = {outside: torch.tensor(-1e6)} if name == "best_k_models" else outside
+            state["best_model_score"] = torch.tensor(-1e6)
+            del state["dirpath"]
+    write_sealed(content, run / "last.ckpt")
+
+    main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.total_steps=640"])
+
+    assert Path("precious.ckpt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", ["--data.num_envs=3", "--data.buffer_size=99", "--model.trunk.width=8"])
+def test_a_resume_that_is_refused_leaves_no_file(change: str) -> None:
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    before = sorted(run.rglob("*"))
+
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--ckpt_path", str(run / "last.ckpt"), change])
+
+    assert ended.value.code == 2
+    assert sorted(run.rglob("*")) == before
+
+
+def test_weights_alone_are_nothing_to_go_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+    content = read_sealed(run / "last.ckpt")
+    del content["optimizer_states"], content["loops"]
+    write_sealed(content, run / "weights.ckpt")
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", str(run / "weights.ckpt")])
+    assert "weights.ckpt holds weights only: it lacks loops and optimizer_states" in capsys.readouterr().err
+    main(["validate", "--ckpt_path", str(run / "weights.ckpt")])
 
 
 def test_another_checkpoint_callback_leaves_the_runs_own_resumable() -> None:

@@ -18,7 +18,7 @@ from lit_gfs.compilation import require_compiler
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.event_files import cut_event_files, event_file_sizes
-from lit_gfs.loop_states import complete_loop_states, forget_begun_evaluation
+from lit_gfs.loop_states import complete_loop_states, forget_begun_evaluation, note_written_checkpoints
 from lit_gfs.networks import named_layers
 from lit_gfs.objective_shift import announce_objective_shift
 from lit_gfs.recorded_means import RecordedMeans
@@ -197,6 +197,7 @@ class Learner(LightningModule):
         """Start the clock; in a resumed run, take back what was written after the checkpoint."""
         self._clock = (time.monotonic(), self.steps)
         forget_begun_evaluation(self.trainer)
+        note_written_checkpoints(self.trainer)
         # A module that was trained before has counted other steps than this Trainer.
         self._written_at = min(self._written_at, self.trainer.global_step)
         files = zip(

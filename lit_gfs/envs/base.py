@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
-from lit_gfs.errors import EnvironmentFault, UserError
+from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -136,6 +136,7 @@ class BatchedEnv(EnvBase):
             episode_length=Unbounded(column, dtype=torch.int64),
             shape=(num_envs,),
         )
+        self._floating = [name for name, spec in observations.items() if spec.dtype.is_floating_point]
         self.action_spec = action
         self.reward_spec = Unbounded(column, dtype=torch.float32)
         self.full_done_spec = Composite(
@@ -197,7 +198,7 @@ class BatchedEnv(EnvBase):
         except UserError:
             raise
         except Exception as error:
-            what = str(error) if isinstance(error, Unresponsive) else f"raised {_in_one_line(error)}"
+            what = str(error) if isinstance(error, Unresponsive) else f"raised {in_one_line(error)}"
             raise EnvironmentFault(self.env_id, activity.index, what) from error
         finally:
             activity.calls += 1
@@ -225,7 +226,12 @@ class BatchedEnv(EnvBase):
         return self._tensordict(_following(step))
 
     def _account(self, outcome: Outcome) -> Step:
-        """Count a step, and begin the next episodes of what ended."""
+        """Count a step, and begin the next episodes of what ended.
+
+        Raises:
+            EnvironmentFault: If an observation is not finite: every network that saw it would be lost.
+        """
+        self._require_finite(outcome.observations)
         episodes = self._episodes
         ended = outcome.terminated | outcome.truncated
         episodes.count(outcome.reward)
@@ -244,6 +250,13 @@ class BatchedEnv(EnvBase):
         else:
             episodes.begin(ended, outcome.restarted)
         return step
+
+    def _require_finite(self, shown: Arrays) -> None:
+        for key in self._floating:
+            if not np.isfinite(shown[key]).all():
+                rows = np.isfinite(shown[key]).reshape(len(shown[key]), -1).all(axis=1)
+                index = int(np.flatnonzero(~rows)[0])
+                raise EnvironmentFault(self.env_id, index, "showed an observation that is not finite")
 
     def _begin_all(self) -> None:
         """Begin every episode anew, from the seed if there is a new one."""
@@ -373,11 +386,6 @@ class _Episodes:
 
     def totals(self) -> Arrays:
         return _totals(self.returns, self.lengths)
-
-
-def _in_one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _totals(returns: NDArray[np.float64], lengths: NDArray[np.int64]) -> Arrays:

@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from lit_gfs.agents import DQN
+from lit_gfs.callbacks.step_guard import can_skip_exactly
 from lit_gfs.envs import EnvSpec
 from lit_gfs.optim import Kron
 
@@ -47,6 +48,20 @@ def test_the_quick_implementation_gives_the_same_updates(name: str, implementati
     assert optimizer.param_groups[0][implementation] is True
     for ours, expected in zip(network.parameters(), looped.parameters(), strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(("name", "exactly"), [("Adam", True), ("SGD", True), ("RMSprop", False)])
+def test_on_a_gpu_its_steps_are_skipped_exactly_where_a_kernel_can(name: str, exactly: bool) -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = DQN(SPEC).make_optimizer(lambda p: getattr(torch.optim, name)(p, lr=0.1), [parameter])
+    assert can_skip_exactly(optimizer, torch.device("cuda")) == exactly
+
+    if exactly:
+        # What `skip_step_where` leaves there for the kernel to read.
+        vars(optimizer).update(found_inf=torch.ones(()), grad_scale=None)
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+        assert parameter.eq(0).all()
 
 
 @pytest.mark.parametrize("chosen", [{"foreach": False}, {"foreach": True}, {"fused": False}])

@@ -98,6 +98,15 @@ def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     assert read_sealed(RUN / "last.ckpt")["global_step"] == 20
 
 
+def test_an_accumulated_step_is_taken_first() -> None:
+    # The signal comes after the tenth step; the next batch is the first one of two.
+    assert stopped([*DQN, "--trainer.accumulate_grad_batches=2", at_step(10, "SIGTERM")]) == 143
+
+    content = read_sealed(RUN / "last.ckpt")
+    assert content["global_step"] == 11
+    assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 22
+
+
 def test_a_second_signal_ends_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     steps = 120  # past the first evaluation, after which there is a checkpoint
 

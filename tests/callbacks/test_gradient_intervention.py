@@ -498,7 +498,7 @@ def test_a_step_reads_nothing_from_the_device(make, fused: bool) -> None:
     """Meta tensors have no values: reading one, as a host synchronization does, raises."""
     module = make_net().to("meta")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    vars(optimizer)["_step_supports_amp_scaling"] = fused
+    optimizer.param_groups[0]["fused"] = fused
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     trainer: Any = SimpleNamespace(

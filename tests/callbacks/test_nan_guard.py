@@ -428,7 +428,7 @@ def test_a_step_reads_nothing_from_the_device_and_a_log_step_does(fused: bool) -
     """Meta tensors have no values: reading one, as a host synchronization does, raises."""
     module = make_net().to("meta")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    vars(optimizer)["_step_supports_amp_scaling"] = fused
+    optimizer.param_groups[0]["fused"] = fused
     trainer: Any = SimpleNamespace(
         optimizers=[optimizer],
         global_step=0,
