@@ -10,6 +10,11 @@ from torch import Tensor
 from lit_gfs.datamodules.base import require_positive
 from lit_gfs.datamodules.image_sets import CLASSES, load_images
 from lit_gfs.datamodules.shuffled_labels import EpochLoader, EvaluationLoader, ShuffledLabels
+from lit_gfs.datamodules.trainer_checks import (
+    require_evaluation_between_epochs,
+    require_precision,
+    require_whole_passes,
+)
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.objective_shift import announce_objective_shift
@@ -107,7 +112,8 @@ class LabelShuffleDataModule(LightningDataModule):
         """Start at the first epoch, unless the Trainer goes on; a checkpoint is loaded afterwards.
 
         Raises:
-            UserError: If the model learns from something else, or the Trainer cannot count in epochs.
+            UserError: If the model learns from something else, the Trainer cannot count in epochs, or its
+                precision is not served.
         """
         trainer = cast(Any, self.trainer)
         name = type(trainer.lightning_module).__name__
@@ -116,9 +122,11 @@ class LabelShuffleDataModule(LightningDataModule):
                 f"{name} learns from environments; expected data RolloutDataModule or ReplayDataModule, or "
                 "model lit_gfs.classifier.Classifier"
             )
+        require_precision(trainer)
         if stage != "fit":
             return
-        _check_trainer(trainer)
+        require_evaluation_between_epochs(trainer)
+        require_whole_passes(trainer, "labels are shuffled between whole epochs")
         if trainer.current_epoch == 0:
             self._loader = self._make_loader(trainer.global_rank, trainer.world_size)
         if trainer.max_epochs in (None, -1):
@@ -165,19 +173,3 @@ class LabelShuffleDataModule(LightningDataModule):
         trainer = cast(Any, self.trainer)
         due = (epoch + 1) % self.eval_every == 0 or self.ends_phase()
         trainer.check_val_every_n_epoch = 1 if due else trainer.current_epoch + 2
-
-
-def _check_trainer(trainer: Any) -> None:
-    """Refuse Trainer options under which evaluations, or precision, would not hold."""
-    if trainer.val_check_interval != 1.0:
-        raise UserError(
-            f"trainer.val_check_interval is {trainer.val_check_interval}; expected 1.0, as data.eval_every "
-            "says when to evaluate"
-        )
-    if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:
-        raise UserError(
-            f"trainer.limit_train_batches is {trainer.limit_train_batches}; expected none, as labels are "
-            "shuffled between whole epochs"
-        )
-    if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
-        raise UserError(f"trainer.precision is {trainer.precision}; expected 32-true, 16-mixed or bf16-mixed")

@@ -201,6 +201,12 @@ COMMANDS: list[tuple[list[str], str]] = [
         r"'ALE/Pong-v5' does not take env_options \{'repeat_action_probability': 'x'\}",
     ),
     ([*LABELS, "--data.samples=0"], r"samples is 0; expected"),
+    ([*LABELS, "--trainer.overfit_batches=1"], r"trainer.overfit_batches is 1; expected none, as labels are"),
+    (
+        [*LABELS, "--trainer.val_check_interval=00:00:10:00"],
+        r"trainer.val_check_interval is a time; expected 1.0, as data.eval_every",
+    ),
+    (["validate", *LABELS[1:], "--trainer.precision=bf16-true"], r"trainer.precision is bf16-true; expected"),
     ([*LABELS, "--data.batch_size=65"], r"batch_size is 65; expected at most the 64 images"),
     ([*LABELS, "--data.dataset=mnist"], r"data.dataset is 'mnist'; expected one of 'digits', 'cifar10'"),
     (["study"], r"--config is missing"),

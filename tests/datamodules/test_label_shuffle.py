@@ -165,8 +165,10 @@ def test_a_negative_seed_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"val_check_interval": 2}, "val_check_interval is 2; expected 1.0, as data.eval_every"),
+        ({"val_check_interval": 1}, "val_check_interval is 1; expected 1.0"),
         ({"precision": "bf16-true"}, "precision is bf16-true; expected"),
         ({"limit_train_batches": 2}, "limit_train_batches is 2; expected none, as labels"),
+        ({"overfit_batches": 1}, "overfit_batches is 1; expected none, as labels"),
     ],
 )
 def test_trainer_options_that_it_cannot_serve_are_refused(
@@ -176,3 +178,11 @@ def test_trainer_options_that_it_cannot_serve_are_refused(
 
     with pytest.raises(UserError, match=message):
         make_trainer(**arguments).fit(Classifier(data.env_spec), data)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_precision_is_checked_without_training_too(stage: str, make_trainer: MakeTrainer) -> None:
+    data = make_data()
+
+    with pytest.raises(UserError, match="precision is bf16-true; expected"):
+        getattr(make_trainer(precision="bf16-true"), stage)(Classifier(data.env_spec), data)
