@@ -18,6 +18,11 @@ from torchrl.envs import EnvBase
 
 from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
 from lit_gfs.datamodules.experience import Experience
+from lit_gfs.datamodules.trainer_checks import (
+    require_evaluation_between_epochs,
+    require_precision,
+    require_whole_passes,
+)
 from lit_gfs.datamodules.watchdog import Watchdog, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
@@ -77,6 +82,10 @@ class EnvDataModule(LightningDataModule):
         overlap: Whether the environments take their next step while the agent learns. The policy that chose
             its actions is then that of before the update, or before all updates of a rollout: one step of
             policy lag. It saves time on Atari, whose simulator has threads of its own.
+
+    Raises:
+        UserError: If the environment or an option of it is unknown, or a number is out of range.
+        EnvironmentFault: If the environment cannot be made.
     """
 
     def __init__(
@@ -148,11 +157,25 @@ class EnvDataModule(LightningDataModule):
         """Environment steps collected so far, over all processes."""
         return self._restored_steps if self.experience is None else self.experience.env_steps
 
+    def setup(self, stage: str) -> None:
+        """Look at the Trainer's options.
+
+        Raises:
+            UserError: If there is one under which counting in environment steps would not hold.
+        """
+        trainer = cast(Any, self.trainer)
+        require_precision(trainer)
+        require_evaluation_between_epochs(trainer)
+        require_whole_passes(trainer, "data.total_steps and data.eval_every say how long to train")
+        if stage == "fit" and trainer.reload_dataloaders_every_n_epochs:
+            raise UserError(
+                "trainer.reload_dataloaders_every_n_epochs would throw experience away; expected 0"
+            )
+
     # -- learning ----------------------------------------------------------------------------------------
 
     def build_experience(self, steps_per_env: int) -> Experience:
         """Make the environments and the collector; the agent must be on its device by now."""
-        self._check_trainer()
         trainer = cast(Any, self.trainer)
         steps = self.env_steps
         if self.experience is not None:
@@ -179,27 +202,6 @@ class EnvDataModule(LightningDataModule):
         if device.type == "cuda":
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def _check_trainer(self) -> None:
-        """Refuse Trainer options under which counting in environment steps would not hold.
-
-        Raises:
-            UserError: If there is one.
-        """
-        trainer = cast(Any, self.trainer)
-        if trainer.val_check_interval != 1.0:
-            raise UserError(
-                f"trainer.val_check_interval is {trainer.val_check_interval}; expected 1.0, as "
-                "data.eval_every says when to evaluate"
-            )
-        if trainer.reload_dataloaders_every_n_epochs:
-            raise UserError(
-                "trainer.reload_dataloaders_every_n_epochs would throw experience away; expected 0"
-            )
-        if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
-            raise UserError(
-                f"trainer.precision is {trainer.precision}; expected 32-true, 16-mixed or bf16-mixed"
-            )
 
     def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must have as the run that it goes on with."""

@@ -45,9 +45,9 @@ from lit_gfs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, re
 from lit_gfs.config_checks import check_empty_keys, check_groups, check_keys, check_values, read_configs
 from lit_gfs.config_files import complete_arguments
 from lit_gfs.config_trust import add_trust_option, take_trust, trusting
-from lit_gfs.endings import told_in_one_line
+from lit_gfs.endings import keep_traceback, told_in_one_line
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import RunFault, RunStopped, UserError
+from lit_gfs.errors import EnvironmentFault, RunFault, RunStopped, UserError
 from lit_gfs.heap import keep_freed_memory
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
 from lit_gfs.parser_errors import one_line
@@ -325,6 +325,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except (UserError, MisconfigurationException) as error:
         _fail(str(error), 2)
     except RunFault as fault:
+        if isinstance(fault, EnvironmentFault) and not fault.advice:
+            keep_traceback(fault, Path.cwd())  # there was no run yet
         _fail(str(fault), fault.status)
     except RunStopped as stopped:
         print("lit_gfs:", stopped, file=sys.stderr)

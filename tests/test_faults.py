@@ -86,8 +86,12 @@ def test_the_first_environment_cannot_be_made(tmp_path: Path) -> None:
     ended = run([*PPO, options("init", 0, 0)], tmp_path)
 
     assert ended.status == 4
-    assert one_line(ended) == f"lit_gfs: error: {FAULTY} could not be made: RuntimeError: no track to run on"
+    assert one_line(ended) == (
+        f"lit_gfs: error: {FAULTY} could not be made: RuntimeError: no track to run on; "
+        "the traceback is in error.txt"
+    )
     assert not (tmp_path / "runs").exists()
+    assert "in __init__" in (tmp_path / "error.txt").read_text()
 
 
 def test_an_environment_that_fails_at_its_first_reset(tmp_path: Path) -> None:
