@@ -26,6 +26,7 @@ from lit_gfs.datamodules.trainer_checks import (
 from lit_gfs.datamodules.watchdog import Watchdog, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.make import complete_options
 from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
@@ -140,6 +141,11 @@ class EnvDataModule(LightningDataModule):
     def env_spec(self) -> EnvSpec:
         """The environment's spaces, for the agent."""
         return self._env_spec
+
+    @property
+    def complete_env_options(self) -> dict[str, Any]:
+        """What the environments are made with, defaults included: the sticky actions of Atari, for one."""
+        return complete_options(self.env_id, self.env_options)
 
     @property
     def observation_bytes(self) -> int:

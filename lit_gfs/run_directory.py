@@ -236,6 +236,11 @@ class SaveConfig(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
+            options = getattr(cast(Any, trainer).datamodule, "complete_env_options", None)
+            if options:
+                # A default may change some day; what the run was made with does not.
+                self.config = self.config.clone()
+                self.config.data.init_args.env_options = options
             self.run.save_config(self.parser, self.config)
 
 

@@ -92,6 +92,18 @@ def test_a_run_leaves_config_events_and_checkpoints() -> None:
     assert all(point.step <= 600 for points in scalars.values() for point in points)
 
 
+def test_the_defaults_of_a_suite_are_in_the_configuration_of_the_run() -> None:
+    small = ["--data.num_envs=1", "--data.rollout_steps=8", "--data.total_steps=8", "--data.eval_episodes=1"]
+    atari = ["--data.env_id=ALE/Pong-v5", "--data.env_options={max_frames: 40}", "--model.encoder=NatureCNN"]
+    main(["fit", "--config=ppo_cartpole", *small, *atari, "--trainer.enable_progress_bar=false"])
+
+    config = yaml.safe_load(Path("runs/ppo_ALE-Pong-v5/version_0/config.yaml").read_text())
+    options = config["data"]["init_args"]["env_options"]
+    assert options["repeat_action_probability"] == 0.25
+    assert options["max_frames"] == 40
+    main(["validate", "--ckpt_path=last"])
+
+
 def test_a_checkpoint_loads_without_pickled_code() -> None:
     main(FIT)
 

@@ -58,6 +58,28 @@ def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **optio
     return _make(suite.GymnasiumEnv, env_id, num_envs, seed, options)
 
 
+def complete_options(env_id: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of the options that were not chosen, where the suite is ours.
+
+    Args:
+        env_id: As in `make_env`.
+        options: Those that were chosen.
+
+    Returns:
+        All options of Atari and of dm_control; with gymnasium's own environments, those that were chosen.
+    """
+    suite: type[BatchedEnv]
+    if env_id.startswith("ALE/"):
+        from lit_gfs.envs.atari import AtariEnv as suite
+    elif env_id.startswith("dm_control/"):
+        from lit_gfs.envs.dm_control import DMControlEnv as suite
+    else:
+        return options
+    parameters = inspect.signature(suite.__init__).parameters
+    defaults = {name: parameters[name].default for name in _keywords(suite) if name != "render"}
+    return {**defaults, **options}
+
+
 def _make(
     suite: type[Any], env_id: str, num_envs: int, seed: int | None, options: dict[str, Any]
 ) -> BatchedEnv:
