@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -253,9 +254,12 @@ class BatchedEnv(EnvBase):
 
     def _require_finite(self, shown: Arrays) -> None:
         for key in self._floating:
-            if not np.isfinite(shown[key]).all():
-                rows = np.isfinite(shown[key]).reshape(len(shown[key]), -1).all(axis=1)
-                index = int(np.flatnonzero(~rows)[0])
+            # A sum takes half as long as a look at every value, and is not finite if one of them is not.
+            if math.isfinite(np.add.reduce(shown[key], axis=None, dtype=np.float64)):
+                continue
+            is_finite = np.isfinite(shown[key]).reshape(len(shown[key]), -1).all(axis=1)
+            if not is_finite.all():
+                index = int(np.argmin(is_finite))
                 raise EnvironmentFault(self.env_id, index, "showed an observation that is not finite")
 
     def _begin_all(self) -> None:
