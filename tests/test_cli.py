@@ -171,6 +171,24 @@ def test_a_run_that_branches_off_says_where_from() -> None:
     assert yaml.safe_load(config.read_text())["ckpt_path"] == checkpoint
 
 
+@pytest.mark.parametrize("name", ["runs/dqn_CartPole-v1/version_0/last.ckpt", "last"])
+def test_a_configuration_may_name_the_checkpoint_to_go_on_from(name: str) -> None:
+    main(FIT)
+    write("resume.yaml", ckpt_path=name)
+
+    main([*FIT, "--config", "resume.yaml", "--data.total_steps=1000"])
+    main([*FIT, "--config", "resume.yaml", "--ckpt_path", "null"])
+
+    runs = Path("runs/dqn_CartPole-v1")
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
+    steps = [
+        torch.load(runs / version / "last.ckpt", weights_only=True)["ReplayDataModule"]["env_steps"]
+        for version in ("version_0", "version_1")
+    ]
+    assert steps[0] >= 1000
+    assert steps[1] < 1000
+
+
 # -- interventions ---------------------------------------------------------------------------------------
 
 

@@ -93,6 +93,8 @@ def test_every_python_program_runs(page: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
 
     for program in programs(page):
+        if "runs/dqn_CartPole-v1/version_0/" in program:
+            main(shlex.split(shortened("fit --config quickstart")))
         exec(compile(program, page, "exec"), {"__name__": "documentation"})
 
 
