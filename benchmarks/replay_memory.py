@@ -118,13 +118,10 @@ def main() -> None:
     parser.add_argument("--played", type=int, default=20_000, help="transitions of the real game")
     parser.add_argument("--episode_length", type=int, default=180, help="steps; Breakout at random has 180")
     parser.add_argument("--raw_stacks", type=int, default=20_000, help="stacks made for raw indexing")
-    parser.add_argument("--scratch_dir", help="keep frames in a file there")
     arguments = parser.parse_args()
 
     num_envs, batch_size = arguments.num_envs, arguments.batch_size
-    buffer = frame_replay_buffer(
-        arguments.transitions, num_envs, batch_size, scratch_dir=arguments.scratch_dir
-    )
+    buffer = frame_replay_buffer(arguments.transitions, num_envs, batch_size)
     # One more round than fits: the rings wrap.
     steps = arguments.transitions // num_envs * 21 // 20
     played = min(arguments.played // num_envs, steps)

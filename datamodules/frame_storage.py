@@ -12,8 +12,6 @@ All of it is NumPy's, not torch's: what a vector step costs here is dozens of op
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,21 +54,12 @@ class FrameStackStorage(RowStorage):
             ``num_envs``.
         num_envs: Environments that are stored side by side.
         episode_slack: Share of additional frames, for episode starts.
-        scratch_dir: A directory for the frames: they then live in a memory-mapped, nameless file there, which
-            ends with the process. By default they live in memory.
 
     Raises:
-        UserError: If there is less than one transition per environment, the slack is negative, or
-            ``scratch_dir`` is not a directory.
+        UserError: If there is less than one transition per environment, or the slack is negative.
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        num_envs: int,
-        episode_slack: float = 0.03,
-        scratch_dir: str | Path | None = None,
-    ) -> None:
+    def __init__(self, capacity: int, num_envs: int, episode_slack: float = 0.03) -> None:
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}; expected a whole number of at least 1")
         if capacity < num_envs:
@@ -79,12 +68,9 @@ class FrameStackStorage(RowStorage):
             )
         if episode_slack < 0:
             raise UserError(f"episode_slack is {episode_slack}; expected 0 or more, such as 0.03")
-        if scratch_dir is not None and not Path(scratch_dir).is_dir():
-            raise UserError(f"scratch_dir is {str(scratch_dir)!r}; expected an existing directory")
         self._lane = capacity // num_envs
         super().__init__(self._lane * num_envs)
         self._slack = episode_slack
-        self._scratch_dir = scratch_dir
         self._envs = np.arange(num_envs)
         self._empty()
 
@@ -107,7 +93,7 @@ class FrameStackStorage(RowStorage):
         """Reserve memory for rows like those of ``frames`` and ``columns``, all ``(num_envs, T, *row)``."""
         self._stack = stack
         self._ring = self._ring_size(stack)
-        self._frames = _reserve(len(self._envs) * self._ring, frames, self._scratch_dir)
+        self._frames = _reserve(len(self._envs) * self._ring, frames)
         self._columns = {name: _reserve(self.max_size, rows) for name, rows in columns.items()}
 
     def _ring_size(self, stack: int) -> int:
@@ -372,38 +358,24 @@ class FrameStackStorage(RowStorage):
         self._frames[self._frame_ranges(begin, end)] = frames
 
 
-def frame_replay_buffer(
-    capacity: int,
-    num_envs: int,
-    batch_size: int,
-    episode_slack: float = 0.03,
-    scratch_dir: str | Path | None = None,
-) -> ReplayBuffer:
+def frame_replay_buffer(capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
     """Make a replay buffer of stacked frames that samples uniformly, with torch's global generator.
 
     Args:
         capacity: Most transitions kept.
         num_envs: Environments that feed it.
         batch_size: Transitions in a sample.
-        episode_slack: See :class:`FrameStackStorage`.
-        scratch_dir: See :class:`FrameStackStorage`.
 
     Returns:
         A buffer whose ``extend`` takes rollouts ``(num_envs, T)`` and whose ``sample`` gives
-        ``(batch_size,)``. ``dumps`` and ``loads`` keep everything but torch's generator.
+        ``(batch_size,)``.
     """
-    storage = FrameStackStorage(capacity, num_envs, episode_slack, scratch_dir)
-    return uniform_replay_buffer(storage, batch_size)
+    return uniform_replay_buffer(FrameStackStorage(capacity, num_envs), batch_size)
 
 
-def _reserve(length: int, like: NDArray[Any], scratch_dir: str | Path | None = None) -> NDArray[Any]:
+def _reserve(length: int, like: NDArray[Any]) -> NDArray[Any]:
     """Reserve ``length`` rows like those of ``(num_envs, T, *row)``; a page costs nothing until written."""
-    shape = (length, *like.shape[2:])
-    if scratch_dir is None:
-        return np.zeros(shape, like.dtype)
-    # The mapping outlives the file's name: nothing is left behind, however the process ends.
-    with tempfile.NamedTemporaryFile(dir=scratch_dir) as file:
-        return np.memmap(file, like.dtype, "w+", shape=shape)
+    return np.zeros((length, *like.shape[2:]), like.dtype)
 
 
 def _leading_repeats(stacks: NDArray[Any]) -> NDArray[np.int64]:

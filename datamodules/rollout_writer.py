@@ -8,7 +8,6 @@ from typing import Any, Protocol, cast
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import RandomSampler, ReplayBuffer, Writer
-from torchrl.data.replay_buffers.checkpointers import StorageCheckpointerBase
 from torchrl.data.replay_buffers.storages import Storage
 
 
@@ -21,18 +20,6 @@ class AppendingStorage(Protocol):
 
     def extend(self, rollout: TensorDictBase) -> Tensor:
         """Append a rollout ``(num_envs, T)`` and return the indices of its transitions."""
-
-
-class StateCheckpointer(StorageCheckpointerBase):
-    """Writes a storage's ``state_dict``, nested tensors, as memory-mapped files, and reads it back."""
-
-    def dumps(self, storage: Storage, path: str | Path) -> None:
-        """Write the storage's state into the directory ``path``."""
-        TensorDict(storage.state_dict()).memmap(str(path))
-
-    def loads(self, storage: Storage, path: str | Path) -> None:
-        """Copy the state in the directory ``path`` into the storage."""
-        storage.load_state_dict(TensorDict.load_memmap(str(path)).to_dict())
 
 
 class RolloutWriter(Writer):
@@ -57,8 +44,10 @@ class RolloutWriter(Writer):
     def _empty(self, empty_write_count: bool = True) -> None:
         pass
 
+    # What TorchRL asks of every writer besides; this one has no state.
+
     def dumps(self, path: str | Path) -> None:
-        """Write nothing: the storage has the state."""
+        """Write nothing."""
 
     def loads(self, path: str | Path) -> None:
         """Read nothing."""
@@ -80,7 +69,7 @@ def uniform_replay_buffer(storage: Storage, batch_size: int) -> ReplayBuffer:
 
     Returns:
         A buffer whose ``extend`` takes rollouts ``(num_envs, T)`` and whose ``sample`` gives
-        ``(batch_size,)``. ``dumps`` and ``loads`` keep everything but torch's generator.
+        ``(batch_size,)``.
     """
     return ReplayBuffer(
         storage=storage,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data.replay_buffers.storages import Storage
 
-from lit_gfs.datamodules.rollout_writer import StateCheckpointer
 from lit_gfs.errors import UserError
 
 
@@ -23,8 +22,6 @@ class RowStorage(Storage):
     that is restored from its sizes, its position and the rows from ``first_row`` to ``row_count`` gives what
     the saved one gives, now and after every further ``extend``.
     """
-
-    _default_checkpointer = StateCheckpointer
 
     @property
     @abstractmethod
@@ -136,31 +133,6 @@ class RowStorage(Storage):
         """
         name = type(self).__name__
         raise TypeError(f"a {name} cannot be written at an index; use extend, or a RolloutWriter")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of everything, as tensors nested in dictionaries."""
-        if not self.row_count:
-            return {}
-        return {
-            "sizes": {name: torch.tensor(size) for name, size in self.sizes().items()},
-            "position": {name: torch.tensor(numbers) for name, numbers in self.position().items()},
-            "rows": self.rows(self.first_row, self.row_count),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a state into this storage, whatever it held before.
-
-        Raises:
-            UserError: If the state is of a storage with other sizes.
-        """
-        if not state_dict:
-            self._empty()
-            return
-        self.restore(
-            {name: int(size) for name, size in state_dict["sizes"].items()},
-            {name: numbers.tolist() for name, numbers in state_dict["position"].items()},
-            [state_dict["rows"]],
-        )
 
 
 def _listed(sizes: dict[str, int]) -> str:

@@ -132,14 +132,13 @@ def trust_options(packages: Sequence[str]) -> list[str]:
     return [f"{_OPTION}={','.join(packages)}"] if packages else []
 
 
-def is_trusted(path: str, by_default: Sequence[str] = ()) -> bool:
+def is_trusted(path: str) -> bool:
     """Say whether the user trusts the package of an import path, such as ``my_package.networks.Trunk``.
 
     Args:
         path: A module, or something in one.
-        by_default: Packages that count without being asked for.
     """
-    return any(path == package or path.startswith(f"{package}.") for package in (*_trusted, *by_default))
+    return any(path == package or path.startswith(f"{package}.") for package in _trusted)
 
 
 def refusal(place: str, path: str) -> str:

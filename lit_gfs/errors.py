@@ -99,19 +99,18 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def nearest(value: str, choices: Iterable[str], count: int = 3) -> str:
-    """Name the valid choices closest to a misspelt one.
+def nearest(value: str, choices: Iterable[str]) -> str:
+    """Name the valid choices, three at most, closest to a misspelt one.
 
     Args:
         value: What the user wrote.
         choices: Every valid choice.
-        count: The most choices to name.
 
     Returns:
         ``"; did you mean 'a' or 'b'?"``, ready to end a sentence with, or ``""`` if nothing is close.
     """
     by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(value.lower(), by_lower, n=count, cutoff=0.5)
+    close = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.5)
     if not close:
         return ""
     return f"; did you mean {' or '.join(repr(by_lower[name]) for name in close)}?"

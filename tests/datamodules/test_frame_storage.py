@@ -390,7 +390,7 @@ def test_a_million_transitions_fit_in_seven_and_a_half_gigabytes() -> None:
     buffer = frame_replay_buffer(2000, num_envs=1, batch_size=4)
     stream = Stream(1, seed=0, frame=(84, 84), episode_end=0.01)
     buffer.extend(stream.rollout(2500))
-    tensors = TensorDict(buffer.storage.state_dict())
+    tensors = TensorDict(buffer.storage.rows(buffer.storage.first_row, buffer.storage.row_count))
     used = sum(value.numel() * value.element_size() for value in tensors.values(True, True))
     assert len(buffer) > 1950
     assert used / 2000 * 1_000_000 < 7.5e9
@@ -414,81 +414,16 @@ def test_untouched_memory_costs_nothing(deterministic: bool) -> None:
     assert len(buffer) == 4
 
 
-def test_frames_can_live_in_a_file_that_nobody_sees(tmp_path: Path) -> None:
-    stream = Stream(2, seed=0)
-    buffer = frame_replay_buffer(40, num_envs=2, batch_size=8, scratch_dir=tmp_path)
-    buffer.extend(stream.rollout(50))
-    assert_exact(buffer, stream.seen)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("steps", "seed"), [(5, 0), (5, 1), (60, 2), (60, 3), (60, 4), (60, 5)])
-def test_dumped_and_loaded_buffers_go_on_alike(tmp_path: Path, steps: int, seed: int) -> None:
-    # Episodes are so short that some have just begun when the buffer is written.
-    stream = Stream(3, seed, episode_end=0.3)
-    original = frame_replay_buffer(60, num_envs=3, batch_size=8)
-    original.extend(stream.rollout(3))
-    original.dumps(tmp_path / "buffer")
-    original.extend(stream.rollout(steps))
-    original.dumps(tmp_path / "buffer")  # over an older one
-    restored = frame_replay_buffer(60, num_envs=3, batch_size=8)
-    restored.extend(Stream(3, seed=9).rollout(33))  # which loading replaces
-    restored.loads(tmp_path / "buffer")
-    for length in (1, 1, 4, 25):
-        rollout = stream.rollout(length)
-        original.extend(rollout)
-        restored.extend(rollout)
-        assert_exact(restored, stream.seen)
-        torch.manual_seed(length)
-        expected = original.sample()
-        torch.manual_seed(length)
-        assert_same(restored.sample(), expected)
-    original.storage.end_episodes()
-    restored.storage.end_episodes()
-    assert_same(restored[:], original[:])
-    assert {path.suffix for path in (tmp_path / "buffer" / "storage").rglob("*.*")} == {".json", ".memmap"}
-
-
-def test_only_what_is_filled_is_dumped(tmp_path: Path) -> None:
-    buffer = frame_replay_buffer(100_000, num_envs=2, batch_size=8)
-    buffer.extend(Stream(2, seed=0, frame=(84, 84), episode_end=0.0).rollout(10))
-    buffer.dumps(tmp_path / "buffer")
-    size = sum(path.stat().st_size for path in (tmp_path / "buffer").rglob("*") if path.is_file())
-    assert size < 2 * (10 + STACK) * 84 * 84 + 20_000
-
-
-def test_an_empty_buffer_is_dumped_and_loaded(tmp_path: Path) -> None:
+def test_emptying() -> None:
     buffer = frame_replay_buffer(60, num_envs=3, batch_size=8)
-    buffer.dumps(tmp_path / "buffer")
-    stream = Stream(3, seed=0)
     buffer.extend(Stream(3, seed=1).rollout(5))
-    buffer.loads(tmp_path / "buffer")
-    assert len(buffer) == 0
-    with pytest.raises(RuntimeError, match="empty"):
-        buffer.sample()
-    buffer.extend(stream.rollout(5))
-    assert_exact(buffer, stream.seen)
     buffer.empty()
     assert len(buffer) == buffer.write_count == 0
-
-
-def test_state_dict_round_trip() -> None:
+    with pytest.raises(RuntimeError, match="empty"):
+        buffer.sample()
     stream = Stream(3, seed=0)
-    buffer, restored = (frame_replay_buffer(60, num_envs=3, batch_size=8) for _ in range(2))
-    buffer.extend(stream.rollout(40))
-    restored.load_state_dict(buffer.state_dict())
-    held = buffer[:].clone()
-    buffer.extend(stream.rollout(10))  # what was loaded is a copy
-    assert_same(restored[:], held)
-
-
-def test_a_state_of_another_size_is_refused() -> None:
-    buffer = frame_replay_buffer(60, num_envs=3, batch_size=8)
-    buffer.extend(Stream(3, seed=0).rollout(5))
-    other = FrameStackStorage(90, num_envs=3)
-    message = "capacity 60, num_envs 3, slack_frames 1; expected capacity 90, num_envs 3, slack_frames 1"
-    with pytest.raises(UserError, match=message):
-        other.load_state_dict(buffer.storage.state_dict())
+    buffer.extend(stream.rollout(5))
+    assert_exact(buffer, stream.seen)
 
 
 @pytest.mark.parametrize(
@@ -500,7 +435,6 @@ def test_a_state_of_another_size_is_refused() -> None:
         ),
         ({"capacity": 3, "num_envs": 0}, "num_envs is 0"),
         ({"capacity": 30, "num_envs": 3, "episode_slack": -0.1}, "episode_slack is -0.1"),
-        ({"capacity": 30, "num_envs": 3, "scratch_dir": "/not/there"}, "scratch_dir is '/not/there'"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: dict, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,29 +107,6 @@ def test_an_index_out_of_range_is_refused(index: int) -> None:
 def test_writing_at_an_index_is_refused() -> None:
     with pytest.raises(TypeError, match="use extend"):
         TransitionStorage(10).set(0, None)
-
-
-@pytest.mark.parametrize("rollouts", [0, 1, 5])
-def test_a_saved_buffer_goes_on_as_it_was(tmp_path: Path, rollouts: int) -> None:
-    first: ReplayBuffer = uniform_replay_buffer(TransitionStorage(20), 4)
-    for number in range(rollouts):
-        first.extend(make_rollout(2, 3, number))
-    first.dumps(tmp_path)
-    again: ReplayBuffer = uniform_replay_buffer(TransitionStorage(20), 4)
-    again.extend(make_rollout(1, 2, 9))
-    again.loads(tmp_path)
-    assert len(again) == len(first)
-    for buffer in (first, again):
-        buffer.extend(make_rollout(2, 3, 99))
-    assert_same(again[:], first[:])
-    assert again.write_count == first.write_count
-
-
-def test_a_state_of_another_capacity_is_refused() -> None:
-    storage = TransitionStorage(20)
-    storage.extend(make_rollout(2, 3, 0))
-    with pytest.raises(UserError, match="has capacity 20; expected capacity 30"):
-        TransitionStorage(30).load_state_dict(storage.state_dict())
 
 
 def test_a_storage_without_room_is_refused() -> None:
