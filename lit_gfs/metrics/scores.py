@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lit_gfs.metrics.atari_scores import ATARI_SCORES
 
-_GAME = re.compile(r"(?:ALE/)?(?P<game>\w+?)(?:NoFrameskip|Deterministic)?(?:-ram)?(?:-v\d+)?")
+_GAME = re.compile(
+    r"(?P<suite>ALE/)?(?P<game>\w+?)(?:-ram)?(?P<kind>NoFrameskip|Deterministic)?(?P<version>-v\d+)?"
+)
 _SCORES = {game.lower(): scores for game, scores in ATARI_SCORES.items()}
 
 
@@ -24,7 +26,7 @@ def human_normalized_score(env_id: str, score: float) -> float | None:
 
     Args:
         env_id: An environment id such as ``ALE/UpNDown-v5`` or ``UpNDownNoFrameskip-v4``, or a game's name,
-            ``UpNDown`` or ``up_n_down``.
+            ``UpNDown`` or ``up_n_down``. A version alone, as in ``Tennis-v0``, does not make it Atari's.
         score: Mean undiscounted, unclipped return of full games.
 
     Returns:
@@ -32,7 +34,9 @@ def human_normalized_score(env_id: str, score: float) -> float | None:
         another suite, or a game outside of the usual 57.
     """
     match = _GAME.fullmatch(env_id)
-    reference = _SCORES.get(match["game"].replace("_", "").lower()) if match else None
+    if match is None or (match["version"] and not (match["suite"] or match["kind"])):
+        return None
+    reference = _SCORES.get(match["game"].replace("_", "").lower())
     if reference is None:
         return None
     return normalized_score(score, *reference)
@@ -158,25 +162,6 @@ def first_crossing(x: ArrayLike, curves: ArrayLike, thresholds: ArrayLike) -> ND
     rise = high - low
     share = np.divide(thresholds - low, rise, out=np.zeros_like(rise), where=rise > 0)
     return np.where(reached.any(-1), x[before] + share * (x[after] - x[before]), np.inf)
-
-
-def interquartile_mean(scores: Iterable[float]) -> float:
-    """Return the mean of the middle half of all scores (Agarwal et al. 2021, "Statistical precipice").
-
-    A quarter of the scores, rounded down, is left out on each side, as in ``scipy.stats.trim_mean``.
-
-    Args:
-        scores: Scores of all runs on all tasks, flat.
-
-    Raises:
-        ValueError: If there is no score, or one is not a number: trimming would hide it.
-    """
-    ordered = sorted(scores)
-    if not ordered or any(math.isnan(score) for score in ordered):
-        raise ValueError(f"expected at least one score and no NaN, got {ordered}")
-    trimmed = len(ordered) // 4
-    middle = ordered[trimmed : len(ordered) - trimmed]
-    return math.fsum(middle) / len(middle)
 
 
 def _require_evaluations(steps: Sequence[float], scores: Sequence[float]) -> None:
