@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import Ended, run
 
 import lit_gfs.datamodules.watchdog
 from lit_gfs.errors import UserError
 from lit_gfs.sealed import PARTIAL, is_intact, read_sealed
+from processes import Ended, run
 
 FAULTY = "faulty_envs:Faulty-v0"
 PPO = ["fit", "--config=ppo_cartpole", f"--data.env_id={FAULTY}", "--data.num_envs=2"]

@@ -10,10 +10,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from resuming import fit_in_child, run_differences
 
 from lit_gfs.datamodules.replay_pieces import ReplayPieces
 from lit_gfs.sealed import is_intact, read_sealed
+from resuming import fit_in_child, run_differences
 
 FIT = [
     *("fit", "--config=quickstart", "--run.root=runs", "--run.name=killed", "--run.version=run"),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from resuming import replay_content, run_differences, scalars
 
 from lit_gfs.cli import main
 from lit_gfs.sealed import read_sealed, write_sealed
+from resuming import replay_content, run_differences, scalars
 
 NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
 QUIET = ["--trainer.enable_progress_bar=false", "--data.eval_episodes=2", "--trainer.log_every_n_steps=5"]

@@ -28,7 +28,8 @@ class DQN(QLearningAgent):
         env_spec: The environment's spaces; the command line fills it in.
         encoder: Builds the encoder; ``null`` picks Nature CNN for pixels, a flat vector otherwise.
         trunk: Builds the trunk.
-        optimizer: Builds the optimizer.
+        optimizer: Builds the optimizer; the default is Adam with PyTorch's own settings (rate 1e-3), not
+            those of the shipped configurations.
         initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
         gamma: Discount per environment step.
         target_sync_every: Environment steps between copies of the weights to the target network.

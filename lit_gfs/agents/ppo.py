@@ -94,7 +94,8 @@ class PPO(Agent):
         env_spec: The environment's spaces; the command line fills it in.
         encoder: Builds the encoder; ``null`` picks Nature CNN for pixels, a flat vector otherwise.
         trunk: Builds the trunk (two of them where policy and value do not share).
-        optimizer: Builds the optimizer.
+        optimizer: Builds the optimizer; the default is Adam with PyTorch's own settings (rate 1e-3), not
+            those of the shipped configurations.
         initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
         shared_network: Whether policy and value share encoder and trunk.
         gamma: Discount per environment step.
@@ -117,6 +118,9 @@ class PPO(Agent):
             Atari, where a mode that never presses FIRE again waits for the time limit.
         compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
             C++ compiler.
+
+    Raises:
+        UserError: If a number is out of range, or images are to be standardized by running statistics.
     """
 
     action_low: Tensor

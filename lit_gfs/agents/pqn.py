@@ -31,7 +31,8 @@ class PQN(QLearningAgent):
         env_spec: The environment's spaces; the command line fills it in.
         encoder: Builds the encoder; ``null`` picks Nature CNN for pixels, a flat vector otherwise.
         trunk: Builds the trunk; it should normalize, as the default does.
-        optimizer: Builds the optimizer.
+        optimizer: Builds the optimizer; the default is RAdam with PyTorch's own settings (rate 1e-3), not
+            those of the shipped configurations.
         initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
         gamma: Discount per environment step.
         lambda_: Weight of longer returns, from 0 (one step) to 1 (Monte Carlo).

@@ -21,7 +21,7 @@ class Encoder(nn.Module):
     """Base of the encoders.
 
     ``forward`` maps observations ``(*batch, *observation_shape)``, with any number of batch dimensions, to
-    features ``(*batch, out_features)``.
+    features ``(*batch, out_features)``; it raises a ``ValueError`` if they have another shape.
 
     Args:
         observation_shape: Shape of one observation.
@@ -64,7 +64,11 @@ class VectorEncoder(Encoder):
         self.out_features = math.prod(observation_shape)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Map ``(*batch, *observation_shape)`` to float32 ``(*batch, out_features)``."""
+        """Map ``(*batch, *observation_shape)`` to float32 ``(*batch, out_features)``.
+
+        Raises:
+            ValueError: If observations have another shape.
+        """
         return observation.reshape(*self._batch_shape(observation), self.out_features).float()
 
 
@@ -109,7 +113,11 @@ class PixelEncoder(Encoder):
         return self.convolutions(torch.zeros(1, *self.observation_shape)).numel()
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Map images ``(*batch, channels, height, width)`` to ``(*batch, out_features)``."""
+        """Map images ``(*batch, channels, height, width)`` to ``(*batch, out_features)``.
+
+        Raises:
+            ValueError: If images have another shape.
+        """
         batch = self._batch_shape(observation)
         images = observation.reshape(batch.numel(), *self.observation_shape)
         # Kernels keep their layout: that of an image alone decides how a convolution is computed. It changes

@@ -59,6 +59,9 @@ class RunningNorm(nn.Module):
         Args:
             batch: Observations ``(*batch, *shape)`` of any number. Every rank must take part, be it with an
                 empty batch.
+
+        Raises:
+            ValueError: If observations have another shape.
         """
         if batch.shape[batch.ndim - len(self.shape) :] != self.shape:
             raise ValueError(

@@ -58,7 +58,6 @@ class Kron(Optimizer):
 
     Raises:
         UserError: If an argument is out of range, or a parameter is complex.
-        ValueError: If the momentum is outside of [0, 1).
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Kron(Optimizer):
         )
         require_between(0, float("inf"), lr=lr, weight_decay=weight_decay, seed=seed)
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is {momentum}; expected a number of at least 0 and less than 1")
+            raise UserError(f"momentum is {momentum}; expected a number of at least 0 and less than 1")
         _require_choice("memory_save_mode", memory_save_mode, get_args(MemorySaveMode))
         _require_choice("mu_dtype", mu_dtype, get_args(Precision))
         _require_choice("precondition_dtype", precondition_dtype, get_args(Precision))

@@ -283,6 +283,8 @@ def test_a_parameter_without_gradient_stays_and_may_get_one_later() -> None:
         ({"pre_conditioner_update_probability": 1.5}, "probability is 1.5; expected a number between 0 and"),
         ({"balance_prob": -0.1}, "balance_prob is -0.1"),
         ({"lr": -1.0}, "lr is -1.0; expected a number at least 0"),
+        ({"momentum": 1.0}, "momentum is 1.0; expected a number of at least 0 and less than 1"),
+        ({"momentum": -0.1}, "momentum is -0.1; expected a number of at least 0 and less than 1"),
         ({"weight_decay": -0.5}, "weight_decay is -0.5; expected a number at least 0"),
         ({"seed": -1}, "seed is -1; expected a number at least 0"),
         ({"memory_save_mode": "one_dag"}, "no memory_save_mode 'one_dag'.*did you mean 'one_diag'"),
@@ -305,11 +307,6 @@ def test_complex_parameters_and_sparse_gradients_are_refused() -> None:
     with pytest.raises(UserError, match=r"sparse gradient of a parameter \(5, 2\); expected a dense one"):
         optimizer.step()
     assert "step" not in optimizer.param_groups[0]
-
-
-def test_a_momentum_that_forgets_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="momentum"):
-        Kron(network().parameters(), momentum=1.0)
 
 
 # -- where it is used ------------------------------------------------------------------------------------

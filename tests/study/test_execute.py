@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-import study_fits
 
+import study_fits
 from lit_gfs.errors import UserError
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.execute import (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import study_fits
 
+import study_fits
 from lit_gfs.study.collect import Result
 from lit_gfs.study.plan import Cell, Study, read_study
 from lit_gfs.study.progress import StudyProgress

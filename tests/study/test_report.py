@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_study import STEPS, TAG, TRUTH, study, table
 
 from lit_gfs.study.environment import environment
 from lit_gfs.study.figures import curve_figure, heat_map_figure, recipe_styles, scale_figure
@@ -16,6 +15,7 @@ from lit_gfs.study.report import write_report
 from lit_gfs.study.report_tables import headline_section
 from lit_gfs.study.summary import summarize
 from lit_gfs.study.table import GradientNorms, Table
+from synthetic_study import STEPS, TAG, TRUTH, study, table
 
 COMMAND = "python -m lit_gfs study --config configs/studies/<mine>.yaml"
 
