@@ -27,7 +27,8 @@ from lit_gfs.machine import require_memory
 def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
     """Make the replay memory that suits the observations.
 
-    Stacked frames are stored once per frame and rebuilt when sampled; vectors are stored as they come.
+    The suites' own stacks of frames are stored once per frame and rebuilt when sampled. Everything else is
+    stored as it comes, a user's own stacks too: theirs may skip frames, or be no stacks at all.
 
     Args:
         spec: The environment's spaces.
@@ -191,11 +192,7 @@ class ReplayDataModule(EnvDataModule):
             step_timeout,
             overlap,
         )
-        # A stack of frames is kept as its newest one.
-        kept = self.observation_bytes // (
-            self.env_spec.observation_shape[0] if self.env_spec.is_frame_stack else 1
-        )
-        require_memory(f"buffer_size {buffer_size}", kept * buffer_size)
+        require_memory(f"buffer_size {buffer_size}", self._kept_bytes * buffer_size)
         require_memory(f"batch_size {batch_size}", 2 * self.observation_bytes * batch_size)
         self.buffer_size = buffer_size
         self.batch_size = batch_size
@@ -204,6 +201,13 @@ class ReplayDataModule(EnvDataModule):
         self._loader: ReplayLoader | None = None
         self._pieces: ReplayPieces | None = None
         self._restored: dict[str, Any] | None = None
+
+    @property
+    def _kept_bytes(self) -> int:
+        """Bytes that the observations of one transition take in replay."""
+        if self.env_spec.is_frame_stack:
+            return self.observation_bytes // self.env_spec.observation_shape[0]  # the newest frame
+        return 2 * self.observation_bytes  # the observation and the next one
 
     @property
     def updates_per_epoch(self) -> int:

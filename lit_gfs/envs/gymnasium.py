@@ -29,6 +29,12 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 _CHOSEN_HERE = {"num_envs", "render_mode", "self"}
 """Arguments of environments that are not a user's options."""
 
+_CHANNELS = (1, 3, 4)
+"""Channels of an image whose last axis they are: gray, RGB, and RGB with transparency or four gray frames."""
+
+_MOST_FRAMES = 16
+"""Channels that an image may have as its first axis: the frames of a stack, but no image's height."""
+
 
 def gymnasium_ids() -> list[str]:
     """List the ids in gymnasium's registry, without those of other suites."""
@@ -69,8 +75,12 @@ def is_natively_batched(env_id: str) -> bool:
 class GymnasiumEnv(SerialEnv):
     """Copies of one of gymnasium's environments, each seeded on its own.
 
-    Observations are boxes, as float32, or a discrete one, as a one-hot vector. Images of bytes stay bytes and
-    become ``(channels, height, width)``. Actions are discrete, or a flat box with finite bounds.
+    Observations are boxes, as float32, or a discrete one, as a one-hot vector. Actions are discrete, or a
+    flat box with finite bounds.
+
+    Images of bytes stay bytes. Those whose last axis is 1, 3 or 4 are ``(height, width, channels)`` and
+    become ``(channels, height, width)``. Others have to be that already, with at most 16 channels, such as a
+    stack of gray frames; they are handed on, and replayed, as they come.
 
     Args:
         env_id: An id in gymnasium's registry, or ``module:id`` with the module that registers it.
@@ -80,7 +90,8 @@ class GymnasiumEnv(SerialEnv):
         options: Arguments of the environment, and ``max_episode_steps``.
 
     Raises:
-        UserError: If the environment cannot be made or rendered, or has spaces of another kind.
+        UserError: If the environment cannot be made or rendered, has spaces of another kind, or images of
+            another shape.
     """
 
     def __init__(
@@ -142,17 +153,31 @@ def _observation(
             f"{env_id!r} has observations of type {type(space).__name__}; expected Box or Discrete"
         )
     if space.dtype == np.uint8 and len(space.shape) == 3:
-        height, width, channels = space.shape
+        if _has_channels_last(env_id, space.shape):
+            height, width, channels = space.shape
+            return Unbounded((num_envs, channels, height, width), dtype=torch.uint8), _channels_first
+        return Unbounded((num_envs, *space.shape), dtype=torch.uint8), _copy
+    return Unbounded((num_envs, *(space.shape or (1,))), dtype=torch.float32), _copy
 
-        def channels_first(shown: Any, row: NDArray[Any]) -> None:
-            row[:] = shown.transpose(2, 0, 1)
 
-        return Unbounded((num_envs, channels, height, width), dtype=torch.uint8), channels_first
+def _has_channels_last(env_id: str, shape: tuple[int, ...]) -> bool:
+    """Say whether images have their channels as the last axis, or else as the first."""
+    if shape[-1] in _CHANNELS:
+        return True
+    if shape[0] <= _MOST_FRAMES:
+        return False
+    raise UserError(
+        f"{env_id!r} has images of shape {shape}; expected (height, width, channels) with 1, 3 or 4 "
+        f"channels, or (channels, height, width) with at most {_MOST_FRAMES}"
+    )
 
-    def copy(shown: Any, row: NDArray[Any]) -> None:
-        row[:] = shown
 
-    return Unbounded((num_envs, *(space.shape or (1,))), dtype=torch.float32), copy
+def _channels_first(shown: Any, row: NDArray[Any]) -> None:
+    row[:] = shown.transpose(2, 0, 1)
+
+
+def _copy(shown: Any, row: NDArray[Any]) -> None:
+    row[:] = shown
 
 
 def _action(env_id: str, space: Any, num_envs: int) -> TensorSpec:

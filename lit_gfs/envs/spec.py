@@ -20,7 +20,9 @@ class EnvSpec:
         action_low: Smallest value of each action dimension; ``None`` if actions are discrete.
         action_high: Largest value of each action dimension; ``None`` if actions are discrete.
         frame_skip: Simulator frames per environment step.
-        is_frame_stack: Whether an observation is the last few frames, newest last.
+        is_frame_stack: Whether an observation is the last few frames, newest last, and differs from the one
+            before by a frame at its end: replay then stores each frame once. Of environments that are a
+            user's own it is not assumed.
     """
 
     env_id: str

@@ -201,3 +201,12 @@ def test_batches_stay_on_a_cpu_and_are_not_waited_for_on_a_gpu() -> None:
     assert data.transfer_batch_to_device(None, gpu, 0) is None
     on_meta = data.transfer_batch_to_device(torch.ones(2), torch.device("meta"), 0)
     assert on_meta.device.type == "meta"
+
+
+def test_memory_is_asked_for_for_both_observations_of_a_transition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gfs.machine.machine_memory", lambda: 24_000)
+    small: dict[str, Any] = {"env_id": "CartPole-v1", "num_envs": 1}  # 16 bytes each
+
+    make_data(**small, buffer_size=700)
+    with pytest.raises(UserError, match="buffer_size 1000 would take"):
+        make_data(**small, buffer_size=1000)

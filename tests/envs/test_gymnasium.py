@@ -14,6 +14,7 @@ from gymnasium import spaces
 from tensordict import TensorDictBase
 from torchrl.envs import check_env_specs
 
+from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import env_seeds
 from lit_gfs.envs.cartpole import CartPoleEnv
@@ -234,6 +235,74 @@ def test_images_of_bytes_have_their_channels_first() -> None:
     assert shown[0].permute(1, 2, 0).flatten().tolist() == list(range(24))
     assert EnvSpec.from_env(env).is_pixels
     check_env_specs(env)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((84, 80, 1), (1, 84, 80)),
+        ((84, 80, 3), (3, 84, 80)),
+        ((84, 80, 4), (4, 84, 80)),
+        ((4, 80, 4), (4, 4, 80)),
+        ((1, 84, 80), (1, 84, 80)),
+        ((4, 84, 80), (4, 84, 80)),
+        ((16, 84, 80), (16, 84, 80)),
+    ],
+)
+def test_channels_are_the_first_axis_whichever_they_were(
+    shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    env = make_env("Fake-v0", 1, observation=spaces.Box(0, pixels, dtype=np.uint8), action=BOX)
+
+    shown = env.reset()["observation"][0].numpy()
+
+    assert shown.shape == expected == EnvSpec.from_env(env).observation_shape
+    np.testing.assert_array_equal(shown, pixels if shape == expected else pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("shape", [(17, 84, 80), (84, 84, 2), (84, 4, 84)])
+def test_images_that_are_neither_are_refused(shape: tuple[int, ...]) -> None:
+    message = rf"'Fake-v0' has images of shape \({', '.join(map(str, shape))}\); expected \(height, width, "
+    with pytest.raises(UserError, match=message):
+        make_env("Fake-v0", 1, observation=spaces.Box(0, 255, shape, np.uint8), action=BOX)
+
+
+class Skipping(gymnasium.Env[Any, Any]):
+    """Shows every other frame: a stack is not the one before with a new frame at its end."""
+
+    observation_space = spaces.Box(0, 255, (4, 5, 6), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def show(self) -> Any:
+        numbers = np.arange(2 * self.steps, 2 * self.steps + 8, 2, dtype=np.uint8)
+        return np.broadcast_to(numbers[:, None, None], (4, 5, 6)).copy()
+
+    def reset(self, **options: Any) -> Any:
+        self.steps = 0
+        return self.show(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 2
+        return self.show(), 0.0, self.steps >= 20, False, {}
+
+
+def test_stacks_of_a_users_own_are_replayed_as_they_came() -> None:
+    gymnasium.register("Skipping-v0", Skipping)
+    env = make_env("Skipping-v0", 2)
+    gymnasium.registry.pop("Skipping-v0")
+    spec = EnvSpec.from_env(env)
+    assert spec.observation_shape == (4, 5, 6)
+    assert not spec.is_frame_stack
+    buffer = make_replay_buffer(spec, capacity=100, num_envs=2, batch_size=8)
+    rollout = env.rollout(8).exclude("episode_return")
+
+    buffer.extend(rollout)
+
+    held = buffer[:]
+    flat = rollout.flatten(0, 1)
+    assert torch.equal(held["observation"], flat["observation"])
+    assert torch.equal(held["next", "observation"], flat["next", "observation"])
 
 
 @pytest.mark.parametrize(
