@@ -99,20 +99,132 @@ def fit_parser() -> ArgumentParser:
     return ParsingOnly(complete_arguments(["fit", "--config", "quickstart"]))._parser("fit")
 
 
+def settings(parser: ArgumentParser, *names: str) -> dict[str, Any]:
+    """Return what configurations come to, defaults included, by dotted key."""
+    configs = [argument for name in names for argument in ("--config", str(find_config(name)))]
+    parsed = dict(parser.parse_args(configs).items())
+    return {key: value for key, value in parsed.items() if key != "config"}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_recipe_leaves_the_rest_of_a_config_alone(
     name: str, recipe: str, fit_parser: ArgumentParser
 ) -> None:
-    def settings(*names: str) -> dict[str, Any]:
-        configs = [argument for name in names for argument in ("--config", str(find_config(name)))]
-        parsed = dict(fit_parser.parse_args(configs).items())
-        return {key: value for key, value in parsed.items() if key != "config"}
-
-    before, after = settings(name), settings(name, recipe)
+    before, after = settings(fit_parser, name), settings(fit_parser, name, recipe)
 
     changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     assert {key for key in changed if not key.startswith(tuple(CHANGES[recipe]))} == set()
+
+
+# Full games with sticky actions (Machado et al. 2018). The learner alone sees clipped rewards and lost lives.
+ATARI = {
+    "data.env_options": {"repeat_action_probability": 0.25},
+    "data.total_steps": 10_000_000,
+    "model.clip_reward": True,
+    "model.reward_scale": 1.0,
+    "model.end_of_life_is_terminal": True,
+    "model.encoder.class_path": "lit_gfs.networks.NatureCNN",
+    "model.initialization": "orthogonal",
+    "model.gamma": 0.99,
+}
+# google/dopamine, dopamine/jax/agents/dqn/configs/dqn.gin.
+DQN_ATARI = {
+    **ATARI,
+    "model.optimizer.class_path": "torch.optim.Adam",
+    "model.optimizer.lr": 6.25e-5,
+    "model.optimizer.eps": 1.5e-4,
+    "model.anneal_learning_rate": False,
+    "model.double": False,
+    "model.loss": "huber",
+    "model.target_sync_every": 8_000,
+    "model.epsilon_start": 1.0,
+    "model.epsilon_end": 0.01,
+    "model.epsilon_decay_steps": 250_000,
+    "model.evaluation_epsilon": 0.001,
+    "data.buffer_size": 1_000_000,
+    "data.batch_size": 32,
+    "data.learning_starts": 20_000,
+    "data.steps_per_update": 4,
+    "trainer.gradient_clip_val": None,
+}
+# mttga/purejaxql, purejaxql/config/alg/pqn_atari.yaml; it has no sticky actions and evaluates greedily.
+PQN_ATARI = {
+    **ATARI,
+    "model.optimizer.class_path": "torch.optim.RAdam",
+    "model.optimizer.lr": 2.5e-4,
+    "model.anneal_learning_rate": False,
+    "model.encoder.norm": "layer",
+    "model.trunk.norm": "layer",
+    "model.lambda_": 0.65,
+    "model.loss": "mse",
+    "model.epsilon_start": 1.0,
+    "model.epsilon_end": 0.001,
+    "model.epsilon_decay_steps": 1_000_000,
+    "model.evaluation_epsilon": 0.001,
+    "data.num_envs": 128,
+    "data.rollout_steps": 32,
+    "data.epochs": 2,
+    "data.minibatches": 32,
+    "trainer.gradient_clip_val": 10,
+}
+# What CleanRL's three scripts of PPO have in common.
+PPO = {
+    "model.optimizer.class_path": "torch.optim.Adam",
+    "model.optimizer.eps": 1e-5,
+    "model.anneal_learning_rate": True,
+    "model.initialization": "orthogonal",
+    "model.gamma": 0.99,
+    "model.lambda_": 0.95,
+    "model.normalize_advantage": True,
+    "model.value_coefficient": 0.5,
+    "model.target_kl": None,
+    "trainer.gradient_clip_val": 0.5,
+}
+# vwxyzjn/cleanrl, cleanrl/ppo_atari.py.
+PPO_ATARI = {
+    **ATARI,
+    **PPO,
+    "model.optimizer.lr": 2.5e-4,
+    "model.shared_network": True,
+    "model.clip": 0.1,
+    "model.clip_value": 0.1,
+    "model.entropy_coefficient": 0.01,
+    "data.num_envs": 8,
+    "data.rollout_steps": 128,
+    "data.epochs": 4,
+    "data.minibatches": 4,
+}
+# vwxyzjn/cleanrl, cleanrl/ppo.py and cleanrl/ppo_continuous_action.py.
+PPO_CARTPOLE = {**PPO, "model.shared_network": False, "model.clip": 0.2, "model.entropy_coefficient": 0.01}
+PPO_CONTROL = {**PPO_CARTPOLE, "model.entropy_coefficient": 0.0, "model.normalize_observation": True}
+
+HYPERPARAMETERS = {
+    "dqn_breakout": DQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},
+    "dqn_pong": DQN_ATARI | {"data.env_id": "ALE/Pong-v5"},
+    "pqn_breakout": PQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},
+    "pqn_pong": PQN_ATARI | {"data.env_id": "ALE/Pong-v5"},
+    "ppo_breakout": PPO_ATARI | {"data.env_id": "ALE/Breakout-v5"},
+    "ppo_pong": PPO_ATARI | {"data.env_id": "ALE/Pong-v5"},
+    "ppo_cartpole": PPO_CARTPOLE | {"data.env_id": "CartPole-v1"},
+    "ppo_cartpole_swingup": PPO_CONTROL | {"data.env_id": "dm_control/cartpole-swingup-v0"},
+    "ppo_cheetah_run": PPO_CONTROL | {"data.env_id": "dm_control/cheetah-run-v0"},
+    "ppo_walker_walk": PPO_CONTROL | {"data.env_id": "dm_control/walker-walk-v0"},
+}
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_a_config_has_the_hyperparameters_of_its_source(name: str, fit_parser: ArgumentParser) -> None:
+    ours = {key.replace("init_args.", ""): value for key, value in settings(fit_parser, name).items()}
+
+    expected = HYPERPARAMETERS[name]
+    assert {key: ours[key] for key in expected} == expected
+
+
+def test_every_atari_config_has_its_hyperparameters_checked() -> None:
+    atari = {name for name in WHOLE if "ALE/" in find_config(name).read_text()}
+
+    assert atari <= set(HYPERPARAMETERS)
 
 
 def test_the_multi_skip_recipe_keeps_depth_width_and_activation(fit_parser: ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lit_gfs.cli import main
+from lit_gfs.config_trust import trusting
 from lit_gfs.sealed import read_sealed, write_sealed
 from resuming import replay_content, run_differences, scalars
 
@@ -85,12 +86,16 @@ def assert_resumes(
     whole = run.rename("whole")
     checkpoints = sorted(path.relative_to(whole) for path in whole.rglob("*.ckpt"))
     middle = [path for path in checkpoints if path.name.startswith("epoch")]
-    chosen = [Path("previous.ckpt"), *random.Random(seed).sample(middle, points - 1)]
-    for checkpoint in chosen:
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(whole, run)
-        main(["fit", "--ckpt_path", str(run / checkpoint)])
-        assert run_differences(run, whole) == [], f"resumed from {checkpoint}"
+    for checkpoint in [Path("previous.ckpt"), *random.Random(seed).sample(middle, points - 1)]:
+        assert_resumes_from(checkpoint, run, whole)
+
+
+def assert_resumes_from(checkpoint: Path, run: Path, whole: Path) -> None:
+    """Go back to a checkpoint, named by its place in a run's directory, and compare what comes of it."""
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(whole, run)
+    main(["fit", "--ckpt_path", str(run / checkpoint)])
+    assert run_differences(run, whole) == [], f"resumed from {checkpoint}"
 
 
 @pytest.mark.parametrize("agent", list(AGENTS))
@@ -114,6 +119,15 @@ def test_every_agent_resumes_on_every_suite(agent: str, env: str) -> None:
 
 def test_a_run_whose_rollouts_are_left_early_resumes() -> None:
     assert_resumes("ppo", "CartPole", "--model.target_kl=1e-5", every=3)
+
+
+def test_a_run_whose_environments_draw_from_shared_generators_resumes() -> None:
+    with trusting(["drawing_envs"]):
+        drawing = ["--data.env_id=drawing_envs:Drawing-v0", "--data.total_steps=64", "--data.eval_every=1000"]
+        run = fit(*AGENTS["ppo"], *NETWORK, *drawing, *keep_every(6))
+        whole = run.rename("whole")
+        (after_a_rollout,) = whole.rglob("*step=6.ckpt")
+        assert_resumes_from(after_a_rollout.relative_to(whole), run, whole)
 
 
 @pytest.mark.parametrize("evaluations", ["1", "0"])

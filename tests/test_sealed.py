@@ -236,6 +236,34 @@ def test_a_directory_need_not_be_synced_where_none_can_be(
     assert_is_content(read_sealed(tmp_path / "file.ckpt"))
 
 
+def test_a_file_is_whole_on_disk_before_it_takes_its_name_and_its_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, Path, int]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        calls.append(("sync", path, 0 if path.is_dir() else path.stat().st_size))
+        fsync(descriptor)
+
+    def recorded_replace(self: Path, target: Path) -> Path:
+        calls.append(("replace", Path(target), self.stat().st_size))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    path = tmp_path / "file.ckpt"
+    write_sealed(CONTENT, path)
+
+    size = path.stat().st_size
+    assert calls == [
+        ("sync", tmp_path / "file.ckpt.partial", size),
+        ("replace", path, size),
+        ("sync", tmp_path, 0),
+    ]
+
+
 def test_a_process_killed_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "file.ckpt"
     new = {"new": torch.zeros(1000)}

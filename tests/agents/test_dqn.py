@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tensordict import TensorDict
 
+from fakes import CountingEnv, Records
 from lit_gfs.agents import DQN
 from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.envs import EnvSpec
@@ -89,6 +90,21 @@ def test_the_target_network_is_not_trained() -> None:
     assert list(agent.named_layers()) == ["trunk.layers.0", "trunk.layers.3", "head"]
 
 
+def make_data(**arguments: Any) -> ReplayDataModule:
+    defaults: dict[str, Any] = {
+        "env_id": "Counting-v0",
+        "num_envs": 2,
+        "total_steps": 140,
+        "eval_every": 1000,
+        "learning_starts": 20,
+        "steps_per_update": 2,
+        "batch_size": 8,
+        "buffer_size": 100,
+        "eval_episodes": 2,
+    }
+    return ReplayDataModule(**{**defaults, **arguments})
+
+
 class SyncKeeper(Callback):
     """Notes at which step the target network changed, and the epsilon of every update."""
 
@@ -107,18 +123,7 @@ class SyncKeeper(Callback):
 
 @pytest.mark.usefixtures("counting_envs")
 def test_target_sync_and_epsilon_follow_environment_steps(make_trainer: MakeTrainer) -> None:
-    data = ReplayDataModule(
-        "Counting-v0",
-        num_envs=2,
-        total_steps=140,
-        eval_every=1000,
-        learning_starts=20,
-        steps_per_update=2,
-        batch_size=8,
-        buffer_size=100,
-        eval_episodes=2,
-    )
-    keeper = SyncKeeper()
+    data, keeper = make_data(), SyncKeeper()
     agent = DQN(
         data.env_spec, target_sync_every=50, epsilon_start=1.0, epsilon_end=0.2, epsilon_decay_steps=100
     )
@@ -130,31 +135,62 @@ def test_target_sync_and_epsilon_follow_environment_steps(make_trainer: MakeTrai
     assert keeper.epsilon[140] == 0.2
 
 
+class RateKeeper(Callback):
+    """Notes the learning rate of every update by environment steps."""
+
+    def __init__(self) -> None:
+        self.rates: dict[int, float] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.rates[pl_module.env_steps] = optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("anneal", [True, False])
+def test_the_learning_rate_falls_with_environment_steps_only_if_asked(
+    make_trainer: MakeTrainer, anneal: bool
+) -> None:
+    data, keeper = make_data(), RateKeeper()
+    agent = DQN(
+        data.env_spec,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.5),
+        anneal_learning_rate=anneal,
+    )
+
+    make_trainer(callbacks=[keeper]).fit(agent, data)
+
+    # An update takes the rate that the step before it, two environment steps ago, left.
+    steps = list(range(24, 141, 2))
+    expected = {step: 0.5 * (1 - (step - 2) / 140) if anneal else 0.5 for step in steps}
+    assert {step: keeper.rates[step] for step in steps} == pytest.approx(expected)
+
+
+def test_frames_are_environment_steps_times_the_frame_skip(
+    make_trainer: MakeTrainer, counting_envs: list[CountingEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CountingEnv, "frame_skip", 4)
+    data, records = make_data(), Records()
+
+    make_trainer(logger=records, log_every_n_steps=5).fit(DQN(data.env_spec), data)
+
+    frames = {step: row["time/frames"] for step, row in records.rows.items() if "time/frames" in row}
+    assert len(frames) > 5
+    assert max(frames) == 140
+    assert frames == {step: 4.0 * step for step in frames}
+
+
 @pytest.mark.usefixtures("counting_envs")
 def test_schedules_and_target_period_go_on_after_a_resume(make_trainer: MakeTrainer, tmp_path: Any) -> None:
-    def make_data(total_steps: int) -> ReplayDataModule:
-        return ReplayDataModule(
-            "Counting-v0",
-            num_envs=2,
-            total_steps=total_steps,
-            eval_every=60,
-            learning_starts=20,
-            steps_per_update=2,
-            batch_size=8,
-            buffer_size=100,
-            eval_episodes=2,
-        )
-
     def make_agent(data: ReplayDataModule) -> DQN:
         return DQN(
             data.env_spec, target_sync_every=50, epsilon_start=1.0, epsilon_end=0.2, epsilon_decay_steps=200
         )
 
-    data = make_data(80)
+    data = make_data(total_steps=80, eval_every=60)
     first = make_trainer()
     first.fit(make_agent(data), data)
     first.save_checkpoint(tmp_path / "half.ckpt")
-    data, keeper = make_data(300), SyncKeeper()
+    data, keeper = make_data(total_steps=300, eval_every=60), SyncKeeper()
 
     make_trainer(callbacks=[keeper]).fit(make_agent(data), data, ckpt_path=tmp_path / "half.ckpt")
 

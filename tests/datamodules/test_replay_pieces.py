@@ -236,6 +236,20 @@ def test_pieces_go_when_no_checkpoint_names_them(tmp_path: Path, stacked: bool) 
     assert files(pieces.directory) == [piece["file"] for piece in manifest["pieces"]]
 
 
+def test_pieces_that_a_checkpoint_in_a_subfolder_names_are_spared(tmp_path: Path) -> None:
+    storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
+    pieces = ReplayPieces(tmp_path / "replay")
+    storage.extend(stream.rollout(5))
+    kept = checkpoint(pieces, storage, "checkpoints/kept.ckpt")
+    for _ in range(6):
+        storage.extend(stream.rollout(5))
+        manifest = checkpoint(pieces, storage)
+
+    assert not piece_names(kept) & piece_names(manifest)
+    assert piece_names(kept) <= set(files(pieces.directory))
+    ReplayPieces(tmp_path / "replay").require_intact(kept)
+
+
 def test_beside_a_damaged_checkpoint_nothing_is_removed(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
     pieces = ReplayPieces(tmp_path / "replay")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -69,6 +72,33 @@ def test_every_epoch_is_one_rollout_split_into_passes_of_minibatches(make_traine
     assert orders[0] != orders[1]
 
 
+class DrawKeeper(Callback):
+    """Draws a number from each global generator before every batch."""
+
+    def __init__(self) -> None:
+        self.draws: list[tuple[float, float, float]] = []
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.draws.append((random.random(), np.random.random(), float(torch.rand(()))))  # noqa: NPY002
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_evaluations_do_not_change_what_training_draws(make_trainer: MakeTrainer) -> None:
+    def run(evaluations: int) -> tuple[list[tuple[float, float, float]], list[int], list[torch.Tensor]]:
+        torch.manual_seed(0)
+        data, recorder, keeper = make_data(), Recorder(), DrawKeeper()
+        agent = PPO(data.env_spec)
+        make_trainer(callbacks=[recorder, keeper], limit_val_batches=evaluations).fit(agent, data)
+        return keeper.draws, recorder.evaluated_at, list(agent.parameters())
+
+    draws, evaluated_at, weights = run(1)
+    undisturbed, never, expected = run(0)
+
+    assert (evaluated_at, never) == ([32, 64], [])
+    assert draws == undisturbed
+    assert all(map(torch.equal, weights, expected))
+
+
 @pytest.mark.usefixtures("counting_envs")
 @pytest.mark.parametrize(
     ("eval_every", "expected"),
@@ -105,6 +135,33 @@ def test_an_exhausted_rollout_skips_its_remaining_minibatches(make_trainer: Make
     assert [batch is None for batch in recorder.batches] == [False, *[True] * 5] * 4
     assert trainer.global_step == 4
     assert recorder.evaluated_at == [32, 64]
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_an_exhausted_rollout_stays_exhausted_after_a_resume(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "exhausted.ckpt"
+
+    class SaveOnce(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+            if trainer.global_step == 2 and not checkpoint.exists():
+                trainer.save_checkpoint(checkpoint)
+
+    def run(resumed_from: Path | None) -> tuple[list[bool], list[torch.Tensor]]:
+        torch.manual_seed(0)
+        data, recorder = make_data(), Recorder()
+        agent = PPO(data.env_spec, target_kl=1.0)
+        agent.target_kl = -1.0  # any divergence is more
+        make_trainer(callbacks=[recorder, SaveOnce()]).fit(agent, data, ckpt_path=resumed_from)
+        return [batch is None for batch in recorder.batches], list(agent.parameters())
+
+    skipped, expected = run(None)
+    skipped_after, weights = run(checkpoint)
+
+    # The first minibatch of the second rollout of 6 was learned from.
+    assert skipped_after == skipped[7:] == [True] * 5 + [False, *[True] * 5] * 2
+    assert all(map(torch.equal, weights, expected))
 
 
 def test_a_checkpoint_is_a_barrier(counting_envs: list[CountingEnv], make_trainer: MakeTrainer) -> None:

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from lit_gfs.checkpoints import CONFIG_HEADER
+from lit_gfs.run_directory import RunDirectory
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Stop the clock at 2000.25 seconds; keep how long anybody would have slept."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "time", lambda: 2000.25)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose event file was made in the second in which the clock stands."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/name/version_0")
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(CONFIG_HEADER + "run: {root: null, name: null, version: null}\n")
+    (run / "events.out.tfevents.2000.host.1.0").touch()
+    return run
+
+
+@pytest.mark.parametrize("checkpoint", ["last.ckpt", "checkpoints/last.ckpt"])
+def test_a_run_goes_on_in_its_directory_once_its_event_files_come_last(
+    run: Path, slept: list[float], checkpoint: str
+) -> None:
+    directory = RunDirectory()
+    directory.resume_from(str(run / checkpoint))
+
+    assert (directory.root, directory.name, directory.version) == ("runs", "name", "version_0")
+    assert slept == [0.75]
+
+
+@pytest.mark.parametrize("checkpoint", [None, "elsewhere/last.ckpt", "runs/name/version_0/last.ckpt"])
+def test_a_run_that_begins_elsewhere_does_not_wait(
+    run: Path, slept: list[float], checkpoint: str | None
+) -> None:
+    directory = RunDirectory(name="another")
+    directory.resume_from(checkpoint)
+
+    assert (directory.root, directory.name, directory.version) == (None, "another", None)
+    assert slept == []
