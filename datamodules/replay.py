@@ -175,6 +175,10 @@ class ReplayDataModule(EnvDataModule):
             batch_size=batch_size,
             steps_per_update=steps_per_update,
         )
+        if steps_per_update > total_steps:
+            raise UserError(
+                f"steps_per_update is {steps_per_update}; expected at most total_steps {total_steps}"
+            )
         if learning_starts < 0 or learning_starts + steps_per_update > total_steps:
             raise UserError(
                 f"learning_starts is {learning_starts}; expected 0 to {total_steps - steps_per_update}, "

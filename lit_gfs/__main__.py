@@ -1,8 +1,22 @@
-"""``python -m lit_gfs``."""
+"""``python -m lit_gfs``, and the command ``lit-gfs``."""
 
-try:
-    from lit_gfs.cli import main
+import sys
 
-    main()
-except KeyboardInterrupt:  # while everything is being imported
-    raise SystemExit(130) from None
+
+def run() -> None:
+    """Run the command line; a Ctrl-C while everything is being imported is told like a later one.
+
+    Raises:
+        SystemExit: With the status of `lit_gfs.cli.main`.
+    """
+    try:
+        from lit_gfs.cli import main
+
+        main()
+    except KeyboardInterrupt:
+        print("lit_gfs: stopped by SIGINT", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    run()

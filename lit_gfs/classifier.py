@@ -54,6 +54,8 @@ class Classifier(Learner):
     """
 
     score: ClassVar[str] = "eval/accuracy"
+    scores: ClassVar[tuple[str, ...]] = ("eval/accuracy", "eval/phase_accuracy")
+    """All that an evaluation may report."""
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from lit_gfs.quiet import silence_library_noise
 
 silence_library_noise()
 
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,21 +43,33 @@ from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
 from lit_gfs.checkpoint_io import SealedCheckpointIO
 from lit_gfs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
-from lit_gfs.config_checks import check_empty_keys, check_groups, check_keys, check_values, read_configs
+from lit_gfs.config_checks import (
+    check_empty_keys,
+    check_groups,
+    check_keys,
+    check_no_pipes,
+    check_values,
+    read_configs,
+)
 from lit_gfs.config_files import complete_arguments
-from lit_gfs.config_trust import add_trust_option, take_trust, trusting
+from lit_gfs.config_trust import add_trust_option, is_by_default, take_trust, trusting
 from lit_gfs.endings import keep_traceback, told_in_one_line
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import EnvironmentFault, RunFault, RunStopped, UserError
 from lit_gfs.heap import keep_freed_memory
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
-from lit_gfs.parser_errors import one_line
+from lit_gfs.parser_errors import one_line, without_contents
+from lit_gfs.part_checks import check_parts
 from lit_gfs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.study import command as study_command
 from lit_gfs.threads import set_threads
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
 jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
+
+
+_BEFORE_SUBCOMMANDS = ("-h", "--help")
+_WRAPPED = re.compile(r"(?:Problem with given class_path |Given value: Namespace\(class_path=)'([^']+)'")
 
 
 class RaisingParser(LightningArgumentParser):
@@ -157,15 +170,18 @@ class GradientFlowCLI(LightningCLI):
             contents = read_configs(args)
             for content in contents:
                 check_keys(content, {action.dest for action in self._parser(args[0])._actions})
+        check_no_pipes(args, contents)
         try:
             self.config = parser.parse_args(args)
         except UserError as error:
-            raise UserError(one_line(str(error), parser)) from None
+            line = without_contents(one_line(str(error), parser), args, contents)
+            raise UserError(line) from None
         config = self.config[self.config["subcommand"]]
         for content in contents:
             check_empty_keys(content, config)
         check_groups(config)
         check_values(config)
+        check_parts(config)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters overrule what was typed; ours holds none, and
@@ -178,7 +194,7 @@ class GradientFlowCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             # jsonargparse wraps what a class raises; what it wrapped is what went wrong.
-            raise _foreseen_in(error) or error.__cause__ or error  # noqa: B904
+            raise _foreseen_in(error) or _refusal_in(error) or error.__cause__ or error  # noqa: B904
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint to begin with, and check it, before anything is built."""
@@ -244,6 +260,8 @@ class GradientFlowCLI(LightningCLI):
             self._discard_run()
             raise
         except Exception as error:
+            if str(error).startswith("Early stopping conditioned on metric"):
+                raise UserError(f"trainer.callbacks: {error}") from error
             if not is_misfit(error):
                 raise
             self._discard_run()
@@ -305,6 +323,22 @@ def _foreseen_in(error: BaseException | None) -> UserError | RunFault | None:
     return error
 
 
+def _refusal_in(error: BaseException | None) -> UserError | None:
+    """Return what to tell of a library's class that refuses its arguments, or lacks a package.
+
+    What a class of the user's own raises may be a bug in it, and keeps its traceback.
+    """
+    named: str | None = None
+    while error is not None:
+        if found := _WRAPPED.search(str(error)):
+            named = found[1]
+        elif named and (isinstance(error, ImportError) or is_by_default(named)):
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            return UserError(f"{named} cannot be made: {reason}")
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
@@ -317,6 +351,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if args is None else args
     try:
+        _check_order(arguments)
         if arguments and arguments[0] in study_command.SUBCOMMANDS:
             if status := study_command.run(arguments):
                 raise SystemExit(status)
@@ -336,6 +371,22 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
+def _check_order(arguments: Sequence[str]) -> None:
+    # What stands before the subcommand is of another parser, whose configurations nobody has checked.
+    if arguments and arguments[0].startswith("-") and arguments[0] not in _BEFORE_SUBCOMMANDS:
+        option = arguments[0].partition("=")[0]
+        raise UserError(
+            f"{option} stands before the subcommand; expected it after, as in: fit --config quickstart"
+        )
+
+
 def _fail(message: str, status: int) -> NoReturn:
-    print("lit_gfs: error:", " ".join(message.split()), file=sys.stderr)
+    print("lit_gfs: error:", _printable(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(status)
+
+
+def _printable(text: str) -> str:
+    """Escape what would steer the terminal: keys and values are shown as somebody wrote them."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
+    )

@@ -3,19 +3,25 @@ callables that are no class."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import operator
 import os
+import re
+import stat
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
@@ -26,8 +32,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_gfs.config_trust import is_trusted, refusal
+from lit_gfs.config_trust import is_trusted
 from lit_gfs.errors import LONGEST_SHOWN, UserError, nearest
+from lit_gfs.named_classes import named_classes
 from lit_gfs.yaml_files import read_yaml
 
 KINDS = (
@@ -120,7 +127,8 @@ def check_keys(content: Mapping[Any, Any], options: Collection[str]) -> None:
 
 
 def check_groups(config: Namespace) -> None:
-    """Refuse a value in the place of a group of options, and numbers that the Trainer would stumble over.
+    """Refuse a value in the place of a group of options, text that cannot be written down, and numbers that
+    the Trainer would stumble over.
 
     Raises:
         UserError: If there is one.
@@ -130,6 +138,10 @@ def check_groups(config: Namespace) -> None:
             raise UserError(
                 f"{group} is {_shown(config[group])}; expected options below it, as in --{group}.<name>"
             )
+    for key, value in config.items():
+        if isinstance(value, str) and not value.isascii() and re.search(r"[\ud800-\udfff]", value):
+            place = key.replace(".init_args", "")
+            raise UserError(f"{place} is {value!r}; expected text in UTF-8")
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed < 2**32:
         raise UserError(f"seed_everything is {seed}; expected a whole number from 0 to {2**32 - 1}")
@@ -143,6 +155,48 @@ def check_groups(config: Namespace) -> None:
     devices, most = str(config.trainer.get("devices")), max(2, os.cpu_count() or 1)
     if devices.isdecimal() and int(devices) > most:
         raise UserError(f"trainer.devices is {devices}; expected at most {most} on this machine")
+    nodes = config.trainer.get("num_nodes")
+    if isinstance(nodes, int) and nodes > 1 and not _has_other_nodes(config):
+        raise UserError(
+            f"trainer.num_nodes is {nodes}; expected 1, as nothing tells of other nodes: start it by srun, "
+            "torchrun, mpirun or jsrun, or set MASTER_ADDR"
+        )
+
+
+def _has_other_nodes(config: Namespace) -> bool:
+    """Say whether other nodes are known of; without, Lightning would wait for them for ever."""
+    # Those that Lightning looks for, in its order.
+    clusters = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+    chosen = (named.cls for named in named_classes(config.trainer))
+    return (
+        "MASTER_ADDR" in os.environ
+        or any(cluster.detect() for cluster in clusters)
+        or any(inspect.isclass(cls) and issubclass(cls, ClusterEnvironment) for cls in chosen)
+    )
+
+
+def check_no_pipes(arguments: Sequence[str], contents: Sequence[Any]) -> None:
+    """Refuse values that are the path of a pipe or a device: the parser would read it, and may never end.
+
+    Args:
+        arguments: What was typed.
+        contents: What stands in the configurations.
+
+    Raises:
+        UserError: If there is one.
+    """
+    typed = (argument.partition("=")[2] or argument for argument in arguments)
+    for value in (*typed, *_leaves(list(contents))):
+        if isinstance(value, str) and _is_pipe(value):
+            raise UserError(f"{value!r} is a pipe or a device; expected a file, or another value")
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # no path at all
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def check_empty_keys(content: Mapping[str, Any], config: Namespace) -> None:
@@ -155,7 +209,7 @@ def check_empty_keys(content: Mapping[str, Any], config: Namespace) -> None:
     Raises:
         UserError: If there is one.
     """
-    for named in _classes(config, ""):
+    for named in named_classes(config):
         written = _written_at(content, named.place)
         if written is None:
             continue
@@ -171,14 +225,14 @@ def check_empty_keys(content: Mapping[str, Any], config: Namespace) -> None:
 def check_values(config: Namespace) -> None:
     """Refuse what no argument may be, before anything is built.
 
-    That is ``null`` for a number, a string or a switch that has to have a value; what is no finite number, or
-    beyond 64 bits; a class or a function that is not of `KINDS`, or arguments that a class does not list,
-    unless its package is trusted; and an environment whose module is not trusted.
+    That is ``null`` for a number, a string, a switch or a class that has to have a value; what is no finite
+    number, or beyond 64 bits; a class or a function that is not of `KINDS`, or arguments that a class does
+    not list, unless its package is trusted; and an environment whose module is not trusted.
 
     Raises:
         UserError: If there is one.
     """
-    for named in _classes(config, ""):
+    for named in named_classes(config):
         _check_kind(named.place.removesuffix("."), named.cls)
         _check_unlisted(named.place, named.cls, named.unlisted)
         hints, parameters = named.hints, named.parameters
@@ -187,14 +241,23 @@ def check_values(config: Namespace) -> None:
             if value is None and hints.get(name) in (int, float, bool, str):
                 raise UserError(f"{place} is null; expected {hints[name].__name__}")
             default = parameters[name].default if name in parameters else None
+            if value is None and typing.get_origin(hints.get(name)) is Callable and default is not None:
+                raise UserError(f"{place} is null; expected a class")
             _check_number(place, value, default)
             for leaf in _leaves(value):
                 if (inspect.isroutine(leaf) or inspect.isclass(leaf)) and leaf is not default:
                     _check_kind(place, leaf)
-        # Gymnasium imports what stands before the colon.
-        module, colon, _ = str(named.arguments.get("env_id") or "").rpartition(":")
-        if colon and not is_trusted(module):
-            raise UserError(refusal(f"{named.place}env_id", named.arguments["env_id"]))
+        if isinstance(env_id := named.arguments.get("env_id"), str):
+            _check_env_id(f"{named.place}env_id", env_id)
+
+
+def _check_env_id(place: str, env_id: str) -> None:
+    # Gymnasium imports what stands before the colon.
+    module, colon, name = env_id.rpartition(":")
+    if colon and not is_trusted(module):
+        is_module = all(part.isidentifier() for part in module.split("."))
+        advice = f", or type --trust {module.partition('.')[0]} if you trust that module" if is_module else ""
+        raise UserError(f"{place} is {env_id!r}, and {module!r} is not imported; expected {name!r}{advice}")
 
 
 def _check_number(place: str, value: Any, default: Any) -> None:
@@ -268,45 +331,3 @@ def _written_at(content: Any, place: str) -> dict[str, Any] | None:
             return None
         content = content.get(key)
     return content if isinstance(content, dict) else None
-
-
-class _Named(NamedTuple):
-    """A class that a configuration names."""
-
-    place: str
-    """Where it stands, as in ``model.trunk.``."""
-    cls: Any
-    arguments: dict[str, Any]
-    unlisted: dict[str, Any]
-    """Those of its arguments that it accepts and does not list."""
-
-    @property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """What it accepts."""
-        return inspect.signature(self.cls).parameters
-
-    @property
-    def hints(self) -> dict[str, Any]:
-        """Types of its arguments, as far as it says them."""
-        try:
-            return typing.get_type_hints(self.cls.__init__)
-        except (NameError, TypeError, AttributeError):
-            return {}
-
-
-def _classes(config: Any, place: str) -> Iterator[_Named]:
-    # Only what the parser has looked at: what looks like a class within plain data stays data.
-    if isinstance(config, list | tuple | dict):
-        items = config.items() if isinstance(config, dict) else enumerate(config)
-        for key, item in items:
-            yield from _classes(item, f"{place}{key}.")
-    if not isinstance(config, Namespace):
-        return
-    values = vars(config)
-    if isinstance(values.get("class_path"), str):
-        module, _, name = values["class_path"].rpartition(".")
-        unlisted = dict(values.get("dict_kwargs") or {})
-        values = vars(values.get("init_args") or Namespace())
-        yield _Named(place, operator.attrgetter(name)(importlib.import_module(module)), values, unlisted)
-    for key, value in values.items():
-        yield from _classes(value, f"{place}{key}.")

@@ -141,6 +141,11 @@ def is_trusted(path: str) -> bool:
     return any(path == package or path.startswith(f"{package}.") for package in _trusted)
 
 
+def is_by_default(path: str) -> bool:
+    """Say whether an import path is of a library that every configuration may name, besides this one."""
+    return path.partition(".")[0] in set(LIBRARIES) - {"lit_gfs"}
+
+
 def refusal(place: str, path: str) -> str:
     """Say in one line that a configuration may not name something, and what to do about it."""
     package = re.split(r"[.:]", path)[0]

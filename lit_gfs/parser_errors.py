@@ -7,8 +7,11 @@ argument ("or None") are never what the user meant, so the first concrete compla
 from __future__ import annotations
 
 import inspect
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -43,6 +46,8 @@ _NO_VALUE = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
 _KINDS_OF_KEYS = {"trunk": Trunk, "encoder": Encoder, "optimizer": Optimizer}
 _FEW = 8
 """So many classes are all named."""
+_RESTRICTED = re.compile(r"Not of type PositiveInt: (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)")
+_EMPTY = re.compile(r"(Given value|Got value|import path string): *(?=\n|$)")
 _SUBCOMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
@@ -56,7 +61,7 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     Returns:
         One line: the key, the value, what was expected, and the nearest valid choice where there is one.
     """
-    whole = " ".join(message.split())
+    whole = " ".join(_EMPTY.sub(r"\1: ''", message).split())
     text = _NOT_A_PATH.sub("", whole)
     places = list(dict.fromkeys(_KEY.findall(text)))
     typed = _NESTED.search(text)
@@ -71,21 +76,23 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         return f"{key} is no known key{nearest(name, _argument_names(named) - {name})}"
     if found := _AMBIGUOUS.search(text):
         return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
+    if found := _RESTRICTED.search(text):
+        return f"{path} is {found[1] or found[2]!r}; expected {_describe('PositiveInt')}"
     alternatives = _ALTERNATIVES.match(text)
     takes_plain = alternatives is not None and _PLAIN.search(alternatives[1]) is not None
     if (found := _NO_CLASS.search(text) or _NOT_FOUND.search(whole)) and not takes_plain:
+        value = found[1].strip("'")
         if kind := _KINDS_OF_KEYS.get(path.rpartition(".")[2]):
-            return (
-                f"{path} is {found[1]!r}; expected a class of {kind.__name__}{_nearest_class(found[1], kind)}"
-            )
+            return f"{path} is {value!r}; expected a class of {kind.__name__}{_nearest_class(value, kind)}"
         expected = f"{named.__name__} or null" if named else "a class"
-        return f"{path} is {found[1]!r}; expected {expected}{nearest(found[1], _class_names(named))}"
+        return f"{path} is {value!r}; expected {expected}{nearest(value, _class_names(named))}"
     if found := _WRONG_CLASS.search(text):
         return f"{path} is {found[1]!r}; expected a class of {found[2]}"
     if found := _NO_SUBCLASS.search(text):
         return f"{path} is {found[2]!r}; expected a class of {found[1]}"
     if found := _WRONG_TYPE.search(text):
-        return f"{path} is {found[2]!r}; expected {_describe(found[1])}{_nearest_literal(found[2], found[1])}"
+        value = found[2].strip("'")
+        return f"{path} is {value!r}; expected {_describe(found[1])}{_nearest_literal(value, found[1])}"
     if (found := _UNRECOGNIZED.search(text)) and typed and places:
         return f"--{path} is no known option{nearest(typed[1].partition('.')[0], _argument_names(named))}"
     if found:
@@ -104,12 +111,39 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     if found := _MISSING.search(text):
         if path:
             return f"{path}.{found[1]} has no value; expected one"
-        subcommand = found[1].partition(".")[0]
+        subcommand, dot, _ = found[1].partition(".")
+        if not dot:
+            return f"{found[1]} not given; {parser.prog} --help says what it is"
         names = found[1].replace(f"{subcommand}.", "").replace(", ", " and ")
         return f"{names} not given; name a configuration, as in: {subcommand} --config quickstart"
     if path and alternatives:
         return f"{path} is {_typed_value(alternatives[2])!r}; expected {_describe(alternatives[1])}"
     return text
+
+
+def without_contents(line: str, arguments: Sequence[str], contents: Sequence[Mapping[str, Any]]) -> str:
+    """Name a file instead of its content, where an option's value was the path of one.
+
+    Args:
+        line: What `one_line` made of the parser's message.
+        arguments: What was typed.
+        contents: What stands in the configurations.
+
+    Returns:
+        The line, with what was given in the place of what the parser read there.
+    """
+    typed = []
+    for argument, following in pairwise([*arguments, ""]):
+        option, equals, value = argument.partition("=")
+        typed.append((option.removeprefix("--"), value if equals else following))
+    place, verb, rest = line.partition(" is ")
+    for key, value in [*typed, *(item for content in contents for item in content.items())]:
+        is_replaced = verb and key == place and isinstance(value, str) and not rest.startswith(repr(value))
+        if is_replaced and os.path.isfile(value):
+            return (
+                f"{place} is {value!r}, a file of something else; expected a class, or a file that names one"
+            )
+    return line
 
 
 def _typed_value(shown: str) -> str:

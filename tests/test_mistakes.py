@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 
+from lit_gfs.cli import main
 from mistakes import COMMANDS, DQN, FILES, OPTIONS, refused
 
 
@@ -15,6 +21,7 @@ def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("afile").write_text("")
     Path("adir").mkdir()
+    Path("secret").write_text("not to be shown")
 
 
 @pytest.mark.parametrize(("option", "expected"), OPTIONS, ids=[option[:60] for option, _ in OPTIONS])
@@ -40,6 +47,71 @@ def test_a_file_that_is_no_text_is_told(capsys: pytest.CaptureFixture[str]) -> N
     Path("mine.yaml").write_bytes(b"a: \xff")
 
     assert "is not text in UTF-8 (byte 3)" in refused([*DQN, "--config=mine.yaml"], capsys)
+
+
+def test_what_stands_before_the_subcommand_is_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("subcommand: fit\nfit: {gfs: {path_int: {}}}")
+
+    assert "--config stands before the subcommand" in refused(["--config=mine.yaml", "fit"], capsys)
+    assert "--config stands before the subcommand" in refused(["--config=mine.yaml"], capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--model=pipe"], ["--data.env_options", "pipe"], ["--config=mine.yaml"]]
+)
+def test_a_pipe_is_not_waited_for(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe")
+    Path("mine.yaml").write_text("trainer: {callbacks: pipe}")
+
+    assert "'pipe' is a pipe or a device; expected a file" in refused([*DQN, *arguments], capsys)
+
+
+def test_other_nodes_are_waited_for_where_somebody_started_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Which gets past the number of nodes, and no further.
+    arguments = [*DQN, "--trainer.num_nodes=2", "--data.num_envs=0"]
+    assert "trainer.num_nodes is 2" in refused(arguments, capsys)
+    assert "num_envs is 0" in refused([*arguments, "--trainer.plugins=LightningEnvironment"], capsys)
+
+    monkeypatch.setenv("MASTER_ADDR", "first-node")
+
+    assert "num_envs is 0" in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize("logger", ["MLFlowLogger", "WandbLogger"])
+def test_a_logger_whose_package_is_missing_is_told(logger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    package = logger.removesuffix("Logger").lower()
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+
+    line = refused([*DQN, f"--trainer.logger={logger}"], capsys)
+
+    assert re.search(rf"{logger} cannot be made: .*pip install -U '{package}", line), line
+
+
+def test_a_library_s_class_that_refuses_its_arguments_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise ValueError("no such folder")
+
+    monkeypatch.setattr(CSVLogger, "__init__", functools.wraps(CSVLogger.__init__)(refuse))
+
+    line = refused([*DQN, "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: x}}"], capsys)
+
+    assert line.endswith("CSVLogger cannot be made: no such folder")
+
+
+def test_an_early_stop_by_a_score_of_other_environments_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    stopping = "{class_path: EarlyStopping, init_args: {monitor: eval/human_normalized_score}}"
+
+    with pytest.raises(SystemExit) as stop:
+        main([*DQN, f"--trainer.callbacks=[{stopping}]"])
+
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("lit_gfs: error: trainer.callbacks: Early stopping conditioned on metric")
 
 
 def test_there_are_no_fewer_than_sixty() -> None:

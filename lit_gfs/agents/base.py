@@ -107,6 +107,13 @@ class Agent(Learner):
     """
 
     score: ClassVar[str] = "eval/episode_return"
+    scores: ClassVar[tuple[str, ...]] = (
+        "eval/episode_return",
+        "eval/episode_return_std",
+        "eval/episode_length",
+        "eval/human_normalized_score",
+    )
+    """All that an evaluation may report, the last one of Atari games alone."""
 
     def __init__(self, env_spec: EnvSpec, compile: bool = False) -> None:
         super().__init__(env_spec, compile)

@@ -58,7 +58,7 @@ def gymnasium_options(env_id: str) -> list[str] | None:
     try:
         entry = spec.entry_point
         creator: Any = entry if callable(entry) else load_env_creator(str(entry))
-    except ImportError as error:
+    except (gymnasium.error.Error, ImportError) as error:
         raise _unavailable(env_id, error) from error
     parameters = inspect.signature(creator).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

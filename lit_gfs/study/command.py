@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -128,11 +129,11 @@ def run_report(options: Namespace) -> int:
     """Make summary and report from a study's tables.
 
     Raises:
-        UserError: If one of them is missing.
+        UserError: If one of them is missing, or is not as ``study`` wrote it.
     """
     directory = Path(options.directory)
     for name in (STUDY_NAME, ORIGIN_NAME, RUNS_FILE, CURVES_FILE, GRADIENT_NORMS_FILE):
-        if not (directory / name).is_file():
+        if not os.path.isfile(directory / name):  # not Path.is_file, which raises where a name is too long
             raise UserError(
                 f"{options.directory!r} has no {name}; expected the directory of a study that ran"
             )
@@ -197,10 +198,10 @@ def _report(directory: Path) -> None:
     from lit_gfs.study.report import write_report
 
     study, table = Study.load(directory / STUDY_NAME), read_table(directory)
-    origin = json.loads((directory / ORIGIN_NAME).read_text(encoding="utf-8"))
+    command, versions = _read_origin(directory / ORIGIN_NAME)
     summary = summarize(study, table)
     write_summary(directory, summary)
-    path = write_report(directory, study, table, summary, origin["command"], origin["versions"])
+    path = write_report(directory, study, table, summary, command, versions)
     failed = sum(run.status == FAILED for run in table.runs)
     print(
         f"report: {path}" + (f" ({failed} of {len(table.runs)} cells failed)" if failed else ""), flush=True
@@ -215,6 +216,16 @@ def _write_origin(directory: Path, options: Namespace) -> None:
     command += trust_options(options.trust)
     with write_atomically(directory / ORIGIN_NAME) as file:
         json.dump({"command": shlex.join(command), "versions": environment()}, file)
+
+
+def _read_origin(path: Path) -> tuple[str, dict[str, str]]:
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+        return str(origin["command"]), dict(origin["versions"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"'{path}' does not say how the study was run; expected it as study wrote it"
+        ) from error
 
 
 def _print_plan(study: Study, only: Where | None, directory: Path, options: Namespace) -> int:

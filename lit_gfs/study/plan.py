@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +23,9 @@ from lit_gfs.errors import UserError
 from lit_gfs.study.factors import Factors, Where, matches, read_factors, read_where
 from lit_gfs.study.sections import check_known, read_section
 from lit_gfs.yaml_files import read_yaml
+
+MAX_CELLS = 100_000
+"""The most cells of a study, those that are skipped included."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +196,13 @@ def read_study(content: Any) -> Study:
     check_known([study.compare.baseline], factors["recipe"], "recipe", "compare.baseline")
     check_known([study.compare.base_scale], factors["scale"], "scale", "compare.base_scale")
     check_known(study.compare.tuned_on, factors["task"], "task", "compare.tuned_on")
-    names = [cell.name for cell in study.cells()]
+    count = math.prod(len(levels) for levels in factors.values())
+    if count > MAX_CELLS:
+        raise UserError(f"factors span {count:,} cells; expected at most {MAX_CELLS:,}")
+    names = Counter(cell.name for cell in study.cells())
     if not names:
         raise UserError("skip leaves no cell to run")
-    if twice := {name for name in names if names.count(name) > 1}:
+    if twice := [name for name, times in names.items() if times > 1]:
         raise UserError(f"two cells are called {min(twice)!r}; expected levels whose names differ in letters")
     return study
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from lit_gfs.errors import UserError
 from lit_gfs.text_files import write_atomically
 
 RUNS_FILE = "runs.csv"
@@ -121,9 +122,29 @@ def read_table(directory: Path) -> Table:
 
     Raises:
         FileNotFoundError: If one of the files is missing.
+        UserError: If one of them is not as `write_table` writes it.
     """
+    readers = (
+        (RUNS_FILE, _read_runs),
+        (CURVES_FILE, _read_curves),
+        (GRADIENT_NORMS_FILE, _read_gradient_norms),
+    )
+    parts: list[Any] = []
+    for name, read in readers:
+        path = directory / name
+        try:
+            parts.append(read(path))
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
+            problem = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"'{path}' is no table of a study ({problem}); expected it as study wrote it"
+            ) from error
+    return Table(*parts)
+
+
+def _read_runs(path: Path) -> list[Run]:
     runs = []
-    for row in _rows(directory / RUNS_FILE):
+    for row in _rows(path, ("cell", *_MEASURES)):
         columns = list(row)
         factors = columns[1 : columns.index("status")]
         runs.append(
@@ -140,18 +161,22 @@ def read_table(directory: Path) -> Table:
                 wall_seconds=_number(row["wall_seconds"], float),
             )
         )
+    return runs
+
+
+def _read_curves(path: Path) -> dict[tuple[str, str], Curve]:
     curves: dict[tuple[str, str], Curve] = {}
-    for row in _rows(directory / CURVES_FILE):
+    for row in _rows(path, ("cell", "tag", "step", "seconds", "value")):
         curve = curves.setdefault((row["cell"], row["tag"]), Curve([], [], []))
         curve.steps.append(int(row["step"]))
         curve.seconds.append(float(row["seconds"]))
         curve.values.append(float(row["value"]))
-    return Table(runs, curves, _read_gradient_norms(directory / GRADIENT_NORMS_FILE))
+    return curves
 
 
 def _read_gradient_norms(path: Path) -> dict[str, GradientNorms]:
     norms: dict[str, GradientNorms] = {}
-    for row in _rows(path):
+    for row in _rows(path, ("cell", "layer", "step", "raw", "applied")):
         cell = norms.setdefault(row["cell"], GradientNorms([], [], [], []))
         if row["layer"] not in cell.layers:
             cell.layers.append(row["layer"])
@@ -171,9 +196,13 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
         writer.writerows(rows)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        for column in columns:
+            if column not in (reader.fieldnames or ()):
+                raise KeyError(column)
+        return list(reader)
 
 
 def _number(text: str, kind: Callable[[str], _Number]) -> _Number | None:

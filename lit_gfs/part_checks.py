@@ -1,0 +1,120 @@
+"""Mistakes in the parts that a configuration names: unfinished ones, and those that do not go together."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from torch import nn
+from torch.optim import SparseAdam
+
+from lit_gfs.agents.learner import Learner
+from lit_gfs.config_trust import is_trusted
+from lit_gfs.datamodules.base import EnvDataModule
+from lit_gfs.errors import UserError, nearest
+from lit_gfs.machine import require_memory
+from lit_gfs.named_classes import NamedClass, named_classes
+from lit_gfs.networks import Encoder, Trunk
+
+_UNUSABLE = {
+    LearningRateFinder: "needs an attribute lr of the model; set model.optimizer.lr",
+    StochasticWeightAveraging: "needs a model that can be copied; expected none of its kind",
+    WeightAveraging: "needs a model that can be copied; expected none of its kind",
+    SparseAdam: "takes sparse gradients alone; expected another, such as Adam",
+}
+"""Classes that can be named and built, and fail once training starts: what to do instead."""
+
+_EPISODE_BYTES = 12
+"""A return and a length."""
+
+
+def check_parts(config: Namespace) -> None:
+    """Refuse what could be built, but not trained with.
+
+    Raises:
+        UserError: If there is such a part.
+    """
+    parts = list(named_classes(config))
+    for part in parts:
+        place = part.place.removesuffix(".")
+        path = f"{part.cls.__module__}.{part.cls.__qualname__}"
+        if reason := _UNUSABLE.get(part.cls):
+            raise UserError(f"{place} is {path!r}, which {reason}")
+        if inspect.isclass(part.cls) and issubclass(part.cls, Trunk | Encoder) and _is_unfinished(part.cls):
+            example = "PlainTrunk" if issubclass(part.cls, Trunk) else "VectorEncoder or NatureCNN"
+            raise UserError(f"{place} is {path!r}, which has no forward; expected another, such as {example}")
+        if part.cls is LambdaCallback:
+            _check_hooks([each for each in parts if each.place.startswith(part.place)])
+    by_place = {part.place: part for part in parts}
+    model, data = by_place.get("model."), by_place.get("data.")
+    if model is not None and data is not None:
+        _check_pair(model, data)
+    if data is not None and isinstance(episodes := data.arguments.get("eval_episodes"), int):
+        require_memory(f"eval_episodes {episodes}", _EPISODE_BYTES * episodes)
+    if model is not None:
+        _check_monitors(model.cls, [part for part in parts if part.place.startswith("trainer.callbacks.")])
+
+
+def _is_unfinished(cls: type[nn.Module]) -> bool:
+    return cls.forward is nn.Module.forward
+
+
+def _check_hooks(parts: list[NamedClass]) -> None:
+    for part in parts:
+        if inspect.isclass(part.cls) and issubclass(part.cls, nn.Module):
+            raise UserError(
+                f"{part.place.removesuffix('.')} is a {part.cls.__name__}, which is no hook; expected a "
+                "function of a package that you trust"
+            )
+
+
+def _check_pair(model: NamedClass, data: NamedClass) -> None:
+    """Check that a model and a datamodule offer what they ask of each other, whoever wrote them."""
+    if not (inspect.isclass(model.cls) and inspect.isclass(data.cls)):
+        return
+    # A class of the user's own may make it when it is built.
+    gives_spec = hasattr(data.cls, "env_spec") or is_trusted(data.cls.__module__)
+    if "env_spec" in model.parameters and not gives_spec:
+        raise UserError(
+            f"data is {data.cls.__name__}, which has no env_spec for {model.cls.__name__}; expected "
+            "RolloutDataModule, ReplayDataModule or LabelShuffleDataModule"
+        )
+    learns = issubclass(model.cls, Learner) or hasattr(model.cls, "collection_policy")
+    # Labels suit any model that the user has written for them.
+    learns |= is_trusted(model.cls.__module__) and not issubclass(data.cls, EnvDataModule)
+    if hasattr(data.cls, "env_spec") and not learns:
+        raise UserError(
+            f"model is {model.cls.__name__}, which {data.cls.__name__} cannot train; expected DQN, PPO, "
+            "PQN or Classifier"
+        )
+
+
+def _check_monitors(model: Any, callbacks: list[NamedClass]) -> None:
+    """Refuse callbacks that watch a value which nobody reports, where all who could are known."""
+    scores = _scores(model)
+    if not scores or any(is_trusted(part.cls.__module__) for part in callbacks):
+        return
+    for part in callbacks:
+        monitor = part.arguments.get("monitor")
+        known = scores | ({"epoch", "step"} if issubclass(part.cls, ModelCheckpoint) else set())
+        if issubclass(part.cls, EarlyStopping | ModelCheckpoint) and monitor and monitor not in known:
+            raise UserError(
+                f"{part.place}monitor is {monitor!r}; expected one of {', '.join(sorted(known))}"
+                f"{nearest(monitor, known)}"
+            )
+
+
+def _scores(model: Any) -> set[str]:
+    """Return the tags of all values that a model of ours reports to callbacks; none if it is another's."""
+    if not inspect.isclass(model) or not model.__module__.startswith("lit_gfs."):
+        return set()
+    return set(getattr(model, "scores", ()))
