@@ -198,6 +198,10 @@ def _report(directory: Path) -> None:
     from lit_gfs.study.report import write_report
 
     study, table = Study.load(directory / STUDY_NAME), read_table(directory)
+    if {tuple(run.levels) for run in table.runs} != {tuple(study.factors)}:
+        raise UserError(
+            f"'{directory / RUNS_FILE}' is of another study; expected the factors {', '.join(study.factors)}"
+        )
     command, versions = _read_origin(directory / ORIGIN_NAME)
     summary = summarize(study, table)
     write_summary(directory, summary)

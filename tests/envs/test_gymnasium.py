@@ -329,6 +329,19 @@ def test_what_cannot_be_rendered_or_made() -> None:
         make_env("Fake-v0")
 
 
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"])
+def test_what_to_install_is_told(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(entry: str) -> None:
+        raise gymnasium.error.DependencyNotInstalled(
+            'Box2D is not installed; `pip install "gymnasium[box2d]"`'
+        )
+
+    monkeypatch.setattr("lit_gfs.envs.gymnasium.load_env_creator", not_installed)
+
+    with pytest.raises(UserError, match=rf"'{env_id}' cannot be made: .*pip install"):
+        make_env(env_id)
+
+
 def test_old_ids_are_served_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

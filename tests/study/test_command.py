@@ -134,6 +134,13 @@ def test_a_part_of_a_study_with_a_failure(capsys: pytest.CaptureFixture[str]) ->
     (TABLES / "report.html").unlink()
     main(["report", str(TABLES)])
     assert "CPU cores" in (TABLES / "report.html").read_text(encoding="utf-8")
+    for name in ("origin.json", "runs.csv"):
+        written = (TABLES / name).read_text(encoding="utf-8")
+        (TABLES / name).write_text(written.replace("command", "").replace(",scale,", ",size,"))
+        assert name in mistake_of(["report", str(TABLES)], capsys)
+        (TABLES / name).write_text("")
+        assert name in mistake_of(["report", str(TABLES)], capsys)
+        (TABLES / name).write_text(written, encoding="utf-8")
     (TABLES / "curves.csv").unlink()
     assert "has no curves.csv" in mistake_of(["report", str(TABLES)], capsys)
 

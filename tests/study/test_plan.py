@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,20 @@ def test_a_mistake_is_told_with_its_place_in_the_file(mistake: str, tmp_path: Pa
         Study.load(path)
 
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_study_with_many_seeds_is_read_in_time() -> None:
+    started = time.process_time()
+
+    study = read_study(content(factors__seed=list(range(2_000))))
+
+    assert len(study.factors["seed"]) == 2_000
+    assert time.process_time() - started < 3  # with a pass for each of its cells, a minute
+
+
+def test_a_study_of_too_many_cells_is_refused() -> None:
+    with pytest.raises(UserError, match=r"factors span 160,000 cells; expected at most 100,000"):
+        read_study(content(factors__seed=list(range(20_000))))
 
 
 def test_a_file_that_is_no_yaml_is_told(tmp_path: Path) -> None:

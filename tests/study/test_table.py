@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
+
+from lit_gfs.errors import UserError
 from lit_gfs.study.table import (
     FAILED,
     FINISHED,
@@ -43,6 +46,25 @@ def test_a_table_survives_the_files(tmp_path: Path) -> None:
 
     assert read_table(tmp_path) == table
     assert {path.name for path in tmp_path.iterdir()} == {"runs.csv", "curves.csv", "gradient_norms.csv"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("runs.csv", "", "no column 'cell'"),
+        ("runs.csv", "cell,task\nx,y\n", "no column 'status'"),
+        ("curves.csv", "cell,tag,step,seconds,value\na,b,c,1,2\n", "invalid literal for int"),
+        ("curves.csv", "cell,tag,step,seconds,value\na,b\n", "int.. argument must be"),
+        ("gradient_norms.csv", "cell,layer,step,raw\n", "no column 'applied'"),
+        ("gradient_norms.csv", b"\xff", "codec can't decode"),
+    ],
+)
+def test_what_is_no_table_is_told(tmp_path: Path, name: str, content: str | bytes, problem: str) -> None:
+    write_table(tmp_path, Table([], {}, {}))
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    with pytest.raises(UserError, match=rf"{name}' is no table of a study \(.*{problem}"):
+        read_table(tmp_path)
 
 
 def test_a_norm_that_is_not_known_stays_so(tmp_path: Path) -> None:
