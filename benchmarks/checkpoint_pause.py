@@ -26,8 +26,8 @@ import torch
 from replay_memory import make_noise
 
 from lit_gfs.datamodules.frame_storage import FrameStackStorage
-from lit_gfs.datamodules.replay_pieces import ReplayPieces
-from lit_gfs.sealed import read_sealed, write_sealed
+from lit_gfs.runs.replay_pieces import ReplayPieces
+from lit_gfs.runs.sealed import read_sealed, write_sealed
 
 
 def write_checkpoint(pieces: ReplayPieces, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:

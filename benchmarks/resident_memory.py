@@ -28,7 +28,7 @@ from replay_memory import resident_bytes
 from throughput import MeasuredCLI
 from typing_extensions import override
 
-from lit_gfs.config_files import complete_arguments
+from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
 
 MIB = 2**20

@@ -32,7 +32,7 @@ from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
 
 from lit_gfs.cli import GradientFlowCLI
-from lit_gfs.config_files import complete_arguments, find_config
+from lit_gfs.configuration.config_files import complete_arguments, find_config
 from lit_gfs.errors import UserError
 
 LEARNING_STARTS = 1_000

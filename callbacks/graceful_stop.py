@@ -16,10 +16,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
-from lit_gfs.checkpoint_io import last_checkpoint
-from lit_gfs.endings import keep_traceback, resume_advice
 from lit_gfs.errors import EnvironmentFault, RunStopped, TrainingDiverged
-from lit_gfs.sealed import UnwritableFile
+from lit_gfs.runs.checkpoint_io import last_checkpoint
+from lit_gfs.runs.endings import keep_traceback, resume_advice
+from lit_gfs.runs.sealed import UnwritableFile
 
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """The signals that stop a run, and what a process does on them unless somebody has decided otherwise."""

@@ -11,17 +11,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer
 
-from lit_gfs.checkpoint_io import last_checkpoint
 from lit_gfs.datamodules.base import EnvDataModule, gather, require_positive
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.frame_storage import frame_replay_buffer
-from lit_gfs.datamodules.replay_pieces import ReplayPieces
 from lit_gfs.datamodules.rollout_writer import uniform_replay_buffer
 from lit_gfs.datamodules.row_storage import RowStorage
 from lit_gfs.datamodules.transition_storage import TransitionStorage
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.machine import require_memory
+from lit_gfs.runs.checkpoint_io import last_checkpoint
+from lit_gfs.runs.replay_pieces import ReplayPieces, find_replay, replay_name
 
 
 def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
@@ -293,15 +293,3 @@ class ReplayDataModule(EnvDataModule):
         if not isinstance(last, ModelCheckpoint) or last.dirpath is None:
             return None
         return Path(last.dirpath).resolve() / replay_name(trainer.global_rank)
-
-
-def replay_name(rank: int) -> str:
-    """Return the name of the directory of a process's transitions."""
-    return f"replay_{rank}" if rank else "replay"
-
-
-def find_replay(checkpoint: Path, rank: int = 0) -> Path:
-    """Return the directory of the transitions that a checkpoint names: beside it, or one directory up."""
-    directory = checkpoint.resolve().parent
-    here, above = (parent / replay_name(rank) for parent in (directory, directory.parent))
-    return above if above.is_dir() and not here.is_dir() else here

@@ -38,12 +38,9 @@ from lit_gfs.callbacks import (
 )
 from lit_gfs.callbacks.graceful_stop import GracefulStop
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
-from lit_gfs.callbacks.progress_line import format_return
 from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
-from lit_gfs.checkpoint_io import SealedCheckpointIO
-from lit_gfs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
-from lit_gfs.config_checks import (
+from lit_gfs.configuration.config_checks import (
     check_empty_keys,
     check_groups,
     check_keys,
@@ -51,16 +48,19 @@ from lit_gfs.config_checks import (
     check_values,
     read_configs,
 )
-from lit_gfs.config_files import complete_arguments
-from lit_gfs.config_trust import add_trust_option, is_by_default, take_trust, trusting
-from lit_gfs.endings import keep_traceback, told_in_one_line
+from lit_gfs.configuration.config_files import complete_arguments
+from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, take_trust, trusting
+from lit_gfs.configuration.parser_errors import one_line, without_contents
+from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import EnvironmentFault, RunFault, RunStopped, UserError
+from lit_gfs.formats import format_return
 from lit_gfs.heap import keep_freed_memory
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
-from lit_gfs.parser_errors import one_line, without_contents
-from lit_gfs.part_checks import check_parts
-from lit_gfs.run_directory import RunDirectory, SaveConfig
+from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
+from lit_gfs.runs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
+from lit_gfs.runs.endings import keep_traceback, told_in_one_line
+from lit_gfs.runs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.study import command as study_command
 from lit_gfs.threads import set_threads
 

@@ -60,7 +60,7 @@ def _main(arguments: list[str], directory: Path, setup: Any) -> None:
     import torch
 
     from lit_gfs.cli import main
-    from lit_gfs.config_trust import trust
+    from lit_gfs.configuration.config_trust import trust
 
     trust("faulty_envs")
     torch.set_num_threads(1)

@@ -12,10 +12,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.cli import main
-from lit_gfs.datamodules.replay import find_replay, make_replay_buffer
-from lit_gfs.datamodules.replay_pieces import ReplayPieces
+from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.sealed import read_sealed
+from lit_gfs.runs.replay_pieces import ReplayPieces, find_replay
+from lit_gfs.runs.sealed import read_sealed
 
 _LEFT_OUT = {"event_files", "replay", "current_score"}
 """Entries of a checkpoint that name files and sizes, or that Lightning neither restores nor uses."""

@@ -18,10 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.cli import GradientFlowCLI, main
-from lit_gfs.config_trust import trust
+from lit_gfs.configuration.config_trust import trust
 from lit_gfs.errors import UserError
-from lit_gfs.run_directory import RunDirectory
-from lit_gfs.sealed import read_sealed, write_sealed
+from lit_gfs.runs.run_directory import RunDirectory
+from lit_gfs.runs.sealed import read_sealed, write_sealed
 
 trust(__name__)
 
@@ -229,7 +229,7 @@ def write(name: str, **content: Any) -> str:
 
 
 def shipped(name: str) -> str:
-    from lit_gfs.config_files import find_config
+    from lit_gfs.configuration.config_files import find_config
 
     return str(find_config(name))
 

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from fakes import write_cifar10
 from lit_gfs.cli import GradientFlowCLI, main
-from lit_gfs.config_files import complete_arguments, find_config, shipped_configs
+from lit_gfs.configuration.config_files import complete_arguments, find_config, shipped_configs
 from lit_gfs.errors import UserError
 
 SMALL_ROLLOUT = [

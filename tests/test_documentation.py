@@ -11,7 +11,7 @@ import yaml
 
 from fakes import write_cifar10
 from lit_gfs.cli import GradientFlowCLI, main
-from lit_gfs.config_files import shipped_configs
+from lit_gfs.configuration.config_files import shipped_configs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {

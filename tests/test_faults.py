@@ -14,7 +14,7 @@ import pytest
 
 import lit_gfs.datamodules.watchdog
 from lit_gfs.errors import UserError
-from lit_gfs.sealed import PARTIAL, is_intact, read_sealed
+from lit_gfs.runs.sealed import PARTIAL, is_intact, read_sealed
 from processes import Ended, run
 
 FAULTY = "faulty_envs:Faulty-v0"

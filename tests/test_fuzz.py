@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from fakes import write_cifar10
 from lit_gfs.cli import GradientFlowCLI, main
-from lit_gfs.config_files import shipped_configs
+from lit_gfs.configuration.config_files import shipped_configs
 
 CONFIGS = sorted(name for name in shipped_configs() if "/" not in name)
 QUICK = ["quickstart", "ppo_cartpole", "pqn_acrobot", "dqn_pong", "ppo_walker_walk", "label_shuffle"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.datamodules.replay_pieces import ReplayPieces
-from lit_gfs.sealed import is_intact, read_sealed
+from lit_gfs.runs.replay_pieces import ReplayPieces
+from lit_gfs.runs.sealed import is_intact, read_sealed
 from resuming import fit_in_child, run_differences
 
 FIT = [

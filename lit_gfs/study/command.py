@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lit_gfs.config_files import find_config
-from lit_gfs.config_trust import add_trust_option, take_trust, trust_options, trusting
+from lit_gfs.configuration.config_files import find_config
+from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
+from lit_gfs.configuration.parser_errors import one_line
 from lit_gfs.errors import UserError
-from lit_gfs.parser_errors import one_line
+from lit_gfs.runs.text_files import write_atomically
 from lit_gfs.study.collect import Result, make_table
 from lit_gfs.study.environment import environment
 from lit_gfs.study.execute import (
@@ -42,7 +43,6 @@ from lit_gfs.study.table import (
     read_table,
     write_table,
 )
-from lit_gfs.text_files import write_atomically
 
 STUDY_NAME = "study.yaml"
 ORIGIN_NAME = "origin.json"

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
-from lit_gfs.config_trust import trust_options
+from lit_gfs.configuration.config_trust import trust_options
 from lit_gfs.errors import UserError
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.factors import Where, matches

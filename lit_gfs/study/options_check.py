@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_gfs.config_files import complete_arguments
+from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.study.plan import Cell, Study

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lit_gfs.callbacks.progress_line import format_duration, format_return
+from lit_gfs.formats import format_duration, format_return
 from lit_gfs.metrics.scores import final_score
 from lit_gfs.study.collect import Result
 from lit_gfs.study.plan import Cell, Study

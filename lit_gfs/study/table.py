@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lit_gfs.errors import UserError
-from lit_gfs.text_files import write_atomically
+from lit_gfs.runs.text_files import write_atomically
 
 RUNS_FILE = "runs.csv"
 CURVES_FILE = "curves.csv"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_gfs.config_files import complete_arguments
+from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import TrainingDiverged, UserError
 from lit_gfs.study.collect import Result, read_events, write_result
 from lit_gfs.study.plan import Cell, Score

@@ -16,9 +16,9 @@ from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.cli import main
-from lit_gfs.config_trust import trust
+from lit_gfs.configuration.config_trust import trust
 from lit_gfs.datamodules.base import EnvDataModule
-from lit_gfs.sealed import read_sealed
+from lit_gfs.runs.sealed import read_sealed
 
 trust(__name__)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lit_gfs.callbacks import progress
 from lit_gfs.callbacks.progress import StepProgressBar
-from lit_gfs.callbacks.progress_line import Pace, ProgressLine, format_duration, format_rate, format_return
+from lit_gfs.callbacks.progress_line import Pace, ProgressLine
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -111,37 +111,6 @@ def fit(bar: StepProgressBar, module: LightningModule, data: Any, **options: Any
     else:
         trainer.fit(module, data)
     return trainer
-
-
-# -- numbers -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "-:--"), (0.4, "0:00"), (59.6, "1:00"), (245, "4:05"), (3845, "1:04:05"), (176_645, "2d 01:04")],
-)
-def test_durations(seconds: float | None, text: str) -> None:
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "-"),
-        (0.0, "0.00"),
-        (-9.87, "-9.87"),
-        (123.45, "123.5"),
-        (12_345.6, "12,346"),
-        (torch.nan, "nan"),
-    ],
-)
-def test_returns(value: float | None, text: str) -> None:
-    assert format_return(value) == text
-
-
-@pytest.mark.parametrize(("rate", "text"), [(None, "-/s"), (0.25, "0.2/s"), (9812.4, "9,812/s")])
-def test_rates(rate: float | None, text: str) -> None:
-    assert format_rate(rate) == text
 
 
 # -- pace --------------------------------------------------------------------------------------------------

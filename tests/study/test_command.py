@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from lit_gfs.cli import main
-from lit_gfs.config_files import find_config
+from lit_gfs.configuration.config_files import find_config
 from lit_gfs.study.plan import Study
 
 STUDY: dict[str, Any] = yaml.safe_load(

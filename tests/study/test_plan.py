@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_gfs.config_files import shipped_configs
+from lit_gfs.configuration.config_files import shipped_configs
 from lit_gfs.errors import UserError
 from lit_gfs.study.factors import read_where
 from lit_gfs.study.plan import Study, read_study

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from lit_gfs.sealed import PARTIAL, UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.sealed import PARTIAL, UnwritableFile, is_intact, read_sealed, write_sealed
 
 LAST_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.optim import Optimizer
 
 from lit_gfs.agents.learner import Learner
-from lit_gfs.config_trust import refusal
+from lit_gfs.configuration.config_trust import refusal
 from lit_gfs.errors import LONGEST_SHOWN, nearest
 from lit_gfs.networks import Encoder, Trunk
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from lit_gfs.sealed import PARTIAL
+from lit_gfs.runs.sealed import PARTIAL
 
 
 @contextmanager

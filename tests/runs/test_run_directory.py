@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.checkpoints import CONFIG_HEADER
-from lit_gfs.run_directory import RunDirectory
+from lit_gfs.runs.checkpoints import CONFIG_HEADER
+from lit_gfs.runs.run_directory import RunDirectory
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from torch import nn
 from torch.optim import SparseAdam
 
 from lit_gfs.agents.learner import Learner
-from lit_gfs.config_trust import is_trusted
+from lit_gfs.configuration.config_trust import is_trusted
+from lit_gfs.configuration.named_classes import NamedClass, named_classes
 from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.machine import require_memory
-from lit_gfs.named_classes import NamedClass, named_classes
 from lit_gfs.networks import Encoder, Trunk
 
 _UNUSABLE = {

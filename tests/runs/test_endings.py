@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lit_gfs.callbacks.graceful_stop import GracefulStop
-from lit_gfs.endings import ERROR_NAME, keep_traceback, relative_path, told_in_one_line
 from lit_gfs.errors import EnvironmentFault, StorageFault
+from lit_gfs.runs.endings import ERROR_NAME, keep_traceback, told_in_one_line
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,3 @@ def test_a_traceback_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert elsewhere.read_text() == "mine"
     assert "ValueError: lost" in (tmp_path / ERROR_NAME).read_text()
     assert not (tmp_path / ERROR_NAME).is_symlink()
-
-
-def test_paths_are_relative_inside_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert relative_path(tmp_path / "runs" / "a") == "runs/a"
-    assert relative_path("runs/../runs/a") == "runs/a"
-    assert relative_path(tmp_path.parent) == str(tmp_path.parent)
-    assert relative_path("s3://bucket/run") == "s3://bucket/run"

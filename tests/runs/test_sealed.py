@@ -15,7 +15,7 @@ import torch
 
 from fakes import killed_while
 from lit_gfs.errors import UserError
-from lit_gfs.sealed import DamagedFile, UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.sealed import DamagedFile, UnwritableFile, is_intact, read_sealed, write_sealed
 
 CONTENT = {
     "weights": torch.arange(3000, dtype=torch.float32).reshape(3, 1000),

@@ -10,11 +10,13 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lit_gfs.datamodules.row_storage import RowStorage
 from lit_gfs.errors import UserError
-from lit_gfs.sealed import PARTIAL, DamagedFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.sealed import PARTIAL, DamagedFile, is_intact, read_sealed, write_sealed
+
+if TYPE_CHECKING:
+    from lit_gfs.datamodules.row_storage import RowStorage
 
 _NAME = re.compile(r"replay_\d{12,}-\d{12,}(_\d+)?\.pt")
 # A piece is copied before it is written: with Atari's frames, 230 MB at once.
@@ -172,6 +174,18 @@ class ReplayPieces:
         """Return the names of all pieces, half written ones too."""
         names = (path.name for path in self.directory.glob("replay_*"))
         return {name for name in names if _NAME.fullmatch(name.removesuffix(PARTIAL))}
+
+
+def replay_name(rank: int) -> str:
+    """Return the name of the directory of a process's transitions."""
+    return f"replay_{rank}" if rank else "replay"
+
+
+def find_replay(checkpoint: Path, rank: int = 0) -> Path:
+    """Return the directory of the transitions that a checkpoint names: beside it, or one directory up."""
+    directory = checkpoint.resolve().parent
+    here, above = (parent / replay_name(rank) for parent in (directory, directory.parent))
+    return above if above.is_dir() and not here.is_dir() else here
 
 
 def piece_names(content: Any) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.event_files import cut_event_files, event_file_sizes, wait_for_a_later_name
+from lit_gfs.runs.event_files import cut_event_files, event_file_sizes, wait_for_a_later_name
 
 OLD, NEW = "events.out.tfevents.1000.host.1.0", "events.out.tfevents.2000.host.2.0"
 

@@ -16,11 +16,11 @@ from tensordict import TensorDict, TensorDictBase
 
 from fakes import killed_while
 from lit_gfs.datamodules.frame_storage import FrameStackStorage
-from lit_gfs.datamodules.replay_pieces import ReplayPieces, piece_names
 from lit_gfs.datamodules.row_storage import RowStorage
 from lit_gfs.datamodules.transition_storage import TransitionStorage
 from lit_gfs.errors import UserError
-from lit_gfs.sealed import DamagedFile, UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.replay_pieces import ReplayPieces, piece_names
+from lit_gfs.runs.sealed import DamagedFile, UnwritableFile, is_intact, read_sealed, write_sealed
 
 STACK = 3
 
@@ -118,7 +118,7 @@ def test_a_chain_of_resumed_runs_holds_what_the_uninterrupted_one_holds(
     rng = np.random.default_rng(seed)
     num_envs = int(rng.integers(1, 5))
     capacity = num_envs * int(rng.integers(1, 40))
-    monkeypatch.setattr("lit_gfs.datamodules.replay_pieces._PIECE_TRANSITIONS", int(rng.choice([20, 90])))
+    monkeypatch.setattr("lit_gfs.runs.replay_pieces._PIECE_TRANSITIONS", int(rng.choice([20, 90])))
     stream = Stream(num_envs, seed, rng.choice([0.0, 0.05, 0.3, 0.7]), stacked)
     uninterrupted = make_storage(capacity, num_envs, stacked)
     pieces, resumed = ReplayPieces(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.text_files import write_atomically
+from lit_gfs.runs.text_files import write_atomically
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gfs.checkpoints import damage_of, find_checkpoint, latest_run, newest_intact
 from lit_gfs.cli import main
-from lit_gfs.config_files import complete_arguments
+from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
-from lit_gfs.sealed import read_sealed, write_sealed
+from lit_gfs.runs.checkpoints import damage_of, find_checkpoint, latest_run, newest_intact
+from lit_gfs.runs.sealed import read_sealed, write_sealed
 
 FIT = [
     "fit",
@@ -36,7 +36,8 @@ def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(name: str, env_steps: int, global_step: int = 0, **content: Any) -> Path:
     data = {"env_steps": env_steps, **content}
-    write_sealed({"state_dict": {}, "global_step": global_step, "ReplayDataModule": data}, Path(name))
+    resumable = {"state_dict": {}, "loops": {}, "optimizer_states": [], "global_step": global_step}
+    write_sealed({**resumable, "ReplayDataModule": data}, Path(name))
     return Path(name)
 
 

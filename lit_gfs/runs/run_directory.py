@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lit_gfs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
+from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import UserError
-from lit_gfs.event_files import wait_for_a_later_name
-from lit_gfs.text_files import write_atomically
-from lit_gfs.yaml_files import read_yaml
+from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
+from lit_gfs.runs.event_files import wait_for_a_later_name
+from lit_gfs.runs.text_files import write_atomically
 
 _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
 

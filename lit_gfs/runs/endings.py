@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shlex
 import signal
 import threading
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_gfs.checkpoints import newest_intact
 from lit_gfs.errors import EnvironmentFault, RunStopped, StorageFault
-from lit_gfs.sealed import UnwritableFile
-from lit_gfs.text_files import write_atomically
+from lit_gfs.formats import relative_path
+from lit_gfs.runs.checkpoints import newest_intact
+from lit_gfs.runs.sealed import UnwritableFile
+from lit_gfs.runs.text_files import write_atomically
 
 if TYPE_CHECKING:
     from lit_gfs.callbacks.graceful_stop import GracefulStop
@@ -92,14 +92,6 @@ def resume_advice(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "; no checkpoint was written"
     return f"; to go on: python -m lit_gfs fit --ckpt_path {shlex.quote(relative_path(checkpoint))}"
-
-
-def relative_path(path: str | os.PathLike[str]) -> str:
-    """Write a path relative to the working directory if it lies inside it, as it is otherwise."""
-    if "://" in str(path):
-        return str(path)
-    absolute = Path(os.path.abspath(path))
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def _storage_fault(what: str, directory: Path) -> StorageFault:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lit_gfs.configs
-from lit_gfs.checkpoints import CONFIG_NAME, LAST, directory_of, find_run, latest_run
 from lit_gfs.errors import UserError, nearest
+from lit_gfs.runs.checkpoints import CONFIG_NAME, LAST, directory_of, find_run, latest_run
 
 CONFIG_DIRECTORY = Path(lit_gfs.configs.__path__[0])
 _RUN_OPTIONS = ("--run.root", "--run.name", "--run.version")

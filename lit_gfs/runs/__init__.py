@@ -1,0 +1,1 @@
+"""A run on the disk: where it writes, and how it is saved, found, resumed and ended."""
