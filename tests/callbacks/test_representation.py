@@ -90,7 +90,7 @@ def replay(total_steps: int = 80) -> ReplayDataModule:
         batch_size=8,
         buffer_size=100,
         eval_episodes=1,
-        seed=0,
+        seed=1,  # with which the few steps do turn actions
     )
 
 
