@@ -14,7 +14,8 @@ import pytest
 
 import lit_gfs.datamodules.watchdog
 from lit_gfs.errors import UserError
-from lit_gfs.runs.sealed import PARTIAL, is_intact, read_sealed
+from lit_gfs.runs.sealed import is_intact, read_sealed
+from lit_gfs.runs.whole_files import PARTIAL
 from processes import Ended, run
 
 FAULTY = "faulty_envs:Faulty-v0"

@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from lit_gfs.runs.sealed import PARTIAL, UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.sealed import UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.whole_files import PARTIAL, replacing
 
 LAST_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"
@@ -81,15 +82,9 @@ def _keep_as(path: Path, name: Path) -> None:
     partial = name.with_name(name.name + PARTIAL)
     try:
         partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)
-        except OSError:
-            # Not every file system has hard links.
-            with path.open("rb") as source, partial.open("xb") as copy:
-                shutil.copyfileobj(source, copy)
-                copy.flush()
-                os.fsync(copy.fileno())
+        os.link(path, partial)
         partial.replace(name)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError:
+        # Not every file system has hard links.
+        with path.open("rb") as source, replacing(name) as copy:
+            shutil.copyfileobj(source, copy)

@@ -18,7 +18,7 @@ from lit_gfs.errors import EnvironmentFault, RunStopped, StorageFault
 from lit_gfs.formats import relative_path
 from lit_gfs.runs.checkpoints import newest_intact
 from lit_gfs.runs.sealed import UnwritableFile
-from lit_gfs.runs.text_files import write_atomically
+from lit_gfs.runs.whole_files import replacing_text
 
 if TYPE_CHECKING:
     from lit_gfs.callbacks.graceful_stop import GracefulStop
@@ -79,7 +79,7 @@ def keep_traceback(fault: EnvironmentFault, directory: Path) -> None:
     """Write the traceback of a fault to ``error.txt``, and have the fault say so."""
     path = directory / ERROR_NAME
     try:
-        with write_atomically(path) as file:
+        with replacing_text(path) as file:
             file.writelines(traceback.format_exception(fault))
     except OSError as error:
         fault.advice += f"; its traceback could not be written to {path}: {error.strerror}"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_gfs.errors import UserError
-from lit_gfs.runs.sealed import PARTIAL, DamagedFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.sealed import DamagedFile, is_intact, read_sealed, write_sealed
+from lit_gfs.runs.whole_files import PARTIAL
 
 if TYPE_CHECKING:
     from lit_gfs.datamodules.row_storage import RowStorage

@@ -19,7 +19,7 @@ from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import UserError
 from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.runs.event_files import wait_for_a_later_name
-from lit_gfs.runs.text_files import write_atomically
+from lit_gfs.runs.whole_files import replacing_text
 
 _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
 
@@ -136,7 +136,7 @@ class RunDirectory:
             config = config.clone()
             config.ckpt_path = None
         text = parser.dump(config, skip_none=False, skip_validation=True)
-        with write_atomically(directory / CONFIG_NAME) as file:
+        with replacing_text(directory / CONFIG_NAME) as file:
             file.write(CONFIG_HEADER + text)
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 import torch
 
 from lit_gfs.errors import UserError
+from lit_gfs.runs.whole_files import replacing
 
 _PREFIX = b"sha256:"
 _SEAL_SIZE = len(_PREFIX) + hashlib.sha256().digest_size * 2
@@ -22,9 +23,6 @@ _SEAL_SIZE = len(_PREFIX) + hashlib.sha256().digest_size * 2
 _NO_COMMENT = (0).to_bytes(2, "little")
 _COMMENT_LENGTH = _SEAL_SIZE.to_bytes(2, "little")
 _CHUNK = 1 << 20
-
-PARTIAL = ".partial"
-"""The end of a sealed file's name while it is written; a killed process leaves such a file behind."""
 
 
 class DamagedFile(UserError):
@@ -50,20 +48,10 @@ def write_sealed(content: dict[str, Any], path: Path) -> str:
         UnwritableFile: If there is no room or no permission. What was at ``path`` is still there.
     """
     path = Path(path)
-    partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # What is there may be a link to somewhere else.
-            partial.unlink(missing_ok=True)
-            with partial.open("xb") as file:
-                digest = _save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            digest = _save(content, file)
         _sync_directory(path.parent)
     except OSError as error:
         reason = error.strerror or error

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score, human_normalized_score, instability, normalized_score
-from lit_gfs.runs.text_files import write_atomically
+from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.plan import Cell, Score, Study
 from lit_gfs.study.table import FINISHED, MISSING, Curve, GradientNorms, Run, Table
 
@@ -155,7 +155,7 @@ def write_result(directory: Path, result: Result) -> None:
     content["curves"] = {tag: curve._asdict() for tag, curve in result.curves.items()}
     if result.gradient_norms is not None:
         content["gradient_norms"] = result.gradient_norms._asdict()
-    with write_atomically(directory / RESULT_NAME) as file:
+    with replacing_text(directory / RESULT_NAME) as file:
         json.dump(content, file)
 
 

@@ -18,7 +18,7 @@ from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
 from lit_gfs.configuration.parser_errors import one_line
 from lit_gfs.errors import UserError
-from lit_gfs.runs.text_files import write_atomically
+from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.collect import Result, make_table
 from lit_gfs.study.environment import environment
 from lit_gfs.study.execute import (
@@ -218,7 +218,7 @@ def _write_origin(directory: Path, options: Namespace) -> None:
     if options.threads != 1:
         command += ["--threads", str(options.threads)]
     command += trust_options(options.trust)
-    with write_atomically(directory / ORIGIN_NAME) as file:
+    with replacing_text(directory / ORIGIN_NAME) as file:
         json.dump({"command": shlex.join(command), "versions": environment()}, file)
 
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lit_gfs.runs.text_files import write_atomically
+from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.comparisons import AIMS
 from lit_gfs.study.figures import curve_figure, data_uri, heat_map_figure, scale_figure
 from lit_gfs.study.page import (
@@ -78,7 +78,7 @@ def write_report(
         _provenance(directory, summary, command, versions, contents["provenance"]),
     ]
     path = directory / REPORT_FILE
-    with write_atomically(path) as file:
+    with replacing_text(path) as file:
         file.write(page(f"{summary['study']}: report", sections))
     return path
 

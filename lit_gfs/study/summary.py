@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_gfs.metrics.intervals import Floats, interquartile_means
-from lit_gfs.runs.text_files import write_atomically
+from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.comparisons import NO_SPEED, Comparison, Figure, compare, figure, headline, missing
 from lit_gfs.study.curves import GroupCurve
 from lit_gfs.study.groups import Group, failed, read_stratum, stratum_names
@@ -91,7 +91,7 @@ def summarize(study: Study, table: Table, resamples: int = 2_000, seed: int = 0)
 def write_summary(directory: Path, summary: Summary) -> Path:
     """Write ``summary.json``; equal summaries give equal bytes."""
     path = directory / SUMMARY_FILE
-    with write_atomically(path) as file:
+    with replacing_text(path) as file:
         json.dump(summary, file, sort_keys=True, indent=1, allow_nan=False)
     return path
 

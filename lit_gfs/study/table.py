@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lit_gfs.errors import UserError
-from lit_gfs.runs.text_files import write_atomically
+from lit_gfs.runs.whole_files import replacing_text
 
 RUNS_FILE = "runs.csv"
 CURVES_FILE = "curves.csv"
@@ -190,7 +190,7 @@ def _read_gradient_norms(path: Path) -> dict[str, GradientNorms]:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with write_atomically(path) as file:
+    with replacing_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
