@@ -23,7 +23,7 @@ lint: $(VENV)/.development
 
 # A type checker does not follow an editable install into callbacks/ and datamodules/: check an installed copy.
 typecheck: $(VENV)/.development
-	rm -rf build/typed
+	rm -rf build  # where modules that were since renamed would be found again
 	$(BIN)/pip install --quiet --no-deps --target build/typed .
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p lit_gfs
 
