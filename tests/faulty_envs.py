@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -71,6 +72,12 @@ def _lock() -> None:
     library.pthread_mutex_lock(mutex)
 
 
+def _protect() -> None:
+    """Have the directories of all runs take no new file."""
+    for run in Path("runs").glob("*/*"):
+        run.chmod(0o555)
+
+
 def _send(number: int, times: int = 1) -> None:
     for _ in range(times):
         os.kill(os.getpid(), number)
@@ -81,6 +88,7 @@ FAULTS = {
     "wait": _wait,
     "wait stubbornly": _wait_stubbornly,
     "lock": _lock,
+    "protect": _protect,
     "SIGTERM": lambda: _send(signal.SIGTERM),
     "SIGINT": lambda: _send(signal.SIGINT),
     "SIGINT twice": lambda: _send(signal.SIGINT, 2),

@@ -87,6 +87,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--model.reward_scale=1e400", r"model.reward_scale is inf; expected a finite number"),
     ("--model.epsilon_end=-0.1", r"epsilon_end is -0.1; expected a number between 0 and 1"),
     ("--model.double=maybe", r"model.double is 'maybe'; expected bool"),
+    ("--trainer.strategy=ddp_spawn", r"strategy is 'ddp_spawn', which hands environments .*; expected 'ddp'"),
     ("--trainer.limit_train_batches=3", r"limit_train_batches is 3; expected none, as data.total_steps and"),
     ("--trainer.limit_train_batches=0", r"limit_train_batches is 0; expected none"),
     ("--trainer.overfit_batches=1", r"overfit_batches is 1; expected none"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import resource
 import signal
 import subprocess
@@ -187,6 +189,45 @@ def test_a_full_disk_leaves_the_newest_intact_checkpoint(tmp_path: Path) -> None
         assert bool(checkpoints) == mounted
         assert ("to go on: python -m lit_gfs fit --ckpt_path" in one_line(ended)) == mounted
         assert list((tmp_path / RUN).glob(f"*{PARTIAL}")) == []
+
+
+def obey_permissions() -> None:
+    """Have root obey the permissions of files, as everybody else does."""
+    if os.geteuid() != 0:
+        return
+    override = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~override
+    assert libc.capset(header, sets) == 0
+
+
+def test_a_directory_that_takes_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir(mode=0o555)
+    ended = run([*PPO, options("none", 0, 0)], tmp_path, obey_permissions)
+
+    assert ended.status == 2
+    assert one_line(ended) == (
+        "lit_gfs: error: --run.root 'runs' cannot be written (Permission denied); choose another"
+    )
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_directory_that_becomes_read_only_leaves_the_newest_intact_checkpoint(tmp_path: Path) -> None:
+    ended = run([*PPO, options("protect", LEARNING, 60)], tmp_path, obey_permissions)
+    (tmp_path / RUN).chmod(0o755)
+
+    assert ended.status == 5
+    line = one_line(ended)
+    assert line.startswith("lit_gfs: error: cannot write ")
+    assert line.endswith(
+        f"Permission denied; the newest intact checkpoint is {RUN}/last.ckpt; "
+        f"to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt"
+    )
+    assert list((tmp_path / RUN).glob(f"*{PARTIAL}")) == []
+    assert run(["fit", "--ckpt_path=last", options("none", 0, 0)], tmp_path).status == 0
 
 
 # -- the whole program -----------------------------------------------------------------------------------

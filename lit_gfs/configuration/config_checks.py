@@ -151,6 +151,11 @@ def check_groups(config: Namespace) -> None:
         value = config.trainer.get(name)
         if isinstance(value, int | float) and value < least:
             raise UserError(f"trainer.{name} is {value}; expected a number of at least {least}")
+    strategy = config.trainer.get("strategy")
+    if isinstance(strategy, str) and re.search("spawn|fork|notebook", strategy):
+        raise UserError(
+            f"trainer.strategy is {strategy!r}, which hands environments to other processes; expected 'ddp'"
+        )
     # Lightning starts as many processes as it is asked for.
     devices, most = str(config.trainer.get("devices")), max(2, os.cpu_count() or 1)
     if devices.isdecimal() and int(devices) > most:
