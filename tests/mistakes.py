@@ -261,6 +261,7 @@ COMMANDS: list[tuple[list[str], str]] = [
         [*DQN, "--data.env_id=ALE/Pong-v5", "--data.env_options={repeat_action_probability: x}"],
         r"'ALE/Pong-v5' does not take env_options \{'repeat_action_probability': 'x'\}",
     ),
+    ([*LABELS, "--data.dataset=null"], r"data.dataset is null; expected one of 'digits', 'cifar10'"),
     ([*LABELS, "--data.samples=0"], r"samples is 0; expected"),
     ([*LABELS, "--trainer.overfit_batches=1"], r"trainer.overfit_batches is 1; expected none, as labels are"),
     (

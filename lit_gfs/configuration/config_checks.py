@@ -243,8 +243,8 @@ def check_values(config: Namespace) -> None:
         hints, parameters = named.hints, named.parameters
         for name, value in named.arguments.items():
             place = f"{named.place}{name}"
-            if value is None and hints.get(name) in (int, float, bool, str):
-                raise UserError(f"{place} is null; expected {hints[name].__name__}")
+            if value is None and (expected := _required_kind(hints.get(name))):
+                raise UserError(f"{place} is null; expected {expected}")
             default = parameters[name].default if name in parameters else None
             if value is None and typing.get_origin(hints.get(name)) is Callable and default is not None:
                 raise UserError(f"{place} is null; expected a class")
@@ -254,6 +254,15 @@ def check_values(config: Namespace) -> None:
                     _check_kind(place, leaf)
         if isinstance(env_id := named.arguments.get("env_id"), str):
             _check_env_id(f"{named.place}env_id", env_id)
+
+
+def _required_kind(hint: Any) -> str | None:
+    """Say what a plain argument expects that cannot be ``null``."""
+    if hint in (int, float, bool, str):
+        return hint.__name__
+    if typing.get_origin(hint) is typing.Literal and None not in typing.get_args(hint):
+        return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
+    return None
 
 
 def _check_env_id(place: str, env_id: str) -> None:
