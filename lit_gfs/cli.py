@@ -55,7 +55,7 @@ from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import EnvironmentFault, RunFault, RunStopped, UserError
 from lit_gfs.formats import format_return
-from lit_gfs.heap import keep_freed_memory
+from lit_gfs.heap import ReleaseFreedMemory, keep_freed_memory
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
 from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
 from lit_gfs.runs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
@@ -232,7 +232,7 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
-            callbacks.append(RunSummary())
+            callbacks += [RunSummary(), ReleaseFreedMemory()]
             # Before all others: what they write when a run is cut short comes after its checkpoint.
             config["callbacks"].insert(0, self._stop)
         else:

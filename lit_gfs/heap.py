@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_HEAP_BLOCK = 32 * 2**20  # the most that glibc allows on 64 bits
@@ -14,12 +18,35 @@ def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next request, where it is glibc's.
 
     By default glibc hands large blocks back to the system, and gets them again page by page: the activations
-    of every single update of a convolutional network. Resident memory then stays at its peak. Whoever sets
-    ``MALLOC_...`` variables decides by them.
+    of every single update of a convolutional network. Whoever sets ``MALLOC_...`` variables decides by them.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _function("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def release_freed_memory() -> None:
+    """Have the C library hand back what is free now, also between blocks in use."""
+    trim = _function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _function(name: str) -> Any:
+    """Return a function of glibc, unless the user decides about memory."""
+    if any(variable.startswith("MALLOC_") for variable in os.environ):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)
+
+
+class ReleaseFreedMemory(Callback):
+    """Hands freed memory back after each evaluation.
+
+    An evaluation and a checkpoint leave small blocks behind between large free ones, which then no longer
+    hold what they held: with `keep_freed_memory` alone, a long run takes more and more.
+    """
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        release_freed_memory()
