@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +18,12 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_gfs.agents import DQN
 from lit_gfs.cli import GradientFlowCLI, main
 from lit_gfs.configuration.config_trust import trust
+from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.errors import UserError
+from lit_gfs.networks import PlainTrunk
 from lit_gfs.runs.run_directory import RunDirectory
 from lit_gfs.runs.sealed import read_sealed, write_sealed
 
@@ -477,6 +481,23 @@ def test_a_checkpoint_of_another_optimizer_is_told_in_one_line(capsys: pytest.Ca
         "lit_gfs: error: model.optimizer is torch.optim.sgd.SGD, but the checkpoint was written with "
         "torch.optim.adam.Adam; expected the same"
     )
+
+
+def test_weights_that_are_loaded_by_themselves_are_trained_with_any_optimizer() -> None:
+    main(FIT)
+    data = ReplayDataModule(
+        "CartPole-v1", total_steps=100, learning_starts=50, eval_every=50, eval_episodes=1
+    )
+    agent = DQN.load_from_checkpoint(
+        "runs/dqn_CartPole-v1/version_0/last.ckpt",
+        env_spec=data.env_spec,
+        trunk=partial(PlainTrunk, width=16),
+        optimizer=partial(torch.optim.SGD, lr=1e-3),
+    )
+
+    Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False).fit(agent, data)
+
+    assert data.env_steps >= 100
 
 
 @pytest.mark.parametrize(

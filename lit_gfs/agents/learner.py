@@ -99,7 +99,8 @@ class Learner(LightningModule):
         """
         # Most optimizers load another one's state without a word, and stumble over it at their first step.
         saved, optimizers = self._saved_optimizers, self._optimizer_names()
-        if saved not in (None, optimizers):
+        # Weights that were loaded by themselves may be trained with any.
+        if self.trainer.ckpt_path is not None and saved not in (None, optimizers):
             raise UserError(
                 f"model.optimizer is {', '.join(optimizers)}, but the checkpoint was written with "
                 f"{', '.join(map(str, saved or []))}; expected the same"
