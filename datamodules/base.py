@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.seed import isolate_rng
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, distributed
 from torchrl.envs import EnvBase
 
-from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
+from lit_gfs.datamodules.evaluation import DEFAULT_LIMIT, Evaluation, EvaluationLoader, run_episodes
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.trainer_checks import (
     require_evaluation_between_epochs,
@@ -29,7 +31,7 @@ from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.make import complete_options
 from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
-from lit_gfs.seeding import derive_seed, run_seed, seed_generators
+from lit_gfs.seeding import derive_seed, isolated_generators, run_seed, seed_generators
 from lit_gfs.video import write_video
 
 
@@ -83,6 +85,10 @@ class EnvDataModule(LightningDataModule):
         overlap: Whether the environments take their next step while the agent learns. The policy that chose
             its actions is then that of before the update, or before all updates of a rollout: one step of
             policy lag. It saves time on Atari, whose simulator has threads of its own.
+        checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``); ``null`` writes one
+            whenever an evaluation is due, but leaves episodes room where a checkpoint cuts them.
+        eval_step_limit: Steps after which an evaluation cuts an episode; ``null`` takes the environment's
+            time limit or, where that is not known, 10,000.
 
     Raises:
         UserError: If the environment or an option of it is unknown, or a number is out of range.
@@ -101,11 +107,15 @@ class EnvDataModule(LightningDataModule):
         video: bool = False,
         step_timeout: float | None = 300.0,
         overlap: bool = False,
+        checkpoint_every: int | None = None,
+        eval_step_limit: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(
             num_envs=num_envs, total_steps=total_steps, eval_every=eval_every, eval_episodes=eval_episodes
         )
+        optional = {"checkpoint_every": checkpoint_every, "eval_step_limit": eval_step_limit}
+        require_positive(**{name: value for name, value in optional.items() if value is not None})
         if seed is not None and seed < 0:
             raise UserError(f"seed is {seed}; expected a whole number of at least 0")
         if step_timeout is not None and not step_timeout > 0:
@@ -128,14 +138,22 @@ class EnvDataModule(LightningDataModule):
         self.video = video
         self.step_timeout = step_timeout
         self.overlap = overlap
+        self.checkpoint_every = checkpoint_every
+        self.checkpoint_is_due = False
+        """Whether the checkpoint to go on from is to be written at the end of this pass."""
+        self.is_for_evaluating = False
+        """Whether the checkpoint that is being written is for evaluating: nobody goes on from there."""
         self.experience: Experience | None = None
         self._watchdog = None if step_timeout is None else Watchdog(step_timeout, self._give_up)
         self._interrupted = False
         self._evaluation_env: EnvBase | None = None
         self._restored_steps = 0
+        self._restored_experience: dict[str, Any] = {}
+        self._evaluated_at = self._checkpointed_at = 0
         probe = self._make_env(1)
         self._env_spec = EnvSpec.from_env(probe)
         probe.close()
+        self.eval_step_limit = eval_step_limit or self._env_spec.max_episode_steps or DEFAULT_LIMIT
 
     @property
     def env_spec(self) -> EnvSpec:
@@ -184,6 +202,12 @@ class EnvDataModule(LightningDataModule):
         """Make the environments and the collector; the agent must be on its device by now."""
         trainer = cast(Any, self.trainer)
         steps = self.env_steps
+        if self.env_spec.max_episode_steps is None:
+            rank_zero_warn(
+                f"no time limit of {self.env_id} is known, so its episodes may never end; an evaluation cuts "
+                f"them after {self.eval_step_limit:,} steps (data.eval_step_limit), and "
+                "data.env_options.max_episode_steps cuts them in training too"
+            )
         if self.experience is not None:
             self.experience.close()
         experience = Experience(
@@ -198,16 +222,60 @@ class EnvDataModule(LightningDataModule):
             runs_ahead=self.overlap,
             env_steps=steps,
         )
+        experience.load_state_dict(self._restored_experience)
+        self._restored_experience = {}
         self.experience = experience
         return experience
 
+    def end_pass(self, evaluates: bool = True) -> None:
+        """Say whether a checkpoint is due at the end of the pass whose last batch is handed out now.
+
+        Where a checkpoint cuts episodes, they are cut then in a run that writes none, too: it trains alike.
+
+        Args:
+            evaluates: Whether an evaluation follows.
+        """
+        experience = self.experience
+        assert experience is not None
+        if self.checkpoint_every is None and experience.is_restorable:
+            due = evaluates
+        else:
+            due = self.env_steps - self._checkpointed_at >= self._steps_between_checkpoints(experience)
+        self.checkpoint_is_due = due or self.env_steps >= self.total_steps
+        if self.checkpoint_is_due:
+            self._checkpointed_at = self.env_steps
+            if not experience.is_restorable:
+                experience.request_barrier()
+
+    def _steps_between_checkpoints(self, experience: Experience) -> int:
+        """Return how long episodes are left alone: what was asked for, or room for some twenty of them.
+
+        With fewer than four checkpoints a run would have too much to lose.
+        """
+        if self.checkpoint_every is not None:
+            return self.checkpoint_every
+        least_often = max(1, self.total_steps // 4)
+        limit = self.env_spec.max_episode_steps
+        return least_often if limit is None else min(least_often, 20 * limit * experience.vector_step)
+
+    @contextmanager
+    def saved_for_evaluating(self) -> Iterator[None]:
+        """Have checkpoints that are written meanwhile hold no experience, and cut none."""
+        self.is_for_evaluating = True
+        try:
+            yield
+        finally:
+            self.is_for_evaluating = False
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a batch alone on a CPU, where it was made; send it to a GPU without waiting for it."""
-        if batch is None or device.type == "cpu":
-            return batch  # a look through it takes as long as a small layer
-        if device.type == "cuda":
+        """Send transitions to another device without waiting for them.
+
+        All else stays: an `Evaluation`, ``None``, and transitions for the CPU, where they were made (a look
+        through them takes as long as a small layer).
+        """
+        if device.type != "cpu" and isinstance(batch, TensorDictBase):
             return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch
 
     def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must have as the run that it goes on with."""
@@ -218,10 +286,12 @@ class EnvDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step count; being asked for it means that a checkpoint is written: a barrier."""
-        if self.experience is not None:
-            self.experience.request_barrier()
-        return {"env_steps": self.env_steps, "settings": self.fixed_settings()}
+        """Return the step count, and where each process's environments and generators are."""
+        state: dict[str, Any] = {"env_steps": self.env_steps, "settings": self.fixed_settings()}
+        if not self.is_for_evaluating:
+            state["evaluated_at"], state["checkpointed_at"] = self._evaluated_at, self._checkpointed_at
+            state["experience"] = gather({} if self.experience is None else self.experience.state_dict())
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint was written.
@@ -241,24 +311,36 @@ class EnvDataModule(LightningDataModule):
         if type(steps) is not int or steps < 0:
             raise UserError(f"the checkpoint counts {steps!r} environment steps; expected a whole number")
         self._restored_steps = steps
+        self._evaluated_at = state_dict.get("evaluated_at", steps)
+        self._checkpointed_at = state_dict.get("checkpointed_at", steps)
+        if cast(Any, self.trainer).state.fn != TrainerFn.FITTING:
+            return
+        rank = cast(Any, self.trainer).global_rank
+        self._restored_experience = state_dict["experience"][rank] if "experience" in state_dict else {}
         if self.experience is not None:
-            self.experience.env_steps = self._restored_steps
-            self.experience.request_barrier()
+            self.experience.env_steps = steps
+            self.experience.load_state_dict(self._restored_experience)
 
     # -- evaluation --------------------------------------------------------------------------------------
 
     def val_dataloader(self) -> EvaluationLoader:
         """Return the evaluation that Lightning runs as validation."""
-        return EvaluationLoader(self._evaluate)
+        return EvaluationLoader(Evaluation(self._evaluate))
 
     def test_dataloader(self) -> EvaluationLoader:
         """Return the same evaluation, with a video if one is asked for."""
-        return EvaluationLoader(self._film_and_evaluate if self.video else self._evaluate)
+        return EvaluationLoader(Evaluation(self._film_and_evaluate if self.video else self._evaluate))
 
     def _evaluate(self) -> TensorDict:
         if self._evaluation_env is None:
             self._evaluation_env = self._watched(self._make_env(min(self.eval_episodes, 16)))
-        return self._play(self._evaluation_env, self.eval_episodes)
+        episodes = self._play(self._evaluation_env, self.eval_episodes)
+        if cut := int(episodes["cut"].sum()):
+            rank_zero_warn(
+                f"{cut} of {self.eval_episodes} evaluation episodes of {self.env_id} were cut after "
+                f"{self.eval_step_limit:,} steps (data.eval_step_limit)"
+            )
+        return episodes
 
     def _film_and_evaluate(self) -> TensorDict:
         frames: list[Tensor] = []
@@ -275,7 +357,10 @@ class EnvDataModule(LightningDataModule):
         agent = trainer.lightning_module
         seed = derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps)
         # Evaluating must not change what training draws next.
-        with isolate_rng(), trainer.precision_plugin.forward_context():
+        isolation = (
+            isolated_generators(agent.device) if self.experience is None else self.experience.undisturbed()
+        )
+        with isolation, trainer.precision_plugin.forward_context():
             seed_generators(seed)
             env.set_seed(seed)
             try:
@@ -286,6 +371,7 @@ class EnvDataModule(LightningDataModule):
                     agent.device,
                     None if frames is None else frames.append,
                     self._raise_if_interrupted,
+                    self.eval_step_limit,
                 )
             except EnvironmentFault as fault:
                 fault.env_steps = self.env_steps

@@ -61,7 +61,7 @@ class DirectCollector(Collector):
     A direct rollout has the numbers that TorchRL's would have, on the CPU: ``observation``, what the policy
     returned, and under ``next`` the observations, ``reward``, ``done``, ``terminated``, ``truncated``,
     ``episode_return`` and ``episode_length``. It leaves out what else the environment shows before a step.
-    With ``return_same_td``, the next rollout is written over it.
+    With ``return_same_td``, the next rollout is written over it. `steps` may shorten it.
 
     A policy on another device has one transfer per step each way: observations there, actions back. What else
     it returns comes at the end of the rollout.
@@ -102,6 +102,8 @@ class DirectCollector(Collector):
         if not self.is_direct:
             return
         self._recorder = _Recorder(create_env_fn, self.frames_per_batch, only_final_observations)
+        self.steps = self.frames_per_batch
+        """Vector steps of the next direct rollouts, at most ``frames_per_batch`` for each environment."""
         self._act = cast(Policy, policy).act
         self._runs_ahead = runs_ahead
         self._has_remote_policy = self.policy_device not in (None, _CPU)
@@ -120,9 +122,9 @@ class DirectCollector(Collector):
         if self.pre_collect_hook is not None:
             self.pre_collect_hook()
         env, recorder = cast(BatchedEnv, self.env), self._recorder
-        recorder.begin()
+        recorder.begin(self.steps)
         with torch.no_grad(), set_exploration_type(self.exploration_type):
-            for time in range(self.frames_per_batch):
+            for time in range(self.steps):
                 begun = self._begun or self._begin_step()
                 step = env.finish()
                 self._begun = self._begin_step() if self._runs_ahead else None
@@ -140,6 +142,28 @@ class DirectCollector(Collector):
         """Reset the environments; a step that was begun is dropped."""
         self._begun = None
         super().reset(*arguments, **options)
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Return where environments and collector are, between two rollouts; ``None`` if nothing holds it."""
+        snapshot = cast(BatchedEnv, self.env).snapshot() if self.is_direct else None
+        if snapshot is None or self._begun is None:
+            return snapshot
+        return {**snapshot, "begun": {key: value.cpu() for key, value in self._begun.outputs.items()}}
+
+    def restore(self, snapshot: dict[str, Any]) -> bool:
+        """Go on where a snapshot was taken.
+
+        Returns:
+            Whether the environments show what they showed then, see `lit_gfs.envs.base.BatchedEnv.restore`.
+        """
+        env = cast(BatchedEnv, self.env)
+        repeated = env.restore(snapshot)
+        self._begun = None
+        if repeated and "begun" in snapshot and self._runs_ahead:
+            outputs = {key: value.to(self.policy_device) for key, value in snapshot["begun"].items()}
+            self._begun = _Begun(env.shown["observation"], outputs)
+            env.begin(snapshot["begun"]["action"].numpy())
+        return repeated
 
     def _to_policy(self, observation: NDArray[Any]) -> Tensor:
         shown = torch.from_numpy(observation)
@@ -169,17 +193,17 @@ class _Recorder:
     """
 
     def __init__(self, env: BatchedEnv, steps: int, only_final_observations: bool) -> None:
-        self._batch_size = torch.Size([env.num_envs, steps])
+        self._num_envs = env.num_envs
         self._only_final = only_final_observations
         specs: dict[str, TensorSpec] = dict(env.observation_spec.items())
         by_name = {
-            key: torch.zeros(*self._batch_size, *spec.shape[1:], dtype=spec.dtype)
+            key: torch.zeros(env.num_envs, steps, *spec.shape[1:], dtype=spec.dtype)
             for key, spec in specs.items()
             if key not in _TOTALS and not (key == "observation" and only_final_observations)
         }
-        by_step = {key: torch.zeros(self._batch_size, dtype=dtype) for key, dtype in _BY_STEP.items()}
+        by_step = {key: torch.zeros(env.num_envs, steps, dtype=dtype) for key, dtype in _BY_STEP.items()}
         spec = specs["observation"]
-        self._observation = torch.zeros(*self._batch_size, *spec.shape[1:], dtype=spec.dtype)
+        self._observation = torch.zeros(env.num_envs, steps, *spec.shape[1:], dtype=spec.dtype)
         self._following: dict[str, Any] = {
             **by_name,
             **{key: rows.unsqueeze(-1) for key, rows in by_step.items()},
@@ -188,10 +212,11 @@ class _Recorder:
         self._observation_rows = self._observation.numpy()
         self._named_rows = {key: rows.numpy() for key, rows in by_name.items()}
         self._step_rows = {key: rows.numpy() for key, rows in by_step.items()}
-        self.begin()
+        self.begin(steps)
 
-    def begin(self) -> None:
-        """Begin a rollout."""
+    def begin(self, steps: int) -> None:
+        """Begin a rollout of so many vector steps, at most those that there is room for."""
+        self._batch_size = torch.Size([self._num_envs, steps])
         self._outputs: dict[str, list[Tensor]] = {}
         self._final: list[tuple[NDArray[np.int64], int, NDArray[Any]]] = []
 
@@ -212,12 +237,13 @@ class _Recorder:
 
     def rollout(self) -> TensorDict:
         """Return what was written."""
-        following = dict(self._following)
+        steps = self._batch_size[1]
+        following = {key: rows[:, :steps] for key, rows in self._following.items()}
         if self._only_final:
             following["observation"] = NonTensorData(self._final_observations(), batch_size=self._batch_size)
         return self._tensordict(
             {
-                "observation": self._observation,
+                "observation": self._observation[:, :steps],
                 # Wherever the policy is: one transfer, and none from the CPU.
                 **{key: torch.stack(values, 1).cpu() for key, values in self._outputs.items()},
                 "next": self._tensordict(following),

@@ -9,10 +9,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from lit_gfs.errors import UserError
-
-ENDLESS = 200_000
-"""Steps after which an episode counts as endless; the longest time limit here is 27,000."""
+DEFAULT_LIMIT = 10_000
+"""Steps after which an evaluation cuts an episode of an environment whose time limit is not known."""
 
 
 @torch.no_grad()
@@ -23,6 +21,7 @@ def run_episodes(
     device: torch.device | str = "cpu",
     on_frame: Callable[[Tensor], None] | None = None,
     before_step: Callable[[], None] = lambda: None,
+    limit: int = DEFAULT_LIMIT,
 ) -> TensorDict:
     """Play whole episodes from a fresh reset.
 
@@ -36,66 +35,75 @@ def run_episodes(
         device: Where the policy lives.
         on_frame: Called with ``pixels`` of the first environment, ``(H, W, 3)``, at every step.
         before_step: Called before every step; raises what is to end the evaluation.
+        limit: Steps after which an episode is cut; it counts with the return that it had by then.
 
     Returns:
-        ``episode_return`` and ``episode_length``, ``(episodes,)`` each: raw, over full episodes.
-
-    Raises:
-        UserError: If an episode does not end.
+        ``episode_return`` and ``episode_length``, raw, and ``cut``, whether the limit ended the episode:
+        ``(episodes,)`` each.
     """
     num_envs = env.batch_size.numel()
     rounds = -(-episodes // num_envs)
     returns = torch.zeros(rounds, num_envs)
     lengths = torch.zeros(rounds, num_envs, dtype=torch.int64)
+    cut = torch.zeros(rounds, num_envs, dtype=torch.bool)
     played = torch.zeros(num_envs, dtype=torch.int64)
     quota = torch.full((num_envs,), rounds)
     quota[num_envs - (rounds * num_envs - episodes) :] -= 1
     state: TensorDictBase = env.reset()
-    steps = 0
     while (played < quota).any():
-        steps += 1
         before_step()
-        if steps > ENDLESS * rounds:
-            raise UserError(
-                f"{getattr(env, 'env_id', type(env).__name__)!r} has not ended an evaluation episode in "
-                f"{ENDLESS:,} steps; set data.env_options.max_episode_steps"
-            )
         if on_frame is not None:
             on_frame(state["pixels"][0])
         acted = policy(TensorDict({"observation": state["observation"].to(device)}, [num_envs]))
         state["action"] = acted["action"].to("cpu")
         step, state = env.step_and_maybe_reset(state)
         following = step["next"]
-        for index in following["done"].squeeze(-1).nonzero().flatten().tolist():
+        done = following["done"].squeeze(-1)
+        too_long = ~done & (following["episode_length"].squeeze(-1) >= limit)
+        for index in (done | too_long).nonzero().flatten().tolist():
             if played[index] < quota[index]:
                 returns[played[index], index] = following["episode_return"][index]
                 lengths[played[index], index] = following["episode_length"][index]
+                cut[played[index], index] = too_long[index]
                 played[index] += 1
-    return TensorDict(
-        {"episode_return": returns.flatten()[:episodes], "episode_length": lengths.flatten()[:episodes]},
-        [episodes],
-    )
+        if too_long.any():
+            state = env.reset(TensorDict({"_reset": too_long.unsqueeze(-1)}, [num_envs]))
+    by_name = {"episode_return": returns, "episode_length": lengths, "cut": cut}
+    return TensorDict({name: values.flatten()[:episodes] for name, values in by_name.items()}, [episodes])
 
 
-Evaluation = Callable[[], TensorDict]
-"""Plays the episodes of an evaluation: ``episode_return`` and ``episode_length``, ``(episodes,)`` each."""
+class Evaluation:
+    """An evaluation that Lightning hands to the agent in the place of a batch of tensors.
+
+    It is no tensor, holds none and has no method ``to``: it goes to no device and is cast to no precision.
+
+    Args:
+        play: Plays the episodes, see `run_episodes`.
+    """
+
+    def __init__(self, play: Callable[[], TensorDict]) -> None:
+        self._play = play
+
+    def play(self) -> TensorDict:
+        """Play the episodes; return ``episode_return`` and ``episode_length``, ``(episodes,)`` each."""
+        return self._play()
 
 
 class EvaluationLoader:
-    """A loader of one batch: an evaluation that is played when it is called.
+    """A loader of one batch: an evaluation that is yet to be played.
 
     It is the agent who plays it, in its step. For an evaluation that breaks off there, Lightning's checkpoint
     says that it is to be played again.
 
     Args:
-        evaluate: Plays the episodes.
+        evaluation: What is handed out.
     """
 
-    def __init__(self, evaluate: Evaluation) -> None:
-        self._evaluate = evaluate
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
 
     def __len__(self) -> int:
         return 1
 
     def __iter__(self) -> Iterator[Evaluation]:
-        yield self._evaluate
+        yield self._evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +46,8 @@ class ReplayLoader:
     """Collects what the replay ratio asks for, then samples: one batch per optimizer step.
 
     Everything is counted in environment steps: after the first ``learning_starts`` of them, one update falls
-    due every ``steps_per_update``.
+    due every ``steps_per_update``. Collecting ends with the vector step that reaches ``total_steps``; once no
+    more update falls due, the rest of the pass is ``None``, which Lightning skips.
 
     Args:
         experience: Where transitions come from.
@@ -53,6 +55,8 @@ class ReplayLoader:
         updates_per_epoch: The length of a pass; an evaluation follows each.
         learning_starts: Environment steps before the first update.
         steps_per_update: Environment steps per update.
+        total_steps: Environment steps that the run lasts.
+        on_last_batch: Called before the last batch of a pass is handed out.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class ReplayLoader:
         updates_per_epoch: int,
         learning_starts: int,
         steps_per_update: int,
+        total_steps: int,
+        on_last_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self._experience = experience
         self.buffer = buffer
@@ -69,6 +75,8 @@ class ReplayLoader:
         self._steps_per_update = steps_per_update
         # Where a run is resumed without its transitions, it fills the buffer as far as a new run does.
         self._first_update_at = experience.env_steps + learning_starts
+        self._last_step = whole_steps(total_steps, experience.vector_step)
+        self._on_last_batch = on_last_batch
         self._updates = 0
         self._position = 0
         self._is_restored = False
@@ -83,20 +91,33 @@ class ReplayLoader:
         self._is_restored = False
         return self
 
-    def __next__(self) -> TensorDictBase:
+    def __next__(self) -> TensorDictBase | None:
         if self._position == len(self):
             raise StopIteration
         if self._experience.pass_barrier(self._updates):
-            cast(RowStorage, self.buffer.storage).end_episodes()
-        while self._updates >= self._updates_due:
-            self.buffer.extend(self._experience.collect())
-        self._updates += 1
+            self.end_episodes()
+        # After the last update, what is left of the run's steps is less than an update asks for.
+        wanted = self._due_at(self._updates + 1)
+        if self._due_at(self._updates + 2) > self._last_step:
+            wanted = self._last_step
+        while self._experience.env_steps < wanted:
+            left = -(-(wanted - self._experience.env_steps) // self._experience.vector_step)
+            self.buffer.extend(self._experience.collect(min(left, self._experience.steps_per_env)))
         self._position += 1
+        if self._position == len(self):
+            self._on_last_batch()
+        if self._experience.env_steps < self._due_at(self._updates + 1):
+            return None
+        self._updates += 1
         return self.buffer.sample()
 
-    @property
-    def _updates_due(self) -> int:
-        return (self._experience.env_steps - self._first_update_at) // self._steps_per_update
+    def _due_at(self, update: int) -> int:
+        """Return the environment steps at which an update falls due, the first one being 1."""
+        return self._first_update_at + update * self._steps_per_update
+
+    def end_episodes(self) -> None:
+        """Have the stored episodes end where they are: the environments are reset."""
+        cast(RowStorage, self.buffer.storage).end_episodes()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the pass."""
@@ -122,6 +143,11 @@ class ReplayLoader:
         self._first_update_at = state["first_update_at"] - self._updates * slower
 
 
+def whole_steps(steps: int, vector_step: int) -> int:
+    """Round environment steps up to whole vector steps."""
+    return -(-steps // vector_step) * vector_step
+
+
 class ReplayDataModule(EnvDataModule):
     """Replayed transitions for off-policy agents.
 
@@ -143,6 +169,11 @@ class ReplayDataModule(EnvDataModule):
         overlap: Whether the environments take their next step while the agent learns. The policy that chose
             its actions is then that of before the update, or before all updates of a rollout: one step of
             policy lag. It saves time on Atari, whose simulator has threads of its own.
+        checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``), rounded up to
+            an evaluation; ``null`` writes one whenever an evaluation is due, but leaves episodes room where
+            a checkpoint cuts them.
+        eval_step_limit: Steps after which an evaluation cuts an episode; ``null`` takes the environment's
+            time limit or, where that is not known, 10,000.
         buffer_size: Transitions kept, in each process.
         batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         learning_starts: Environment steps collected before the first optimizer step.
@@ -164,6 +195,8 @@ class ReplayDataModule(EnvDataModule):
         video: bool = False,
         step_timeout: float | None = 300.0,
         overlap: bool = False,
+        checkpoint_every: int | None = None,
+        eval_step_limit: int | None = None,
         buffer_size: int = 100_000,
         batch_size: int = 32,
         learning_starts: int = 1_000,
@@ -195,6 +228,8 @@ class ReplayDataModule(EnvDataModule):
             video,
             step_timeout,
             overlap,
+            checkpoint_every,
+            eval_step_limit,
         )
         require_memory(f"buffer_size {buffer_size}", self._kept_bytes * buffer_size)
         require_memory(f"batch_size {batch_size}", 2 * self.observation_bytes * batch_size)
@@ -216,7 +251,10 @@ class ReplayDataModule(EnvDataModule):
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps between evaluations: the run's, in equal parts no longer than asked for."""
-        updates = (self.total_steps - self.learning_starts) // self.steps_per_update
+        trainer = cast(Any, self.trainer)
+        vector_step = self.num_envs * (1 if trainer is None else trainer.world_size)
+        steps = whole_steps(self.total_steps, vector_step) - self.learning_starts
+        updates = max(1, steps // self.steps_per_update)
         epochs = -(-updates * self.steps_per_update // self.eval_every)
         return -(-updates // epochs)
 
@@ -237,6 +275,8 @@ class ReplayDataModule(EnvDataModule):
             self.updates_per_epoch if self._restored is None else self._restored["updates_per_epoch"],
             self.learning_starts,
             self.steps_per_update,
+            self.total_steps,
+            self.end_pass,
         )
         self._restore_replay(self._loader)
         return self._loader
@@ -252,8 +292,11 @@ class ReplayDataModule(EnvDataModule):
         state = super().state_dict()
         directory = self._replay_directory()
         state["updates_per_epoch"] = self.updates_per_epoch if self._loader is None else len(self._loader)
-        if self._loader is None or directory is None:
+        if self._loader is None or directory is None or self.is_for_evaluating:
             return state
+        if not state["experience"][cast(Any, self.trainer).global_rank]:
+            # What is written now is not written again when the barrier ends these episodes.
+            self._loader.end_episodes()
         if self._pieces is None or self._pieces.directory != directory:
             self._pieces = ReplayPieces(directory)
         manifest = self._pieces.save(cast(RowStorage, self._loader.buffer.storage))

@@ -28,14 +28,16 @@ class OnPolicyAgent(CollectingAgent, Protocol):
 class RolloutLoader:
     """One rollout per pass: ``epochs`` times over it in ``minibatches`` shuffled parts.
 
-    Every batch is one optimizer step. ``None`` is handed out once the agent declares the rollout exhausted;
-    Lightning then skips the step.
+    Every batch is one optimizer step. ``None`` is handed out once the agent declares the rollout exhausted,
+    and in the place of what a last, shorter rollout has fewer minibatches; Lightning then skips the step.
 
     Args:
         experience: Where rollouts come from.
         agent: Computes returns and advantages.
         epochs: Passes over a rollout.
         minibatches: Parts per pass.
+        total_steps: Environment steps that the run lasts. The last rollout ends with the vector step that
+            reaches them.
         on_last_batch: Called before the last batch of a pass is handed out.
     """
 
@@ -45,12 +47,14 @@ class RolloutLoader:
         agent: OnPolicyAgent,
         epochs: int,
         minibatches: int,
+        total_steps: int,
         on_last_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self._experience = experience
         self._agent = agent
         self._epochs = epochs
         self._minibatches = minibatches
+        self._total_steps = total_steps
         self._on_last_batch = on_last_batch
         self._position = 0
         self._is_restored = False
@@ -72,7 +76,7 @@ class RolloutLoader:
             raise StopIteration
         self._experience.pass_barrier(self._position)
         if self._position == 0:
-            rollout = self._experience.collect()
+            rollout = self._experience.collect(self._rollout_steps)
             # Values of final observations in the precision that the others were computed in.
             with self._experience.precision():
                 self._transitions = self._agent.process_rollout(rollout)
@@ -80,13 +84,26 @@ class RolloutLoader:
         part = self._position % self._minibatches
         if part == 0:
             order = torch.randperm(len(self._transitions))
-            self._order = order.tensor_split(self._minibatches)
+            self._order = order.tensor_split(self._parts(len(order)))
         self._position += 1
         if self._position == len(self):
             self._on_last_batch()
-        if self._agent.rollout_exhausted:
+        if self._agent.rollout_exhausted or part >= len(self._order):
             return None
         return self._transitions[self._order[part].to(self._transitions.device)]
+
+    @property
+    def _rollout_steps(self) -> int:
+        """Vector steps of the next rollout."""
+        experience = self._experience
+        left = -(-(self._total_steps - experience.env_steps) // experience.vector_step)
+        return min(left, experience.steps_per_env) if left > 0 else experience.steps_per_env
+
+    def _parts(self, transitions: int) -> int:
+        """Return how many minibatches a rollout has: those of a short one are as large as others."""
+        experience = self._experience
+        whole = experience.steps_per_env * experience.env.batch_size.numel()
+        return max(1, round(self._minibatches * transitions / whole))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and, in the middle of a rollout, each process's rollout and its order."""
@@ -118,7 +135,7 @@ class RolloutLoader:
 class RolloutDataModule(EnvDataModule):
     """Rollouts for on-policy agents: one rollout per Lightning epoch, ``epochs x minibatches`` steps on it.
 
-    The run ends with the rollout in which ``total_steps`` is reached.
+    The last rollout is as short as ``total_steps`` asks for, and has fewer minibatches then.
 
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
@@ -134,6 +151,11 @@ class RolloutDataModule(EnvDataModule):
         overlap: Whether the environments take their next step while the agent learns. The policy that chose
             its actions is then that of before the update, or before all updates of a rollout: one step of
             policy lag. It saves time on Atari, whose simulator has threads of its own.
+        checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``), rounded up to
+            the end of a rollout; ``null`` writes one whenever an evaluation is due, but leaves episodes room
+            where a checkpoint cuts them.
+        eval_step_limit: Steps after which an evaluation cuts an episode; ``null`` takes the environment's
+            time limit or, where that is not known, 10,000.
         rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions.
         epochs: Passes over a rollout.
         minibatches: Optimizer steps per pass.
@@ -154,6 +176,8 @@ class RolloutDataModule(EnvDataModule):
         video: bool = False,
         step_timeout: float | None = 300.0,
         overlap: bool = False,
+        checkpoint_every: int | None = None,
+        eval_step_limit: int | None = None,
         rollout_steps: int = 128,
         epochs: int = 4,
         minibatches: int = 4,
@@ -177,6 +201,8 @@ class RolloutDataModule(EnvDataModule):
             video,
             step_timeout,
             overlap,
+            checkpoint_every,
+            eval_step_limit,
         )
         require_memory(
             f"a rollout of num_envs {num_envs} x rollout_steps {rollout_steps}",
@@ -193,14 +219,17 @@ class RolloutDataModule(EnvDataModule):
         if not hasattr(agent, "process_rollout"):
             raise UserError(f"{type(agent).__name__} learns from replay; use ReplayDataModule")
         experience = self.build_experience(self.rollout_steps)
-        return RolloutLoader(experience, agent, self.epochs, self.minibatches, self._schedule_validation)
+        return RolloutLoader(
+            experience, agent, self.epochs, self.minibatches, self.total_steps, self._end_of_rollout
+        )
 
-    def _schedule_validation(self) -> None:
+    def _end_of_rollout(self) -> None:
         # Lightning counts validations in epochs (rollouts), users in environment steps, so the trainer is
         # told at the end of each rollout whether one is due: a period of 1 always divides, epoch + 2 never.
         trainer = cast(Any, self.trainer)
-        assert self.experience is not None
-        before = self.env_steps - self.experience.steps_per_call
-        due = self.env_steps // self.eval_every > before // self.eval_every
+        due = self.env_steps // self.eval_every > self._evaluated_at // self.eval_every
         due = due or self.env_steps >= self.total_steps
+        if due:
+            self._evaluated_at = self.env_steps
         trainer.check_val_every_n_epoch = 1 if due else trainer.current_epoch + 2
+        self.end_pass(evaluates=due)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,3 +37,63 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global generator is what libraries draw from
     torch.manual_seed(seed)
+
+
+def generator_state(generator: np.random.Generator) -> dict[str, Any]:
+    """Return the state of one of NumPy's generators as plain data."""
+    return _plain(generator.bit_generator.state)
+
+
+def set_generator_state(generator: np.random.Generator, state: dict[str, Any]) -> None:
+    """Put a generator of the same kind into a state that `generator_state` returned."""
+    generator.bit_generator.state = state
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of the global generators of python, numpy and torch, as plain data and tensors.
+
+    Args:
+        device: Where an agent draws, besides the CPU; its generator counts too.
+    """
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the one that libraries draw from
+    states: dict[str, Any] = {
+        "python": _plain(random.getstate()),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *_plain(rest)],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        states["device"] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put the global generators into states that `generator_states` returned."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if device.type != "cpu" and "device" in states:
+        torch.get_device_module(device).set_rng_state(states["device"], device)
+
+
+@contextmanager
+def isolated_generators(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Put the global generators back into their states at the end, also where an exception ends it.
+
+    Gives those states, see `generator_states`.
+    """
+    states = generator_states(device)
+    try:
+        yield states
+    finally:
+        set_generator_states(states, device)
+
+
+def _plain(value: Any) -> Any:
+    """Return nested tuples as lists, and NumPy's numbers as Python's: what a checkpoint may hold."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -55,6 +55,13 @@ class ExperienceSource(Protocol):
     """Simulator frames per environment step."""
 
 
+class Evaluation(Protocol):
+    """What a datamodule hands to an agent in the place of a batch, to be evaluated."""
+
+    def play(self) -> TensorDictBase:
+        """Play episodes; return ``episode_return`` and ``episode_length``, ``(episodes,)`` each, raw."""
+
+
 class Network(nn.Module):
     """Encoder, trunk and a linear head in a row.
 
@@ -150,7 +157,7 @@ class Agent(Learner):
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
         # A copy: the collector writes the next piece over this one.
-        self._seen.append(experience["observation"].flatten(0, 1)[-_PROBE_SIZE:].clone())
+        self._seen.append(_spread(experience["observation"], _PROBE_SIZE).clone())
         self._seen_count += len(self._seen[-1])
         while self._seen_count - len(self._seen[0]) >= _PROBE_SIZE:
             self._seen_count -= len(self._seen.popleft())
@@ -249,16 +256,15 @@ class Agent(Learner):
 
     # -- evaluation --------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Callable[[], TensorDictBase], batch_idx: int) -> None:
+    def validation_step(self, batch: Evaluation, batch_idx: int) -> None:
         """Play an evaluation's episodes; report raw returns and lengths, ``(episodes,)`` each."""
-        self._report_evaluation(batch)
+        self._report_evaluation(batch.play())
 
-    def test_step(self, batch: Callable[[], TensorDictBase], batch_idx: int) -> None:
+    def test_step(self, batch: Evaluation, batch_idx: int) -> None:
         """Play and report episodes, as in validation."""
-        self._report_evaluation(batch)
+        self._report_evaluation(batch.play())
 
-    def _report_evaluation(self, play: Callable[[], TensorDictBase]) -> None:
-        episodes = play()
+    def _report_evaluation(self, episodes: TensorDictBase) -> None:
         returns = episodes["episode_return"].float()
         scores = {
             "eval/episode_return": returns.mean(),
@@ -269,3 +275,15 @@ class Agent(Learner):
         if normalized is not None:
             scores["eval/human_normalized_score"] = returns.new_tensor(normalized)
         self.report_evaluation(scores)
+
+
+def _spread(observation: Tensor, most: int) -> Tensor:
+    """Return up to so many of the latest observations ``(num_envs, T, *shape)``, of all environments alike.
+
+    Of more environments than that, some are taken at even distances.
+    """
+    num_envs, steps = observation.shape[:2]
+    if num_envs > most:
+        return observation[torch.linspace(0, num_envs - 1, most).long(), -1]
+    latest = observation[:, -min(steps, -(-most // num_envs)) :]
+    return latest.transpose(0, 1).flatten(0, 1)[-most:]

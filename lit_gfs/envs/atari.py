@@ -53,6 +53,8 @@ class AtariEnv(BatchedEnv):
     """
 
     stacks_frames = True
+    # A seeded reset loads the game anew, which takes as long as some 200 steps.
+    steps_per_seed = 10_000
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class AtariEnv(BatchedEnv):
         self._simulators = simulators
         self._lives = np.zeros(num_envs, dtype=np.int32)
         self._is_stepping = False
+        self._time_limit = -(-max_frames // FRAME_SKIP)
 
     def _simulate(self, action: NDArray[Any]) -> Outcome:
         self._send(action)
@@ -153,12 +156,22 @@ class AtariEnv(BatchedEnv):
         restarted["end_of_life"] = (lost & ~ended)[:, None]
         return Outcome(observations, reward, terminated, truncated, restarted if ended.any() else None)
 
+    @property
+    def time_limit(self) -> int:
+        """Steps after which a game is truncated."""
+        return self._time_limit
+
     def _restart(self, indices: NDArray[np.int64], seed: int | None) -> Arrays:
+        return self._restart_games(indices, None if seed is None else env_seeds(seed, self.num_envs))
+
+    def _restart_seeded(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> Arrays:
+        return self._restart_games(indices, seeds)
+
+    def _restart_games(self, indices: NDArray[np.int64], seeds: NDArray[np.int64] | None) -> Arrays:
         if self._is_stepping:
             self._receive()
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[indices] = True
-        seeds = None if seed is None else env_seeds(seed, self.num_envs)
         observations: Arrays = {"end_of_life": np.zeros((len(indices), 1), dtype=np.bool_)}
         for key, simulator in self._simulators.items():
             shown, info = simulator.reset(seed=seeds, options={"reset_mask": mask})

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
+from lit_gfs.envs.history import History
 from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 
 Arrays = dict[str, NDArray[Any]]
@@ -107,6 +108,10 @@ class BatchedEnv(EnvBase):
 
     `advance` and `shown` are the same stream without tensordicts, for a collector that knows of them.
 
+    `snapshot` and `restore` bring all simulators back to where they were, in this process or in another: by
+    the suite's own arrays where it has them (`_save_simulators`), else by taking the actions since the last
+    seeded resets again (`lit_gfs.envs.history.History`).
+
     Args:
         env_id: The id that a user knows this environment by.
         num_envs: How many simulators there are.
@@ -115,6 +120,9 @@ class BatchedEnv(EnvBase):
         frame_skip: Simulator frames per step.
         seed: Seed of the first reset; ``None`` draws one from the operating system.
     """
+
+    steps_per_seed: ClassVar[int] = 1_000
+    """Steps after which a simulator's next episode begins with a seed of its own, see `History`."""
 
     def __init__(
         self,
@@ -146,6 +154,7 @@ class BatchedEnv(EnvBase):
         first_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._episodes = _Episodes(num_envs, first_seed)
         self._none = np.zeros(num_envs, dtype=np.bool_)
+        self._history: History | None = None
         # Shared by all states that `step_and_maybe_reset` returns: three more tensors would take as long as a
         # tenth of a CartPole step. TorchRL writes into such a state in place only at a reset: zeros.
         self._going_on = self._not_done()
@@ -155,6 +164,11 @@ class BatchedEnv(EnvBase):
         """Simulator frames per step."""
         # No attribute of the instance: TorchRL would take that for a wish, and repeat every step as often.
         return self._frames_per_step
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is truncated; ``None`` where that is not known."""
+        return None
 
     # -- what a suite provides ---------------------------------------------------------------------------
 
@@ -178,9 +192,36 @@ class BatchedEnv(EnvBase):
             The first observations, by name, one row per index.
         """
 
+    def _restart_seeded(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> Arrays:
+        """Begin new episodes, each of which follows from a seed and its actions alone.
+
+        Args:
+            indices: Which simulators.
+            seeds: One for each of them.
+
+        Returns:
+            The first observations, by name, one row per index.
+        """
+        raise NotImplementedError(f"{type(self).__name__} seeds all simulators at once")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether seeds and actions decide what the simulators do, as far as anybody knows."""
+        return True
+
+    def _save_simulators(self) -> dict[str, Any] | None:
+        """Return tensors and plain data that hold where the simulators are; ``None`` if that is not known."""
+        return None if self._history is None else self._history.state()
+
+    def _load_simulators(self, state: dict[str, Any]) -> None:
+        """Bring the simulators back to where they were, and with them what `_episodes` says of them."""
+        self._repeat(state)
+
     def _send(self, action: NDArray[Any]) -> None:
-        """Hand every simulator its action, and return at once where simulators have threads of their own."""
-        self._sent = action
+        """Hand every simulator its action, and return at once where simulators have threads of their own.
+
+        By then it is in ``self._sent``.
+        """
 
     def _receive(self) -> Outcome:
         """Return what the actions that were sent led to."""
@@ -222,9 +263,23 @@ class BatchedEnv(EnvBase):
         return self._tensordict({**_tensors(shown), **self._not_done()})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        step = self._account(self._have(self._simulate, tensordict.get("action").numpy()))
+        step = self._take(tensordict.get("action").numpy())
         self._episodes.restarted = step.done.copy()
         return self._tensordict(_following(step))
+
+    def _take(self, action: NDArray[Any]) -> Step:
+        self._sent = action
+        return self._recorded(self._account(self._have(self._simulate, action)))
+
+    def _recorded(self, step: Step) -> Step:
+        """Note the action that was sent; where it is time for it, begin the next episode with a new seed."""
+        history = self._history
+        if history is not None:
+            history.record(self._sent)
+            due = history.due(step.done)
+            if len(due):
+                self._begin_with(due, history.next_seeds(due))
+        return step
 
     def _account(self, outcome: Outcome) -> Step:
         """Count a step, and begin the next episodes of what ended.
@@ -264,8 +319,17 @@ class BatchedEnv(EnvBase):
 
     def _begin_all(self) -> None:
         """Begin every episode anew, from the seed if there is a new one."""
-        episodes = self._episodes
-        episodes.begin(slice(None), self._have(self._restart, np.arange(self.num_envs), episodes.seed))
+        episodes, history = self._episodes, self._history
+        everything = np.arange(self.num_envs)
+        if history is None or episodes.seed is not None:
+            shown = self._have(self._restart, everything, episodes.seed)
+        else:
+            seeds = history.next_seeds(everything)
+            shown = self._have(self._restart_seeded, everything, seeds)
+            history.begin_all(seeds)
+        if history is not None and episodes.seed is not None:
+            history.begin_all(env_seeds(episodes.seed, self.num_envs))
+        episodes.begin(slice(None), shown)
         episodes.seed = None
         episodes.restarted = self._none
 
@@ -275,14 +339,27 @@ class BatchedEnv(EnvBase):
         if episodes.seed is not None and mask.all():
             self._begin_all()
         else:
-            self._begin(np.flatnonzero(mask & ~episodes.restarted))
+            indices = np.flatnonzero(mask & ~episodes.restarted)
+            if self._history is None or len(indices) == 0:
+                self._begin(indices)
+            else:
+                # Somebody cuts episodes that go on: what follows must not depend on the moment.
+                self._begin_with(indices, self._history.next_seeds(indices))
             episodes.restarted = episodes.restarted & ~mask
 
     def _begin(self, indices: NDArray[np.int64]) -> None:
         """Begin episodes in some simulators, or in none of them."""
-        if len(indices) == 0:
-            return
-        first = self._have(self._restart, indices, None)
+        if len(indices) > 0:
+            self._show(indices, self._have(self._restart, indices, None))
+
+    def _begin_with(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
+        """Begin episodes in some simulators with a seed for each."""
+        self._show(indices, self._have(self._restart_seeded, indices, seeds))
+        if self._history is not None:
+            self._history.begin(indices, seeds)
+
+    def _show(self, indices: NDArray[np.int64], first: Arrays) -> None:
+        """Have some simulators show the first observations of an episode, one row per index."""
         # Earlier arrays stay as they are: they have been handed out.
         shown = {key: self._episodes.shown[key].copy() for key in first}
         for key, rows in first.items():
@@ -302,7 +379,7 @@ class BatchedEnv(EnvBase):
         Args:
             action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
         """
-        return self._reset_ended(self._account(self._have(self._simulate, action)))
+        return self._reset_ended(self._take(action))
 
     def begin(self, action: NDArray[Any]) -> None:
         """Begin what `advance` does, and leave it to `finish` to wait for it.
@@ -312,11 +389,96 @@ class BatchedEnv(EnvBase):
         Args:
             action: ``(num_envs,)`` int64 or ``(num_envs, dim)`` float32.
         """
+        self._sent = action
         self._have(self._send, action)
 
     def finish(self) -> Step:
         """Return what the step that was begun led to."""
-        return self._reset_ended(self._account(self._have(self._receive)))
+        return self._reset_ended(self._recorded(self._account(self._have(self._receive))))
+
+    @property
+    def open_episodes(self) -> int:
+        """How many episodes have begun and go on."""
+        return int(np.count_nonzero(self._episodes.lengths))
+
+    # -- there and back ----------------------------------------------------------------------------------
+
+    def keep_history(self) -> None:
+        """Be ready for `snapshot`; to be called before the first reset."""
+        if self.is_repeatable and not self._keeps_arrays:
+            self._history = History(self.num_envs, self.steps_per_seed)
+
+    @property
+    def _keeps_arrays(self) -> bool:
+        return type(self)._save_simulators is not BatchedEnv._save_simulators
+
+    @property
+    def is_restorable(self) -> bool:
+        """Whether `snapshot` tells where the simulators are, once they have been reset."""
+        if self._history is None:
+            return self._keeps_arrays
+        return self._history.is_complete or not self._episodes.shown
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Return where all simulators and their episodes are, between two steps: tensors and plain data.
+
+        ``None`` if that cannot be told: nothing brings these simulators back.
+        """
+        episodes = self._episodes
+        if not episodes.shown or episodes.seed is not None:
+            return None
+        simulators = self._save_simulators()
+        if simulators is None:
+            return None
+        return {
+            "simulators": simulators,
+            "shown": {key: torch.from_numpy(values.copy()) for key, values in episodes.shown.items()},
+            "returns": torch.from_numpy(episodes.returns.copy()),
+            "lengths": torch.from_numpy(episodes.lengths.copy()),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> bool:
+        """Bring all simulators back to where a snapshot was taken.
+
+        Returns:
+            Whether they show what they showed then. If not, their draws do not follow from their seeds, and
+            their episodes are no continuation.
+
+        Raises:
+            EnvironmentFault: If one of them raises an exception.
+        """
+        episodes = self._episodes
+        episodes.seed = None
+        self._load_simulators(snapshot["simulators"])
+        shown = {key: values.numpy() for key, values in snapshot["shown"].items()}
+        returns, lengths = snapshot["returns"].numpy(), snapshot["lengths"].numpy()
+        repeated = (
+            episodes.shown.keys() == shown.keys()
+            and all(np.array_equal(episodes.shown[key], shown[key]) for key in shown)
+            and np.array_equal(episodes.lengths, lengths)
+        )
+        # What they show stays as it lies in memory: a network's sums are made in the order of that.
+        episodes.returns, episodes.lengths = returns, lengths
+        episodes.restarted = self._none
+        return repeated
+
+    def _repeat(self, state: dict[str, Any]) -> None:
+        """Reset every simulator with its seed, at its time, and take all actions again."""
+        seeds, actions = state["seeds"].numpy(), state["actions"].numpy()
+        begins_at = len(actions) - state["steps"].numpy()
+        episodes = self._episodes
+        everything = np.arange(self.num_envs)
+        episodes.begin(slice(None), self._have(self._restart_seeded, everything, seeds))
+        discrete = actions.dtype == np.uint8
+        for time in range(len(actions) + 1):
+            due = np.flatnonzero(begins_at == time)
+            if time and len(due):
+                self._show(due, self._have(self._restart_seeded, due, seeds[due]))
+            if time < len(actions):
+                action = actions[time].astype(np.int64) if discrete else actions[time]
+                self._account(self._have(self._simulate, action))
+        if self._history is not None:
+            self._history.load(state)
 
     def _reset_ended(self, step: Step) -> Step:
         if self._episodes.seed is None:

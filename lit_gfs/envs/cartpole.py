@@ -12,6 +12,7 @@ from torchrl.data import Unbounded
 
 from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, discrete_action
 from lit_gfs.envs.gymnasium import quietly
+from lit_gfs.seeding import generator_state, set_generator_state
 
 
 def _accelerations(
@@ -94,7 +95,7 @@ class CartPoleEnv(BatchedEnv):
         simulator.steps += 1
         truncated = simulator.steps >= simulator.max_episode_steps
         reward = self._reward(terminated)
-        observations = self._show(state.T.astype(np.float32))
+        observations = self._observe(state.T.astype(np.float32))
         (ended,) = (terminated | truncated).nonzero()
         return Outcome(observations, reward, terminated, truncated, self._draw(ended) if len(ended) else None)
 
@@ -106,7 +107,7 @@ class CartPoleEnv(BatchedEnv):
     def _restart(self, indices: NDArray[np.int64], seed: int | None) -> Arrays:
         if seed is not None:
             self._simulator.reset(seed=seed)
-            return self._show(self._simulator.state.T.astype(np.float32))
+            return self._observe(self._simulator.state.T.astype(np.float32))
         return {key: values[indices] for key, values in self._draw(indices).items()}
 
     def _draw(self, indices: NDArray[np.int64]) -> Arrays:
@@ -115,9 +116,30 @@ class CartPoleEnv(BatchedEnv):
         bounds = simulator.low, simulator.high
         simulator.state[:, indices] = simulator.np_random.uniform(*bounds, (4, len(indices)))
         simulator.steps[indices] = 0
-        return self._show(simulator.state.T.astype(np.float32))
+        return self._observe(simulator.state.T.astype(np.float32))
 
-    def _show(self, observation: NDArray[np.float32]) -> Arrays:
+    @property
+    def time_limit(self) -> int:
+        """Steps after which an episode is truncated."""
+        return int(self._simulator.max_episode_steps)
+
+    def _save_simulators(self) -> dict[str, Any]:
+        simulator = self._simulator
+        return {
+            "state": torch.from_numpy(simulator.state.copy()),
+            "steps": torch.from_numpy(simulator.steps.copy()),
+            "generator": generator_state(simulator.np_random),
+        }
+
+    def _load_simulators(self, state: dict[str, Any]) -> None:
+        simulator = self._simulator
+        simulator.reset(seed=0)  # makes the generator, and what pictures are drawn with
+        simulator.state, simulator.steps = state["state"].numpy().copy(), state["steps"].numpy().copy()
+        set_generator_state(simulator.np_random, state["generator"])
+        self._episodes.shown = self._observe(simulator.state.T.astype(np.float32))
+        self._episodes.lengths = simulator.steps.astype(np.int64)
+
+    def _observe(self, observation: NDArray[np.float32]) -> Arrays:
         if not self._renders:
             return {"observation": observation}
         return {"observation": observation, "pixels": np.stack(self._simulator.render())}

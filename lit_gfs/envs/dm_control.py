@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,12 @@ class DMControlEnv(SerialEnv):
         )
         self._simulators = [_Simulator(environment) for environment in environments]
         self._middle, self._half_width = (high + low) / 2, (high - low) / 2
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is truncated."""
+        limit = self._simulators[0].environment._step_limit
+        return None if np.isinf(limit) else math.ceil(limit / self.frame_skip)
 
     def _simulate(self, action: NDArray[Any]) -> Outcome:
         if self._choices is not None:

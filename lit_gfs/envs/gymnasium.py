@@ -115,6 +115,16 @@ class GymnasiumEnv(SerialEnv):
         self._encode = encode
         self._first_action = int(getattr(action_space, "start", 0))
 
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is truncated."""
+        return getattr(self._simulators[0].spec, "max_episode_steps", None)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether seeds and actions decide what the simulators do: what their registration says."""
+        return not getattr(self._simulators[0].spec, "nondeterministic", False)
+
     def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
         if self._first_action:
             action = action + self._first_action

@@ -87,8 +87,14 @@ class SerialEnv(BatchedEnv):
         return Outcome(observations, reward, terminated, truncated)
 
     def _restart(self, indices: NDArray[np.int64], seed: int | None) -> Arrays:
+        return self._restart_each(indices, None if seed is None else env_seeds(seed, self.num_envs))
+
+    def _restart_seeded(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> Arrays:
+        return self._restart_each(indices, seeds)
+
+    def _restart_each(self, indices: NDArray[np.int64], chosen: NDArray[np.int64] | None) -> Arrays:
         observations = self._allocate(len(indices))
-        seeds = [None] * len(indices) if seed is None else env_seeds(seed, self.num_envs).tolist()
+        seeds = [None] * len(indices) if chosen is None else chosen.tolist()
         for row, index in enumerate(indices.tolist()):
             self.activity.index = index
             self._restart_one(index, seeds[row], observations["observation"][row])

@@ -23,6 +23,7 @@ class EnvSpec:
         is_frame_stack: Whether an observation is the last few frames, newest last, and differs from the one
             before by a frame at its end: replay then stores each frame once. Of environments that are a
             user's own it is not assumed.
+        max_episode_steps: Steps after which an episode is truncated; ``None`` where that is not known.
     """
 
     env_id: str
@@ -33,6 +34,7 @@ class EnvSpec:
     action_high: tuple[float, ...] | None
     frame_skip: int
     is_frame_stack: bool = False
+    max_episode_steps: int | None = None
 
     @property
     def is_discrete(self) -> bool:
@@ -69,4 +71,5 @@ class EnvSpec:
             action_high=None if discrete else tuple(action.space.high.tolist()),
             frame_skip=batched.frame_skip,
             is_frame_stack=getattr(batched, "stacks_frames", False),
+            max_episode_steps=getattr(batched, "time_limit", None),
         )

@@ -41,8 +41,6 @@ class ReplayPieces:
     def save(self, storage: RowStorage) -> dict[str, Any]:
         """Write what is new since the last ``save`` or ``load``; first remove what no checkpoint needs.
 
-        Open episodes are ended: a checkpoint is a barrier.
-
         Args:
             storage: The replay memory, the same at every call.
 
@@ -53,7 +51,6 @@ class ReplayPieces:
         Raises:
             UnwritableFile: If there is no room or no permission. All pieces that were there still are.
         """
-        storage.end_episodes()
         self._pieces = [piece for piece in self._pieces if piece["last"] > storage.first_row]
         self._remove_unnamed()
         for first, last in self._new_rows(storage):

@@ -142,15 +142,16 @@ class RunDirectory:
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.
 
-        Both are written after an evaluation, the last one also when a run is stopped (`GracefulStop`), and
-        where there are no evaluations, when one would have been due. They are two callbacks because one that
-        monitors a value writes its last checkpoint only when the value improves.
+        The best one is for evaluating: it holds no experience, and cuts no episode. The last one is to go on
+        from; the datamodule says when it is due, and it is also written when a run is stopped
+        (`GracefulStop`). Both are written after an evaluation where one follows. They are two callbacks
+        because one that monitors a value writes its last checkpoint only when the value improves.
 
         Args:
             score: The tag of the score, such as ``eval/episode_return``; larger is better.
         """
         directory = self.logger().log_dir
-        best = _Checkpoint(
+        best = BestCheckpoint(
             directory,
             self._goes_on,
             filename="best",
@@ -205,16 +206,38 @@ class _Checkpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
 
 
+class BestCheckpoint(_Checkpoint):
+    """Writes a checkpoint after each evaluation that beats all before, for evaluating."""
+
+    @override
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        datamodule = cast(Any, trainer).datamodule
+        with getattr(datamodule, "saved_for_evaluating", contextlib.nullcontext)():
+            super()._save_checkpoint(trainer, filepath)
+
+
 class LastCheckpoint(_Checkpoint):
-    """Writes a checkpoint after each evaluation or, in a run without any, where one would have been due."""
+    """Writes a checkpoint at the end of each pass after which the datamodule says that one is due.
+
+    Where an evaluation follows the pass, the checkpoint follows the evaluation. With a datamodule that does
+    not say, one is due with each evaluation or, in a run without any, where one would have been due.
+    """
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(cast(Any, trainer).datamodule, "checkpoint_is_due", True):
+            super().on_validation_end(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         # The datamodule tells the Trainer at the end of each epoch whether an evaluation is due.
         every = cast(Any, trainer).check_val_every_n_epoch
-        if not cast(Any, trainer).enable_validation and (trainer.current_epoch + 1) % every == 0:
-            self.on_validation_end(trainer, pl_module)
+        evaluation_is_due = (trainer.current_epoch + 1) % every == 0
+        if evaluation_is_due and cast(Any, trainer).enable_validation:
+            return
+        if getattr(cast(Any, trainer).datamodule, "checkpoint_is_due", evaluation_is_due):
+            super().on_validation_end(trainer, pl_module)
 
 
 class SaveConfig(Callback):

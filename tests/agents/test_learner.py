@@ -90,8 +90,32 @@ def test_the_probe_is_the_latest_256_observations() -> None:
         agent.on_collection_end(
             TensorDict({"observation": observation.clone(), "next": {"done": done}}, [3, 50])
         )
-        expected = pieces[:number].flatten(0, 2)[-256:]
+        expected = pieces[:number].transpose(1, 2).flatten(0, 2)[-256:]
         probe = agent.probe_batch()
         assert probe is not None
         assert torch.equal(probe, expected)
     assert agent._seen_count < 256 + 150
+
+
+@pytest.mark.parametrize(("num_envs", "steps"), [(1, 400), (16, 64), (128, 32), (100, 3), (300, 2), (700, 1)])
+def test_the_probe_shows_all_environments_alike(num_envs: int, steps: int) -> None:
+    agent = DQN(SPEC)
+    observation = torch.stack(
+        torch.meshgrid(torch.arange(num_envs), torch.arange(steps), indexing="ij"), -1
+    ).float()
+    done = torch.zeros(num_envs, steps, 1, dtype=torch.bool)
+
+    for _ in range(3):
+        agent.on_collection_end(
+            TensorDict({"observation": observation, "next": {"done": done}}, done.shape[:2])
+        )
+
+    probe = agent.probe_batch()
+    assert probe is not None
+    assert len(probe) == 256
+    shares = probe[:, 0].long().bincount(minlength=num_envs)
+    if num_envs <= 256:
+        assert shares.max() - shares.min() <= 1 + 2 * (num_envs * steps < 256)
+    else:
+        assert shares.max() == 1
+        assert probe[:, 0].diff().max() <= -(-num_envs // 256)

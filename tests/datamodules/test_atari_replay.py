@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gfs.agents import DQN
 from lit_gfs.datamodules import ReplayDataModule
+from lit_gfs.envs.atari import AtariEnv
 
 
-def test_checkpoints_cut_games_without_disturbing_the_frames(make_trainer: Callable[..., Trainer]) -> None:
+@pytest.mark.parametrize("cuts", [False, True])
+def test_checkpoints_do_not_disturb_the_frames(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, cuts: bool
+) -> None:
+    if cuts:
+        monkeypatch.setattr(AtariEnv, "is_repeatable", False)
+
     class Checkpoint(Callback):
         def on_train_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, *arguments: object
@@ -37,4 +45,5 @@ def test_checkpoints_cut_games_without_disturbing_the_frames(make_trainer: Calla
     assert trainer.global_step == 25
     loader = trainer.train_dataloader
     stored = loader.buffer[:]
-    assert int(stored["next", "truncated"].sum()) >= 2 * 5  # both games were cut at every checkpoint
+    # Both games are cut at every checkpoint, or at none.
+    assert int(stored["next", "truncated"].sum()) == (2 * 6 if cuts else 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tensordict import TensorDict
 from torch import Tensor
 
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.datamodules import ReplayDataModule
+from lit_gfs.datamodules.evaluation import Evaluation
 from lit_gfs.errors import UserError
 from lit_gfs.policy import Policy
 
@@ -45,8 +48,9 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.updated_at.append(trainer.datamodule.env_steps)
-        self.batches.append(batch)
+        if batch is not None:  # what is left of the last pass
+            self.updated_at.append(trainer.datamodule.env_steps)
+            self.batches.append(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.evaluated_at.append(trainer.datamodule.env_steps)  # type: ignore[attr-defined]
@@ -94,10 +98,51 @@ def test_evaluations_are_evenly_spaced_and_the_last_ends_the_run(make_trainer: M
 
     make_trainer(callbacks=[recorder]).fit(DQN(data.env_spec), data)
 
-    # 100 steps of learning in parts of at most 50: 25 updates in parts of 13.
-    assert len(recorder.updated_at) == 26
-    assert recorder.evaluated_at == [20 + 13 * 4, 20 + 26 * 4]
-    assert data.env_steps == 124
+    # 100 steps of learning in parts of at most 50: 25 updates, 13 of them in the first part.
+    assert len(recorder.updated_at) == 25
+    assert recorder.evaluated_at == [20 + 13 * 4, 120]
+    assert data.env_steps == 120
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "total_steps", "learning_starts", "steps_per_update", "eval_every", "ends_at"),
+    [
+        (4, 1003, 100, 4, 2000, 1004),
+        (4, 1003, 100, 4, 100, 1004),
+        (1, 1003, 100, 4, 300, 1003),
+        (3, 1000, 10, 7, 90, 1002),
+        (8, 500, 0, 1, 111, 504),
+        (8, 20, 0, 20, 5, 24),
+    ],
+)
+def test_a_run_ends_with_the_vector_step_that_reaches_its_steps(
+    make_trainer: MakeTrainer,
+    num_envs: int,
+    total_steps: int,
+    learning_starts: int,
+    steps_per_update: int,
+    eval_every: int,
+    ends_at: int,
+) -> None:
+    data, recorder = (
+        make_data(
+            env_id="CartPole-v1",
+            num_envs=num_envs,
+            total_steps=total_steps,
+            learning_starts=learning_starts,
+            steps_per_update=steps_per_update,
+            eval_every=eval_every,
+        ),
+        Recorder(),
+    )
+
+    make_trainer(callbacks=[recorder]).fit(DQN(data.env_spec), data)
+
+    assert data.env_steps == ends_at
+    assert len(recorder.updated_at) == (ends_at - learning_starts) // steps_per_update
+    assert recorder.evaluated_at[-1] == ends_at
+    longest = max(after - before for before, after in pairwise([learning_starts, *recorder.evaluated_at]))
+    assert longest <= max(eval_every, steps_per_update) + max(num_envs, steps_per_update)
 
 
 @pytest.mark.usefixtures("counting_envs")
@@ -188,19 +233,24 @@ def test_learning_must_start_before_the_run_ends() -> None:
 
 
 @pytest.mark.usefixtures("counting_envs")
-def test_batches_stay_on_a_cpu_and_are_not_waited_for_on_a_gpu() -> None:
-    class Batch:
-        def to(self, *arguments: Any, **options: Any) -> tuple[Any, ...]:
-            return arguments, options
+def test_transitions_move_to_another_device_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, meta = ReplayDataModule("Counting-v0"), torch.device("meta")
+    batch, evaluation = TensorDict({"reward": torch.ones(2)}, [2]), Evaluation(dict)  # type: ignore[arg-type]
+    waits: list[bool] = []
+    move = TensorDict.to
 
-    data = ReplayDataModule("Counting-v0")
-    batch, gpu = Batch(), torch.device("cuda", 0)
+    def to(self: TensorDict, *arguments: Any, non_blocking: bool = False, **options: Any) -> Any:
+        waits.append(not non_blocking)
+        return move(self, *arguments, **options)
+
+    monkeypatch.setattr(TensorDict, "to", to)
 
     assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
-    assert data.transfer_batch_to_device(batch, gpu, 0) == ((gpu,), {"non_blocking": True})
-    assert data.transfer_batch_to_device(None, gpu, 0) is None
-    on_meta = data.transfer_batch_to_device(torch.ones(2), torch.device("meta"), 0)
-    assert on_meta.device.type == "meta"
+    assert data.transfer_batch_to_device(batch, meta, 0)["reward"].device == meta
+    assert waits == [False]
+    assert data.transfer_batch_to_device(None, meta, 0) is None
+    assert data.transfer_batch_to_device(evaluation, meta, 0) is evaluation
+    assert not hasattr(evaluation, "to")
 
 
 def test_memory_is_asked_for_for_both_observations_of_a_transition(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDict, TensorDictBase
 
-from fakes import CountingEnv
-from lit_gfs.agents import DQN, PPO
+from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.datamodules import RolloutDataModule
 from lit_gfs.errors import UserError
 
@@ -164,40 +163,99 @@ def test_an_exhausted_rollout_stays_exhausted_after_a_resume(
     assert all(map(torch.equal, weights, expected))
 
 
-def test_a_checkpoint_is_a_barrier(counting_envs: list[CountingEnv], make_trainer: MakeTrainer) -> None:
+def rollouts_of(make_trainer: MakeTrainer, saves_in: int | None, **arguments: Any) -> list[TensorDictBase]:
+    """Fit, asking for the datamodule's state in an epoch or never; return all rollouts."""
+    data = make_data(**arguments)
+    torch.manual_seed(0)
+    agent = PPO(data.env_spec)
+    kept: list[TensorDictBase] = []
+
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == saves_in:
+                trainer.datamodule.state_dict()  # type: ignore[attr-defined]
+
+    process = agent.process_rollout
+
+    def keep(rollout: TensorDictBase) -> TensorDict:
+        kept.append(rollout.clone())
+        return process(rollout)
+
+    agent.process_rollout = keep  # type: ignore[method-assign]
+    make_trainer(callbacks=[Save()]).fit(agent, data)
+    return kept
+
+
+def starts(rollout: TensorDictBase) -> list[float]:
+    return rollout["observation"][:, 0, 0].tolist()
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_a_checkpoint_of_what_cannot_be_restored_is_a_barrier(make_trainer: MakeTrainer) -> None:
     """Asking for the state resets all environments before the next rollout, to a seed of (run seed, step)."""
-    rollouts: dict[bool, list[TensorDictBase]] = {}
-    for saves in (False, True):
-        data = make_data()
-        torch.manual_seed(0)
-        agent = PPO(data.env_spec)
-        kept = rollouts.setdefault(saves, [])
-
-        class Keep(Callback):
-            def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-                if trainer.current_epoch == 1:
-                    trainer.datamodule.state_dict()  # type: ignore[attr-defined]
-
-        process = agent.process_rollout
-
-        def keep(
-            rollout: TensorDictBase, process: Any = process, kept: list[TensorDictBase] = kept
-        ) -> TensorDict:
-            kept.append(rollout.clone())
-            return process(rollout)
-
-        agent.process_rollout = keep  # type: ignore[method-assign]
-        make_trainer(callbacks=[Keep()] if saves else []).fit(agent, data)
-
-    def starts(rollout: TensorDictBase) -> list[float]:
-        return rollout["observation"][:, 0, 0].tolist()
+    without, with_one = (rollouts_of(make_trainer, saves_in, checkpoint_every=1000) for saves_in in (None, 1))
 
     # Rollouts of 8 steps of 3- and 4-step episodes end after 2 and 0 steps of an open episode.
-    assert starts(rollouts[False][2]) == [16 % 3, 0]
-    assert starts(rollouts[True][2]) == [0, 0]
-    torch.testing.assert_close(rollouts[False][1], rollouts[True][1])
-    marks = rollouts[True][2]["observation"][:, 0, 1]
-    assert not torch.equal(marks, rollouts[True][0]["observation"][:, 0, 1])
+    assert starts(without[2]) == [16 % 3, 0]
+    assert starts(with_one[2]) == [0, 0]
+    torch.testing.assert_close(without[1], with_one[1])
+    marks = with_one[2]["observation"][:, 0, 1]
+    assert not torch.equal(marks, with_one[0]["observation"][:, 0, 1])
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("saves_in", [None, 1])
+def test_barriers_come_on_a_count_of_their_own(make_trainer: MakeTrainer, saves_in: int | None) -> None:
+    rollouts = rollouts_of(make_trainer, saves_in, checkpoint_every=32, eval_every=1000)
+
+    assert [starts(rollout)[0] for rollout in rollouts] == [0, 8 % 3, 0, 8 % 3]
+
+
+@pytest.mark.parametrize("saves_in", [0, 1, 2])
+def test_a_checkpoint_of_what_can_be_restored_cuts_nothing(make_trainer: MakeTrainer, saves_in: int) -> None:
+    options = {"env_id": "CartPole-v1", "eval_every": 16, "checkpoint_every": 16}
+    without, with_one = (rollouts_of(make_trainer, saved, **options) for saved in (None, saves_in))
+
+    for one, other in zip(without, with_one, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "rollout_steps", "total_steps", "ends_at"),
+    [(2, 8, 64, 64), (2, 8, 50, 50), (2, 8, 49, 50), (4, 8, 33, 36), (4, 8, 1, 4), (3, 5, 16, 18)],
+)
+@pytest.mark.parametrize("agent", [PPO, PQN])
+def test_a_run_ends_with_the_vector_step_that_reaches_its_steps(
+    make_trainer: MakeTrainer,
+    agent: Any,
+    num_envs: int,
+    rollout_steps: int,
+    total_steps: int,
+    ends_at: int,
+) -> None:
+    data, recorder = (
+        make_data(
+            env_id="CartPole-v1",
+            num_envs=num_envs,
+            rollout_steps=rollout_steps,
+            total_steps=total_steps,
+            eval_every=1000,
+        ),
+        Recorder(),
+    )
+
+    module = agent(data.env_spec, anneal_learning_rate=True)
+    make_trainer(callbacks=[recorder]).fit(module, data)
+
+    assert data.env_steps == ends_at
+    assert recorder.evaluated_at == [ends_at]
+    assert module.schedule_values()["schedule/learning_rate"] == 0
+    # A last, shorter rollout is learned from in minibatches of the usual size.
+    sizes = [len(batch) for batch in recorder.batches if batch is not None]
+    usual = num_envs * rollout_steps / 3
+    last = ends_at % (num_envs * rollout_steps) or num_envs * rollout_steps
+    assert min(sizes) >= min(last, usual) * 2 / 3 - 1
+    assert sum(sizes) == 2 * ends_at
 
 
 def position_after(loader: Any, count: int) -> list[TensorDict]:

@@ -45,7 +45,8 @@ def equal(mine: Trajectory, theirs: Trajectory) -> bool:
 
 def test_spec() -> None:
     env = make_env("ALE/Breakout-v5", 2)
-    assert EnvSpec.from_env(env) == EnvSpec("ALE/Breakout-v5", (4, 84, 84), "uint8", 4, None, None, 4, True)
+    spec = EnvSpec("ALE/Breakout-v5", (4, 84, 84), "uint8", 4, None, None, 4, True, 27_000)
+    assert EnvSpec.from_env(env) == spec
     assert EnvSpec.from_env(env).is_pixels
     check_env_specs(env)
     assert EnvSpec.from_env(make_env("ALE/Breakout-v5", full_action_space=True)).num_actions == 18

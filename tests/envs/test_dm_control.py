@@ -62,7 +62,11 @@ def draw_actions(env: Any, steps: int, seed: int = 0) -> torch.Tensor:
 def test_spec() -> None:
     env = make_env("dm_control/walker-walk-v0", 2)
     spec = EnvSpec.from_env(env)
-    assert spec == EnvSpec("dm_control/walker-walk-v0", (24,), "float32", None, (-1.0,) * 6, (1.0,) * 6, 1)
+    bounds = ((-1.0,) * 6, (1.0,) * 6)
+    expected = EnvSpec(
+        "dm_control/walker-walk-v0", (24,), "float32", None, *bounds, 1, max_episode_steps=1000
+    )
+    assert spec == expected
     assert spec.action_dim == 6
     assert not spec.is_discrete
     check_env_specs(env)

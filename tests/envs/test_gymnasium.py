@@ -46,12 +46,14 @@ def test_specs(env_id: str) -> None:
 
 def test_env_specs() -> None:
     cartpole = EnvSpec.from_env(make_env("CartPole-v1", 3))
-    assert cartpole == EnvSpec("CartPole-v1", (4,), "float32", 2, None, None, 1)
+    assert cartpole == EnvSpec("CartPole-v1", (4,), "float32", 2, None, None, 1, max_episode_steps=500)
     assert cartpole.is_discrete
     assert not cartpole.is_pixels
     assert cartpole.action_dim == 1
     pendulum = EnvSpec.from_env(make_env("Pendulum-v1"))
-    assert pendulum == EnvSpec("Pendulum-v1", (3,), "float32", None, (-2.0,), (2.0,), 1)
+    assert pendulum == EnvSpec(
+        "Pendulum-v1", (3,), "float32", None, (-2.0,), (2.0,), 1, max_episode_steps=200
+    )
 
 
 def test_steps_equal_single_environments() -> None:

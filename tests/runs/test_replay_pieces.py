@@ -123,12 +123,15 @@ def test_a_chain_of_resumed_runs_holds_what_the_uninterrupted_one_holds(
     uninterrupted = make_storage(capacity, num_envs, stacked)
     pieces, resumed = ReplayPieces(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
     for _ in range(20):
-        for _ in range(rng.integers(4)):
+        extensions = int(rng.integers(4))
+        for _ in range(extensions):
             rollout = stream.rollout(int(rng.choice([1, 1, 2, 7, 50])))
             indices = [storage.extend(rollout) for storage in (uninterrupted, resumed)]
             assert torch.equal(*indices)
-        uninterrupted.end_episodes()
-        stream.reset()
+        if extensions and rng.random() < 0.5:  # the environments are reset from outside
+            uninterrupted.end_episodes()
+            resumed.end_episodes()
+            stream.reset()
         manifest = checkpoint(pieces, resumed)
         assert pieces.save(resumed) == manifest
         if rng.random() < 0.5:
@@ -144,7 +147,6 @@ def test_batches_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path: Pat
     uninterrupted, resumed = (make_storage(30, 2, stacked) for _ in range(2))
     uninterrupted.extend(stream.rollout(40))
     ReplayPieces(tmp_path).load(resumed, ReplayPieces(tmp_path).save(uninterrupted))
-    stream.reset()
     for _ in range(10):
         rollout = stream.rollout(3)
         for storage in (uninterrupted, resumed):
@@ -163,11 +165,18 @@ def test_a_storage_in_a_full_ring_is_replaced_by_an_empty_one(tmp_path: Path, st
     assert_same(full, empty)
 
 
-def test_saving_ends_the_open_episodes(tmp_path: Path) -> None:
-    storage = FrameStackStorage(30, 2)
-    storage.extend(Stream(2, 0, 0.0, True).rollout(4))
-    ReplayPieces(tmp_path).save(storage)
-    assert storage.get(slice(None))["next", "truncated"].squeeze().tolist() == 2 * [False, False, False, True]
+def test_saving_leaves_the_open_episodes_open(tmp_path: Path) -> None:
+    storage, stream = FrameStackStorage(30, 2), Stream(2, 0, 0.0, True)
+    storage.extend(stream.rollout(4))
+    manifest = ReplayPieces(tmp_path).save(storage)
+    assert not storage.get(slice(None))["next", "truncated"].any()
+
+    restored = FrameStackStorage(30, 2)
+    ReplayPieces(tmp_path).load(restored, manifest)
+    more = stream.rollout(3)
+    for each in (storage, restored):
+        each.extend(more)  # the same episode goes on
+    assert_same(restored, storage)
 
 
 # -- what is on disk -----------------------------------------------------------------------------------------
@@ -182,7 +191,6 @@ def test_a_piece_holds_what_is_new_and_nothing_is_written_twice(tmp_path: Path, 
     (name,) = files(pieces.directory)
     before = (pieces.directory / name).stat()
 
-    stream.reset()
     pieces = ReplayPieces(tmp_path / "replay")
     resumed = make_storage(200_000, 2, stacked)
     pieces.load(resumed, first)
@@ -213,7 +221,6 @@ def test_pieces_go_when_no_checkpoint_names_them(tmp_path: Path, stacked: bool) 
     kept = []
     for step in range(12):
         storage.extend(stream.rollout(5))
-        stream.reset()
         manifest = pieces.save(storage)
         if step == 3:
             write_sealed({"best": manifest}, tmp_path / "best.ckpt")
@@ -229,7 +236,6 @@ def test_pieces_go_when_no_checkpoint_names_them(tmp_path: Path, stacked: bool) 
 
     (tmp_path / "best.ckpt").unlink()
     for _ in range(2):
-        stream.reset()
         storage.extend(stream.rollout(5))
         manifest = checkpoint(pieces, storage)
     pieces.save(storage)
@@ -327,7 +333,6 @@ def saved(tmp_path: Path, stacked: bool = True) -> tuple[RowStorage, dict[str, A
     for _ in range(3):
         storage.extend(stream.rollout(8))
         manifest = pieces.save(storage)
-        stream.reset()
     return storage, manifest, pieces.directory / manifest["pieces"][1]["file"]
 
 
@@ -536,7 +541,6 @@ def test_a_process_killed_at_any_moment_leaves_whole_pieces_only(tmp_path: Path)
     first = checkpoint(pieces, storage)
     expected = FrameStackStorage(40, 2)
     ReplayPieces(tmp_path / "replay").load(expected, first)
-    stream.reset()
     storage.extend(stream.rollout(30))
     storage.end_episodes()
 
