@@ -158,7 +158,6 @@ class Instruments:
             (kind, "on_collection_start", "agent.on_collection"),
             (kind, "on_collection_end", "agent.on_collection"),
             (type(loader), "__next__", "loader"),
-            (kind, "process_rollout", "loader.returns"),
             (kind, "training_step", "training_step"),
             (kind, "on_train_batch_start", "target_sync"),
             (kind, "backward", "backward"),
@@ -174,6 +173,8 @@ class Instruments:
         ]
         if (buffer := getattr(loader, "buffer", None)) is not None:
             targets += [(type(buffer), "extend", "loader.store"), (type(buffer), "sample", "loader.sample")]
+        else:
+            targets.append((kind, "process_rollout", "loader.returns"))
         for callback in trainer.callbacks:
             if callback is not unwatched:
                 targets += [
@@ -181,4 +182,5 @@ class Instruments:
                     for name in CALLBACK_HOOKS
                     if getattr(type(callback), name, None) is not getattr(Callback, name, None)
                 ]
-        return [(owner, name, span) for owner, name, span in targets if hasattr(owner, name)]
+        # A name that is gone is an error where it is wrapped: its time would count as another span's.
+        return targets

@@ -17,7 +17,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "gradient_normalization": lambda: [GradientNormalization()],
     "both": lambda: [TemporalGradientClipping(), GradientNormalization()],
 }
+
+
+class CountingLogger(TensorBoardLogger):
+    """Counts what is written by the first part of its tag, once for each call."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        self.written: Counter[str] = Counter()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write and count."""
+        self.written.update({tag.partition("/")[0] for tag in metrics})
+        super().log_metrics(dict(metrics), step)
 
 
 class FixedBatches(LightningDataModule):
@@ -125,55 +139,77 @@ def make_agent(network: str) -> DQN:
     return DQN(spec, trunk=functools.partial(PlainTrunk, depth=depth, width=width))
 
 
+def make_observations(network: str, size: int) -> torch.Tensor:
+    if network == "nature_cnn":
+        return torch.randint(256, (size, *SHAPES[network]), dtype=torch.uint8)
+    return torch.randn(size, *SHAPES[network])
+
+
 def make_batch(network: str) -> TensorDict:
-    size, shape = BATCH_SIZES[network], SHAPES[network]
-
-    def observation() -> torch.Tensor:
-        if network == "nature_cnn":
-            return torch.randint(256, (size, *shape), dtype=torch.uint8)
-        return torch.randn(size, *shape)
-
+    size = BATCH_SIZES[network]
     ended = torch.rand(size, 1) < 0.01
     following = {
-        "observation": observation(),
+        "observation": make_observations(network, size),
         "reward": torch.randn(size, 1),
         "done": ended,
         "terminated": ended,
     }
-    columns = {"observation": observation(), "action": torch.randint(ACTIONS, (size,)), "next": following}
+    columns = {
+        "observation": make_observations(network, size),
+        "action": torch.randint(ACTIONS, (size,)),
+        "next": following,
+    }
     return TensorDict(columns, [size])
 
 
-def run(network: str, callbacks: list[Callback], arguments: Any) -> Switch:
+def make_experience(network: str) -> TensorDict:
+    """Return 256 observations of 16 environments in which no episode ends: as many as monitors get to see."""
+    observations = make_observations(network, 256).unflatten(0, (16, 16))
+    following = {"done": torch.zeros(16, 16, 1, dtype=torch.bool)}
+    return TensorDict({"observation": observations, "next": following}, [16, 16])
+
+
+def run(
+    network: str, callbacks: list[Callback], arguments: argparse.Namespace
+) -> tuple[Switch, Counter[str]]:
+    """Train with the callbacks on in every other step; return the steps' times, and what was written."""
     torch.manual_seed(0)
     agent, batch = make_agent(network), make_batch(network)
-    agent._probe = make_batch(network)["observation"].repeat(8, *[1] * len(SHAPES[network]))[:256]
+    agent.on_collection_end(make_experience(network))
     switch = Switch(callbacks, CLOCKS[arguments.clock])
     steps = WARMUP + 2 * arguments.pairs
     with tempfile.TemporaryDirectory() as directory:
+        logger = CountingLogger(directory)
         trainer = Trainer(
             accelerator=arguments.accelerator,
             devices=1,
             precision=arguments.precision,
             max_steps=steps,
-            logger=TensorBoardLogger(directory),
+            logger=logger,
             callbacks=[*callbacks, switch],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         trainer.fit(agent, FixedBatches(batch, steps))
-    return switch
+    return switch, logger.written
 
 
 def measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure what each callback costs.
+
+    Raises:
+        RuntimeError: If a monitor did not write a measurement in every step in which it was on.
+    """
     rows = []
     for name in arguments.callbacks:
         if name in MONITORS:
             every, callbacks = MONITORS[name]().every_n_steps, [MONITORS[name](every_n_steps=1)]
         else:
             every, callbacks = 1, INTERVENTIONS[name]()
-        switch = run(network, callbacks, arguments)
+        switch, written = run(network, callbacks, arguments)
+        if name in MONITORS and written[name] < len(switch.on):
+            raise RuntimeError(f"{name} measured in {written[name]} of {len(switch.on)} steps")
         shares = [(on / off - 1) / every for on, off in zip(switch.on, switch.off, strict=True)]
         low, middle, high = statistics.quantiles(shares, n=4)
         rows.append(
@@ -201,8 +237,10 @@ def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
         "As a share of a training step of DQN without them: median over pairs of steps, and quartiles.",
         "Interventions act in every step; monitors are counted at their default intervals.",
         "",
-        f"`python benchmarks/step_cost.py --pairs {arguments.pairs}`, {arguments.threads} thread(s), PyTorch "
-        f"{torch.__version__} on {arguments.accelerator}, {arguments.precision}.",
+        f"`python benchmarks/step_cost.py --pairs {arguments.pairs} --clock {arguments.clock}`, "
+        f"{arguments.threads} thread(s), PyTorch {torch.__version__} on {arguments.accelerator}, "
+        f"{arguments.precision}. A step with and one without take turns, so that other work of the machine "
+        "slows both: shares count, milliseconds do not.",
         "",
         "| network | what | share of a step | step, ms |",
         "|---|---|---|---|",
@@ -214,7 +252,7 @@ def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=SHAPES, default=list(SHAPES))
     known = [*INTERVENTIONS, *MONITORS]
@@ -225,7 +263,7 @@ def main() -> None:
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(args)
     silence_library_noise()
     torch.set_num_threads(arguments.threads)
     rows = [row for network in arguments.networks for row in measure(network, arguments)]

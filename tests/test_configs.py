@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ DQN_ATARI = {
     "model.optimizer.eps": 1.5e-4,
     "model.anneal_learning_rate": False,
     "model.double": False,
-    "model.loss": "huber",
+    "model.loss": "mse",
     "model.target_sync_every": 8_000,
     "model.epsilon_start": 1.0,
     "model.epsilon_end": 0.01,
@@ -219,6 +220,98 @@ def test_a_config_has_the_hyperparameters_of_its_source(name: str, fit_parser: A
 
     expected = HYPERPARAMETERS[name]
     assert {key: ours[key] for key in expected} == expected
+
+
+# Where a configuration has another value than its source: the value there, and the words of the header.
+# What is no value of a configuration, such as a rule for weights, is in the header alone.
+DQN_ATARI_DIFFERS = {
+    "data.num_envs": (1, "one environment"),
+    "data.total_steps": (50_000_000, "five times the steps"),
+    "model.end_of_life_is_terminal": (False, "a lost life does not cut the bootstrap"),
+}
+PQN_ATARI_DIFFERS = {
+    "data.env_options": ({}, "no sticky actions"),
+    "data.total_steps": (50_000_000, "five times the steps"),
+    "model.evaluation_epsilon": (0.0, "greedy evaluation"),
+    "trainer.gradient_clip_val": (20, "clipped at what is a norm of 20 here"),
+}
+PPO_ATARI_DIFFERS = {"data.env_options": ({}, "no sticky actions")}
+PPO_CONTROL_DIFFERS = {
+    "data.num_envs": (1, "one environment with rollouts of 2,048 steps"),
+    "data.rollout_steps": (2_048, "one environment with rollouts of 2,048 steps"),
+    "model.clip_value": (0.2, "the value loss is clipped at 0.2"),
+    "model.reward_scale": (1.0, "scaled by a constant"),
+}
+PQN_DIFFERS = {
+    "data.total_steps": (500_000, "in a fifth of its steps"),
+    "data.minibatches": (16, "its minibatches"),
+    "data.rollout_steps": (64, "its rollout"),
+    "model.epsilon_end": (0.2, "epsilon down to 0.05"),
+    "model.trunk.width": (256, "half of its width"),
+    "trainer.gradient_clip_val": (20, "clipped at what is a norm of 20 here"),
+}
+DIFFERS: dict[str, dict[str, tuple[Any, str]]] = {
+    "quickstart": {
+        "data.num_envs": (1, "one environment"),
+        "data.steps_per_update": (256, "updates after every 256 steps"),
+        "model.target_sync_every": (10, "copied every 10 steps"),
+        "model.anneal_learning_rate": (False, "the learning rate stays"),
+    },
+    "dqn_acrobot": {
+        "data.num_envs": (1, "one environment"),
+        "data.steps_per_update": (1, "one a step"),
+        "data.learning_starts": (0, "from the first step on"),
+        "model.target_sync_every": (250, "copied every 250 steps"),
+        "model.anneal_learning_rate": (False, "the learning rate stays"),
+    },
+    "dqn_breakout": DQN_ATARI_DIFFERS,
+    "dqn_pong": DQN_ATARI_DIFFERS,
+    "pqn_breakout": PQN_ATARI_DIFFERS,
+    "pqn_pong": PQN_ATARI_DIFFERS,
+    "pqn_cartpole": PQN_DIFFERS | {"model.optimizer.lr": (1e-4, "five times its learning rate")},
+    "pqn_acrobot": PQN_DIFFERS
+    | {
+        "model.optimizer.lr": (1e-4, "ten times its learning rate"),
+        "model.lambda_": (0.95, "shorter returns"),
+        "data.num_envs": (32, "a quarter of its rollout"),
+    },
+    "ppo_breakout": PPO_ATARI_DIFFERS,
+    "ppo_pong": PPO_ATARI_DIFFERS,
+    "ppo_cartpole": {
+        "data.num_envs": (4, "4 environments"),
+        "data.rollout_steps": (128, "rollouts of 128 steps"),
+        "data.total_steps": (500_000, "more than three times the steps"),
+        "model.optimizer.lr": (2.5e-4, "a quarter of the learning rate"),
+        "model.clip_value": (0.2, "the value loss is clipped at 0.2"),
+        "model.reward_scale": (1.0, "rewards are not scaled"),
+    },
+    "ppo_cartpole_swingup": PPO_CONTROL_DIFFERS
+    | {
+        "data.total_steps": (1_000_000, "a million steps"),
+        "data.minibatches": (32, "32 minibatches"),
+        "model.optimizer.lr": (3e-4, "a learning rate of 3e-4"),
+    },
+    "ppo_cheetah_run": PPO_CONTROL_DIFFERS,
+    "ppo_walker_walk": PPO_CONTROL_DIFFERS | {"data.total_steps": (1_000_000, "a million steps")},
+}
+
+
+@pytest.mark.parametrize("name", DIFFERS)
+def test_a_header_says_what_differs_from_its_source(name: str, fit_parser: ArgumentParser) -> None:
+    ours = {key.replace("init_args.", ""): value for key, value in settings(fit_parser, name).items()}
+    lines = takewhile(lambda line: line.startswith("#"), find_config(name).read_text().splitlines())
+    header = " ".join(line.removeprefix("# ") for line in lines)
+
+    assert [words for _, words in DIFFERS[name].values() if words not in header] == []
+    assert [key for key, (theirs, _) in DIFFERS[name].items() if ours[key] == theirs] == []
+
+
+def test_every_config_with_a_source_says_what_differs() -> None:
+    sources = ("rl-baselines3-zoo (", "Dopamine", "purejaxql", "CleanRL")
+
+    assert {
+        name for name in WHOLE if any(source in find_config(name).read_text() for source in sources)
+    } == set(DIFFERS)
 
 
 def test_every_atari_config_has_its_hyperparameters_checked() -> None:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -377,3 +377,14 @@ def test_a_span_ends_with_what_it_raises() -> None:
         spans.timed("failing", fail)()
     now[0] += 2
     assert spans.stop() == {module.BASE: 2, "failing": 1}
+
+
+def test_what_is_to_be_timed_and_is_gone_is_an_error() -> None:
+    module = importlib.import_module("_throughput_spans")
+    fit = SimpleNamespace(
+        datamodule=SimpleNamespace(experience=SimpleNamespace(env=TensorDict(), _collector=None)),
+        **{"train_dataloader": [], "strategy": None, "optimizers": [], "loggers": [], "callbacks": []},
+    )
+
+    with pytest.raises(AttributeError, match="no attribute 'step_and_maybe_reset'"):
+        module.Instruments(fit, PPO, None, lambda: 0).start()

@@ -58,7 +58,7 @@ def group_curve(
     x = np.unique(np.concatenate([np.asarray(points, dtype=float) for points, _ in known]))
     if len(x) > MOST_POINTS:
         x = x[np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int)]
-    rows = np.full((len(curves), len(x)), lowest)
+    rows = np.full((len(curves), len(x)), lowest, dtype=float)  # a floor of -500 is an integer in YAML
     for row, curve in zip(rows, curves, strict=True):
         if curve is not None:
             points, scores = curve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -217,11 +218,23 @@ def test_the_atari_study_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
     main(["study", "--config", "studies/atari", "--dry_run", "true", "--jobs", "1000"])
 
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * 10 * 2 * 3 * 3 * 3
+    # Two lines a run: three seeds of three recipes at three sizes, and a control at the two larger ones.
+    assert len(lines) == 2 * 10 * 2 * 3 * (3 * 3 + 2)
     assert lines[0] == "# Amidar-pqn-small-baseline-seed_0"
     assert lines[1].startswith("python -m lit_gfs fit ")
     assert "--data.env_id=ALE/Amidar-v5 " in lines[1]
     assert not Path("runs").exists()
+    rates = {
+        recipe: {
+            rate
+            for line in lines[1::2]
+            if f"-{recipe}-seed" in line
+            for rate in re.findall(r"--model\.optimizer\.lr=(\S+)", line)
+        }
+        for recipe in ("lr_third", "multiskip_kron", "gfs")
+    }
+    # The paper's: a third of 2.5e-4. The control has the same rate.
+    assert rates == {"lr_third": {"8.3e-05"}, "multiskip_kron": {"8.3e-05"}, "gfs": set()}
 
 
 @pytest.mark.parametrize("name", ["studies/control", "studies/label_shuffle", "studies/smoke"])

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
+from lit_gfs.metrics.intervals import draw
 from lit_gfs.metrics.scores import instability
+from lit_gfs.study.curves import group_curve
 from lit_gfs.study.summary import ALL, HELD_OUT, STRATUM, TUNED, Summary, summarize, write_summary
 from lit_gfs.study.table import Curve, Run, Table
 from synthetic_study import FLOOR, REFERENCE, SECONDS_PER_STEP, STEPS, TAG, TRUTH, study, table
@@ -386,3 +388,10 @@ def test_instability_is_that_of_the_runs() -> None:
 
     figures = group(summarize(plan, known, resamples=50), "gfs")
     assert figures["instability"]["value"] == pytest.approx(trim_mean(values, 0.25), rel=1e-5)
+
+
+def test_a_whole_number_as_floor_does_not_round_curves() -> None:
+    curve = group_curve([([1, 2], [0.25, 0.75]), None], draw(2, 3, np.random.default_rng(0)), lowest=0)
+
+    assert curve is not None
+    assert curve.values[0].tolist() == [0.125, 0.25]

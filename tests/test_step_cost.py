@@ -1,0 +1,63 @@
+"""The benchmark of what interventions and monitors cost: that they do what is timed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+PAIRS = 4
+NETWORK = "mlp_2x256"
+
+
+@pytest.fixture
+def step_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield importlib.import_module("step_cost")
+    torch.set_num_threads(threads)
+
+
+def arguments(*callbacks: str) -> argparse.Namespace:
+    return argparse.Namespace(
+        callbacks=callbacks, pairs=PAIRS, clock="wall", accelerator="cpu", precision="32-true"
+    )
+
+
+@pytest.mark.parametrize("name", ["gradient_flow", "representation", "curvature"])
+def test_a_monitor_measures_in_every_step_in_which_it_is_on(step_cost: ModuleType, name: str) -> None:
+    switch, written = step_cost.run(NETWORK, [step_cost.MONITORS[name](every_n_steps=1)], arguments())
+
+    assert len(switch.on) == len(switch.off) == PAIRS
+    # In every other step of the warm-up too.
+    assert written[name] == PAIRS + step_cost.WARMUP // 2
+
+
+def test_a_monitor_that_measures_nothing_is_an_error(
+    step_cost: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_cost.DQN, "on_collection_end", lambda agent, experience: None)
+
+    with pytest.raises(RuntimeError, match="representation measured in 0 of 4 steps"):
+        step_cost.measure(NETWORK, arguments("representation"))
+
+
+def test_the_table_says_how_it_was_measured(step_cost: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+
+    options = ["--networks", NETWORK, "--callbacks", "both", "nan_guard", "--pairs", "4", "--clock", "cpu"]
+    step_cost.main([*options, "--markdown", str(page)])
+
+    text = page.read_text()
+    assert "`python benchmarks/step_cost.py --pairs 4 --clock cpu`" in text
+    assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith(f"| {NETWORK}")] == [
+        "both",
+        "nan_guard",
+    ]
