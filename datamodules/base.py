@@ -202,12 +202,11 @@ class EnvDataModule(LightningDataModule):
         return experience
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a batch alone on a CPU, where it was made; send it to a GPU without waiting for it."""
-        if batch is None or device.type == "cpu":
-            return batch  # a look through it takes as long as a small layer
-        if device.type == "cuda":
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        """Leave a batch alone on a CPU, where it was made; send it elsewhere without waiting for it."""
+        # A look through a batch takes as long as a small layer; an evaluation is no batch.
+        if batch is None or callable(batch) or device.type == "cpu":
+            return batch
+        return batch.to(device, non_blocking=True)
 
     def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must have as the run that it goes on with."""
