@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from accelerator import TOLERANCE
 from lit_gfs.cli import main
 from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
@@ -98,13 +99,13 @@ def replay_content(checkpoint: Path) -> Any:
     return storage.get(slice(None)).to_dict()
 
 
-def run_differences(run: Path, other: Path, tolerance: float = 0.0) -> list[str]:
+def run_differences(run: Path, other: Path, tolerance: float = TOLERANCE) -> list[str]:
     """Name in what two runs differ that have ended: last checkpoint, replay memory, logged values.
 
     Args:
         run: A run's directory.
         other: Another's.
-        tolerance: As for `differences`.
+        tolerance: As for `differences`; by default none on the CPU.
     """
     last = "last.ckpt"
     pairs = {
