@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Where tests train: cpu, or cuda on a machine with a GPU.
+export ACCELERATOR ?= cpu
+
 .PHONY: demo study test test-slow lint typecheck check clean
 
 demo: $(VENV)/.runtime ## train DQN on CartPole in under two minutes

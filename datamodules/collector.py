@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -130,6 +130,12 @@ class DirectCollector(Collector):
                 self._begun = self._begin_step() if self._runs_ahead else None
                 recorder.write(time, begun, step)
             return recorder.rollout()
+
+    def _get_sync_fn(self, device: torch.device | None) -> Callable[[], None]:
+        """Wait for no device: a direct rollout is on the CPU when it is returned, from devices that TorchRL
+        does not know as well.
+        """
+        return (lambda: None) if self.is_direct else super()._get_sync_fn(device)
 
     def _begin_step(self) -> _Begun:
         env = cast(BatchedEnv, self.env)

@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Before anything looks for a GPU.
+from accelerator import ACCELERATOR
+
+# isort: split
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -44,7 +48,8 @@ def make_trainer(tmp_path: Any) -> Callable[..., Trainer]:
     def make(**arguments: Any) -> Trainer:
         defaults: dict[str, Any] = {
             "max_epochs": -1,
-            "accelerator": "cpu",
+            # Processes that are forked cannot use a GPU, and most machines have one at most.
+            "accelerator": "cpu" if "ddp" in str(arguments.get("strategy")) else ACCELERATOR,
             "devices": 1,
             "num_sanity_val_steps": 0,
             "logger": False,

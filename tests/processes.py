@@ -23,15 +23,16 @@ class Ended:
     err: str
 
 
-def start(arguments: list[str], directory: Path, setup: Any = None) -> BaseProcess:
+def start(arguments: list[str], directory: Path, setup: Any = None, *more: list[str]) -> BaseProcess:
     """Start ``python -m lit_gfs`` with some arguments in a directory.
 
     Args:
         arguments: What follows the program's name.
         directory: Its working directory, where ``out.txt`` and ``err.txt`` are written.
         setup: A function that is called in the process before.
+        more: Arguments of further commands, which the same process runs afterwards.
     """
-    process = _CONTEXT.Process(target=_main, args=(arguments, directory, setup))
+    process = _CONTEXT.Process(target=_main, args=([arguments, *more], directory, setup))
     process.start()
     return process
 
@@ -51,7 +52,7 @@ def run(arguments: list[str], directory: Path, setup: Any = None) -> Ended:
     return finish(start(arguments, directory, setup), directory)
 
 
-def _main(arguments: list[str], directory: Path, setup: Any) -> None:
+def _main(commands: list[list[str]], directory: Path, setup: Any) -> None:
     os.chdir(directory)
     for stream, name, descriptor in ((sys.stdout, "out.txt", 1), (sys.stderr, "err.txt", 2)):
         stream.flush()
@@ -66,4 +67,5 @@ def _main(arguments: list[str], directory: Path, setup: Any) -> None:
     torch.set_num_threads(1)
     if setup is not None:
         setup()
-    main(arguments)
+    for arguments in commands:
+        main(arguments)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from accelerator import TOLERANCE
 from lit_gfs.cli import main
 from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
@@ -34,26 +35,41 @@ def fit_in_child(directory: str, arguments: list[str]) -> None:
         main(arguments)
 
 
-def differences(left: Any, right: Any, place: str = "") -> Iterator[str]:
-    """Name the places in which two nested values differ; tensors are compared bit for bit."""
+def differences(left: Any, right: Any, place: str = "", tolerance: float = 0.0) -> Iterator[str]:
+    """Name the places in which two nested values differ: bit for bit, or by more than a tolerance.
+
+    Args:
+        left: Dictionaries and lists of tensors, numbers and text.
+        right: What it is held against.
+        place: The name of the place where they are.
+        tolerance: By how much floating-point numbers may differ, relative to the larger one, or near 0.
+    """
     if isinstance(left, dict) and isinstance(right, dict):
         for key in left.keys() | right.keys():
             if key not in left or key not in right:
                 yield f"{place}/{key} is on one side only"
             elif key not in _LEFT_OUT:
-                yield from differences(left[key], right[key], f"{place}/{key}")
+                yield from differences(left[key], right[key], f"{place}/{key}", tolerance)
     elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
         if len(left) != len(right):
             yield f"{place} has {len(left)} and {len(right)} entries"
         for index, (one, other) in enumerate(zip(left, right, strict=False)):
-            yield from differences(one, other, f"{place}/{index}")
+            yield from differences(one, other, f"{place}/{index}", tolerance)
     elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         if left.dtype != right.dtype or left.shape != right.shape:
             yield f"{place} is {left.dtype} {tuple(left.shape)} and {right.dtype} {tuple(right.shape)}"
-        elif left.numpy().tobytes() != right.numpy().tobytes():
+        elif left.numpy().tobytes() != right.numpy().tobytes() and not _are_close(left, right, tolerance):
             yield f"{place} differs"
+    elif isinstance(left, float) and isinstance(right, float) and tolerance:
+        if not _are_close(torch.tensor(left), torch.tensor(right), tolerance):
+            yield f"{place} is {left!r} and {right!r}"
     elif type(left) is not type(right) or left != right:
         yield f"{place} is {left!r} and {right!r}"
+
+
+def _are_close(left: torch.Tensor, right: torch.Tensor, tolerance: float) -> bool:
+    is_exact = tolerance == 0 or not left.is_floating_point()
+    return not is_exact and torch.allclose(left, right, tolerance, tolerance, equal_nan=True)
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -83,11 +99,20 @@ def replay_content(checkpoint: Path) -> Any:
     return storage.get(slice(None)).to_dict()
 
 
-def run_differences(run: Path, other: Path) -> list[str]:
-    """Name in what two runs differ that have ended: last checkpoint, replay memory, logged values."""
+def run_differences(run: Path, other: Path, tolerance: float = TOLERANCE) -> list[str]:
+    """Name in what two runs differ that have ended: last checkpoint, replay memory, logged values.
+
+    Args:
+        run: A run's directory.
+        other: Another's.
+        tolerance: As for `differences`; by default none on the CPU.
+    """
     last = "last.ckpt"
+    pairs = {
+        "": (read_sealed(run / last), read_sealed(other / last)),
+        "/transitions": (replay_content(run / last), replay_content(other / last)),
+        "/logged": (scalars(run), scalars(other)),
+    }
     return [
-        *differences(read_sealed(run / last), read_sealed(other / last)),
-        *differences(replay_content(run / last), replay_content(other / last), "/transitions"),
-        *differences(scalars(run), scalars(other), "/logged"),
+        each for place, pair in pairs.items() for each in differences(*pair, place=place, tolerance=tolerance)
     ]

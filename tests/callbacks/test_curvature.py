@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, TensorDataset
 
+from accelerator import ACCELERATOR
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
@@ -118,12 +119,16 @@ class Given:
         return len(self.batches)
 
 
+TWO_PROCESSES = {"accelerator": "cpu", "strategy": "ddp_fork", "devices": 2}
+"""On the CPU wherever the tests run: processes that are forked cannot use a GPU."""
+
+
 def fit(module, steps, *, monitor=None, data=None, callbacks=(), ckpt_path=None, **options):
     torch.manual_seed(0)
     records = Records()
     trainer = Trainer(
         **{
-            "accelerator": "cpu",
+            "accelerator": ACCELERATOR,
             "devices": 1,
             "max_steps": steps,
             "logger": records,
@@ -409,7 +414,7 @@ class Gathering(Cubic):
 def test_each_of_several_processes_takes_part_and_rank_zero_s_own_measurement_is_written(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
     monitor = CurvatureMonitor(every_n_steps=2, samples=2, iterations=2)
-    fit(Gathering(), 3, monitor=monitor, data=batches(8), logger=logger, strategy="ddp_fork", devices=2)
+    fit(Gathering(), 3, monitor=monitor, data=batches(8), logger=logger, **TWO_PROCESSES)
     events = EventAccumulator(str(tmp_path)).Reload()
     traces = [(event.step, event.value) for event in events.Scalars("curvature/hessian_trace")]
     assert traces == [(1, 3), (3, 3)]

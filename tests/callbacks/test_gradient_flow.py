@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from accelerator import ACCELERATOR
 from fakes import Records
 from lit_gfs.callbacks import GradientFlowMonitor
 from lit_gfs.errors import UserError
@@ -91,7 +92,7 @@ def fit(module, monitor, steps, *, callbacks=(), logger=None, ckpt_path=None, **
     torch.manual_seed(0)
     records = Records()
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=ACCELERATOR,
         devices=1,
         max_epochs=1,
         max_steps=steps,
@@ -179,14 +180,14 @@ def test_accumulated_gradients_are_read_once_per_real_step():
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_loss_scaled_16_bit_gradients_are_reported_without_the_scale(fused):
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=1024.0)
     module = Regression(lambda p: torch.optim.SGD(p, lr=LEARNING_RATE, fused=fused))
     rows = fit(
         module,
         GradientFlowMonitor(every_n_steps=2),
         5,
         callbacks=[NoteRaw()],
-        plugins=MixedPrecision("16-mixed", "cpu", scaler),
+        plugins=MixedPrecision("16-mixed", ACCELERATOR, scaler),
     )
     check_rows(rows, module, every=2)
     for raw, applied in zip(module.raw, module.applied, strict=True):
@@ -199,14 +200,14 @@ def test_an_overflow_is_reported_and_the_scale_still_taken_off(fused):
         def on_after_backward(self, trainer, pl_module):
             pl_module.last.bias.grad.fill_(math.inf)
 
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=1024.0)
     module = Regression(lambda p: torch.optim.SGD(p, lr=LEARNING_RATE, fused=fused))
     rows = fit(
         module,
         GradientFlowMonitor(every_n_steps=1),
         1,
         callbacks=[Overflow(), NoteRaw()],
-        plugins=MixedPrecision("16-mixed", "cpu", scaler),
+        plugins=MixedPrecision("16-mixed", ACCELERATOR, scaler),
     )
     row = next(iter(rows.values()))
     expected = pytest.approx(norm(module.raw[0]["first"]), rel=1e-4)
@@ -356,7 +357,7 @@ def test_resume_continues_records_and_heat_map_exactly(tmp_path, half):
         records = Records()
         monitor = GradientFlowMonitor(every_n_steps=3, max_columns=4)
         trainer = Trainer(
-            accelerator="cpu",
+            accelerator=ACCELERATOR,
             max_steps=steps,
             logger=records,
             callbacks=[
@@ -387,7 +388,7 @@ def test_resume_continues_records_and_heat_map_exactly(tmp_path, half):
 def test_a_second_fit_of_the_same_trainer_goes_on():
     monitor, records = GradientFlowMonitor(every_n_steps=3), Records()
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=ACCELERATOR,
         max_epochs=1,
         logger=records,
         callbacks=[monitor],

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from accelerator import ACCELERATOR
 from fakes import Records
 from lit_gfs.callbacks import GradientFlowMonitor, GradientNormalization, TemporalGradientClipping
 from lit_gfs.callbacks.step_guard import forget_skip, skip_step_where
@@ -83,7 +84,7 @@ def fit(
 ) -> dict[int, dict[str, float]]:
     records = Records()
     accumulated = options.get("accumulate_grad_batches", 1)
-    defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 5}
+    defaults: dict[str, Any] = {"accelerator": ACCELERATOR, "devices": 1, "log_every_n_steps": 5}
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
@@ -249,11 +250,11 @@ def test_16_bit_loss_scales_do_not_reach_the_statistics(make, fused: bool) -> No
 
     class NoAutocast(MixedPrecision):
         def autocast_context_manager(self) -> Any:
-            return torch.autocast("cpu", enabled=False)
+            return torch.autocast(ACCELERATOR, enabled=False)
 
     scaled, plain = make_net(sgd), make_net(sgd)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
-    fit(scaled, [make()], 20, plugins=NoAutocast("16-mixed", "cpu", scaler))
+    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=1024.0, growth_interval=4)
+    fit(scaled, [make()], 20, plugins=NoAutocast("16-mixed", ACCELERATOR, scaler))
     fit(plain, [make()], 20)
 
     assert scaler.get_scale() > 1024
@@ -265,9 +266,9 @@ def test_16_bit_loss_scales_do_not_reach_the_statistics(make, fused: bool) -> No
 def test_an_overflow_is_left_to_the_loss_scaler(make, fused: bool, recwarn: pytest.WarningsRecorder) -> None:
     module = make_net(lambda p: torch.optim.SGD(p, lr=0.01, fused=fused))
     module.poisoned = {6: math.inf}
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=1024.0)
 
-    fit(module, [make(name="it")], 20, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    fit(module, [make(name="it")], 20, plugins=MixedPrecision("16-mixed", ACCELERATOR, scaler))
 
     assert scaler.get_scale() < 1024
     assert weights(module).isfinite().all()
@@ -376,7 +377,7 @@ def test_the_same_trainer_fits_on(make) -> None:
     callback = make(name="it")
     module = make_net()
     fit_twice = Trainer(
-        accelerator="cpu",
+        accelerator=ACCELERATOR,
         devices=1,
         max_steps=6,
         max_epochs=-1,
@@ -579,7 +580,12 @@ def test_a_batch_without_a_loss_under_16_bit(make, fused: bool) -> None:
 
     torch.manual_seed(0)
     module = Skips(lambda p: torch.optim.SGD(p, lr=0.01, fused=fused))
-    fit(module, [make()], 6, plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+    fit(
+        module,
+        [make()],
+        6,
+        plugins=MixedPrecision("16-mixed", ACCELERATOR, torch.amp.GradScaler(ACCELERATOR)),
+    )
 
 
 def test_a_shift_reaches_every_optimizer() -> None:

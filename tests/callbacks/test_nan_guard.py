@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from accelerator import ACCELERATOR
 from fakes import CountingEnv, Records
 from lit_gfs.callbacks import GradientFlowMonitor, GradientNormalization, NaNGuard, TemporalGradientClipping
 from lit_gfs.cli import main
@@ -103,7 +104,7 @@ def fit(
     module: LightningModule, callbacks: list[Callback], batches: Batches, steps: int, **options: Any
 ) -> Trainer:
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
+        "accelerator": ACCELERATOR,
         "devices": 1,
         "log_every_n_steps": 5,
         "logger": Records(),
@@ -383,8 +384,8 @@ def test_bfloat16_autocast() -> None:
 
 
 def mixed_precision(scale: float) -> dict[str, Any]:
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    return {"plugins": MixedPrecision("16-mixed", "cpu", scaler)}
+    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=scale)
+    return {"plugins": MixedPrecision("16-mixed", ACCELERATOR, scaler)}
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "fused"])

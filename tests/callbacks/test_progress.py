@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from accelerator import ACCELERATOR
 from lit_gfs.callbacks import progress
 from lit_gfs.callbacks.progress import StepProgressBar
 from lit_gfs.callbacks.progress_line import Pace, ProgressLine
@@ -96,7 +97,7 @@ def pretend_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def fit(bar: StepProgressBar, module: LightningModule, data: Any, **options: Any) -> Trainer:
     trainer = Trainer(
         **{
-            "accelerator": "cpu",
+            "accelerator": ACCELERATOR,
             "max_epochs": 2,
             "callbacks": [bar],
             "logger": False,
@@ -306,7 +307,7 @@ def test_only_rank_zero_prints(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 def test_evaluation_alone_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=ACCELERATOR,
         callbacks=[StepProgressBar()],
         logger=False,
         enable_checkpointing=False,

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from accelerator import ACCELERATOR
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
@@ -422,7 +423,7 @@ def test_other_precisions(precision: str, make_trainer: MakeTrainer) -> None:
 
     options: dict[str, Any] = {"precision": precision}
     if precision == "16-mixed":
-        options = {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))}
+        options = {"plugins": MixedPrecision("16-mixed", ACCELERATOR, torch.amp.GradScaler(ACCELERATOR))}
     torch.manual_seed(0)
     module = Plain()
     start = copy.deepcopy(module.body)(module.observations)

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from accelerator import ACCELERATOR
 from lit_gfs.callbacks.progress import StepProgressBar
 from lit_gfs.callbacks.summary import RunSummary, print_summary, summary_rows
 
@@ -69,7 +70,7 @@ class DQN(LightningModule):
 def trainer(**options: Any) -> Trainer:
     return Trainer(
         **{
-            "accelerator": "cpu",
+            "accelerator": ACCELERATOR,
             "max_epochs": 3,
             "callbacks": [RunSummary()],
             "logger": False,

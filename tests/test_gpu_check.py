@@ -1,0 +1,71 @@
+"""The check of everything in small: two of its rows, and one that fails."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("gpu_check")
+    for name, value in module.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)  # it is put back after the test
+    return module
+
+
+def test_rows_that_run_are_ok(gpu_check: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes = tmp_path / "check.json"
+    only = r"classifier, digits, gfs, bf16|ppo, cartpole, multiskip_kron, 32"
+
+    gpu_check.main(["--jobs=2", f"--only={only}", f"--json={outcomes}"])
+
+    said = capsys.readouterr().out
+    assert [each["status"] for each in json.loads(outcomes.read_text())] == ["ok", "ok"]
+    assert "ppo, cartpole, multiskip_kron, 32-true  ok" in said
+    assert "2 ok, 0 failed" in said
+
+
+def test_a_row_that_fails_says_why_and_so_does_the_exit_status(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [gpu_check.Row("wrong", "pqn", ("--data.num_envs=0",))]
+    monkeypatch.setattr(gpu_check, "rows", lambda has_gpu: rows)
+
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main(["--jobs=1"])
+
+    assert ended.value.code == 1
+    assert "exit status 2: lit_gfs: error: num_envs is 0; expected" in capsys.readouterr().out
+
+
+def test_a_row_that_takes_too_long_is_ended(gpu_check: Any) -> None:
+    outcome = gpu_check.attempt(gpu_check.Row("endless", "pqn", ("--data.total_steps=1000000",)), 5.0)
+
+    assert outcome.status == "failed"
+    assert outcome.error.startswith("after 5 s:")
+
+
+def test_a_run_that_does_not_go_on_is_a_failure(gpu_check: Any) -> None:
+    row = gpu_check.Row("short", "classifier", ("--data.epochs=6",))
+
+    assert gpu_check.attempt(row, 100.0).error.startswith("exit status 1: AssertionError: optimizer steps")
+
+
+def test_every_combination_has_a_row(gpu_check: Any) -> None:
+    here, on_gpu = ([row.name for row in gpu_check.rows(has_gpu)] for has_gpu in (False, True))
+
+    assert len(set(on_gpu)) == len(on_gpu)
+    assert set(here) == {name for name in on_gpu if "16-mixed" not in name or "bf16" in name}
+    for agent in ("dqn", "ppo", "pqn"):
+        for suite in ("cartpole", "acrobot", "breakout", "swingup"):
+            for recipe in gpu_check.RECIPES:
+                assert {f"{agent}, {suite}, {recipe}, {each}" for each in gpu_check.PRECISIONS} <= set(on_gpu)
