@@ -13,10 +13,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from tensordict import TensorDict
-from torch import Tensor, distributed
+from torch import Tensor
 from torchrl.envs import EnvBase
 
-from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
+from lit_gfs.datamodules.evaluation import EvaluationLoader, no_episodes, run_episodes
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.trainer_checks import (
     require_evaluation_between_epochs,
@@ -29,6 +29,7 @@ from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.make import complete_options
 from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
+from lit_gfs.ranks import share
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
 
@@ -57,15 +58,6 @@ _NAMED_ELSEWHERE = {
 """Arguments of `make_env` that are no options of a suite, and what decides on them."""
 
 
-def gather(value: Any) -> list[Any]:
-    """Return what each process has, by rank, in all of them."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, value)
-    return gathered
-
-
 class EnvDataModule(LightningDataModule):
     """Environments for learning and for evaluation, and the count of environment steps.
 
@@ -74,7 +66,7 @@ class EnvDataModule(LightningDataModule):
         num_envs: Environments stepped together, in each process.
         total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
         eval_every: Environment steps between evaluations.
-        eval_episodes: Full episodes in an evaluation.
+        eval_episodes: Full episodes in an evaluation, shared out over all processes.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
@@ -256,11 +248,18 @@ class EnvDataModule(LightningDataModule):
         return EvaluationLoader(self._film_and_evaluate if self.video else self._evaluate)
 
     def _evaluate(self) -> TensorDict:
+        """Play this process's share of the episodes."""
+        trainer = cast(Any, self.trainer)
+        episodes = share(self.eval_episodes, trainer.global_rank, trainer.world_size)
+        if episodes == 0:
+            return no_episodes()
         if self._evaluation_env is None:
-            self._evaluation_env = self._watched(self._make_env(min(self.eval_episodes, 16)))
-        return self._play(self._evaluation_env, self.eval_episodes)
+            self._evaluation_env = self._watched(self._make_env(min(episodes, 16)))
+        return self._play(self._evaluation_env, episodes)
 
     def _film_and_evaluate(self) -> TensorDict:
+        if not cast(Any, self.trainer).is_global_zero:
+            return self._evaluate()
         frames: list[Tensor] = []
         env = self._watched(self._make_env(1, render=True))
         self._play(env, 1, frames)

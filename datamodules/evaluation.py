@@ -77,6 +77,13 @@ def run_episodes(
     )
 
 
+def no_episodes() -> TensorDict:
+    """Return what `run_episodes` would of none, ``(0,)`` each."""
+    return TensorDict(
+        {"episode_return": torch.zeros(0), "episode_length": torch.zeros(0, dtype=torch.int64)}, [0]
+    )
+
+
 Evaluation = Callable[[], TensorDict]
 """Plays the episodes of an evaluation: ``episode_return`` and ``episode_length``, ``(episodes,)`` each."""
 
