@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import distributed
+
+_RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK")
+"""What torchrun, Lightning or a user tells a process of its place."""
+_CLUSTER_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""What those say that start the tasks of a job."""
+
+
+def is_first_process() -> bool:
+    """Return whether this process is a run's only one or its rank zero, before there is a Trainer to ask."""
+    return all(os.environ.get(name, "0") == "0" for name in (*_RANKS, *_CLUSTER_RANKS))
 
 
 def share(total: int, rank: int, world_size: int) -> int:
