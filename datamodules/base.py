@@ -30,6 +30,7 @@ from lit_gfs.envs.make import complete_options
 from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
 from lit_gfs.ranks import share
+from lit_gfs.runs.companions import announce
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
 
@@ -315,7 +316,8 @@ class EnvDataModule(LightningDataModule):
             for logger in trainer.loggers:
                 logger.finalize("failed")
         finally:
-            print("lit_gfs: error:", fault, file=sys.stderr)
+            if announce(fault.status):
+                print("lit_gfs: error:", fault, file=sys.stderr)
             end_process(fault.status)
 
     def on_exception(self, exception: BaseException) -> None:
