@@ -30,7 +30,7 @@ from lit_gfs.envs.make import complete_options
 from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
 from lit_gfs.ranks import share
-from lit_gfs.runs.companions import announce
+from lit_gfs.runs.announcements import announce
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
 

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from subprocess import Popen, TimeoutExpired
 from types import FrameType
 from typing import Any, cast
@@ -27,13 +26,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lit_gfs.errors import OtherProcessFailed, RunFault, RunStopped, UserError
+from lit_gfs.runs.announcements import PERIOD_SECONDS, Announcements, announce
 
 GRACE_SECONDS = 5.0
 """How long a process may take to end by itself, once another one has failed."""
 PATIENCE_SECONDS = 60.0
 """How long one may take to end after the others have finished."""
-_PERIOD = 0.2
-_KEY = "ending"
 _SIGNAL = getattr(signal, "SIGUSR2", None)
 
 
@@ -60,28 +58,6 @@ def ending_together(trainer: Trainer) -> Iterator[None]:
         companions.leave()
 
 
-def announce(status: int) -> bool:
-    """Tell the other processes of the run that this one ends it.
-
-    Args:
-        status: Its exit status, which is to be that of all of them.
-
-    Returns:
-        Whether it is the first to do so, so that it is the one to tell the user why.
-    """
-    try:
-        store = _connect()
-        if store is None:
-            return True
-        own = f"{distributed.get_rank()} {status}"
-        first = store.compare_set(_KEY, "", own).decode()
-    except RuntimeError:  # whoever kept the store is gone
-        return True
-    if distributed.get_rank() == 0:
-        time.sleep(2 * _PERIOD)  # the store may go with this process: let the others read it
-    return first == own
-
-
 class Companions:
     """The other processes of a run, as one of them sees them.
 
@@ -91,14 +67,13 @@ class Companions:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._store: distributed.Store | None = None
+        self._announcements = Announcements()
         self._failed: OtherProcessFailed | None = None
         self._lock = threading.Lock()
-        self._left = threading.Event()
+        self._ends_itself = threading.Event()
         self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="companions", daemon=True)
         self._previous: Any = None
-        self._is_ending = False
 
     def watch(self) -> None:
         """Interrupt this process from now on when another one fails; end it if that has no effect."""
@@ -108,7 +83,7 @@ class Companions:
 
     def leave(self) -> None:
         """Watch nobody any more."""
-        self._left.set()
+        self._ends_itself.set()
         self._thread.join()
         if self._previous is not None:
             signal.signal(cast(int, _SIGNAL), self._previous)
@@ -122,10 +97,14 @@ class Companions:
         Raises:
             OtherProcessFailed: If another one tells, or nobody is left who could.
         """
-        self._is_ending = True
+        self._ends_itself.set()
         failed = error if isinstance(error, OtherProcessFailed) else self._other_to_tell(error)
-        self._end_children(1.0 if failed is None else GRACE_SECONDS)
+        # They may be waiting for this process in vain, unless they have been stopped with it.
+        goes_alone = failed is None and not isinstance(error, RunStopped | KeyboardInterrupt)
+        self._end_children(1.0 if goes_alone else GRACE_SECONDS)
         if failed is not None:
+            # What has started the processes may end them all as soon as one has ended: the other tells first.
+            time.sleep(1.0)
             raise failed from None
 
     def finish(self) -> None:
@@ -134,7 +113,7 @@ class Companions:
         Raises:
             OtherProcessFailed: If one of them fails now.
         """
-        self._left.set()
+        self._ends_itself.set()
         self._end_children(PATIENCE_SECONDS)
         if failed := self._failed_child():
             raise failed
@@ -162,7 +141,7 @@ class Companions:
         while not self._hears():
             if time.monotonic() > deadline:
                 return False
-            time.sleep(_PERIOD / 4)
+            time.sleep(PERIOD_SECONDS / 4)
         return True
 
     def _hears(self) -> bool:
@@ -173,14 +152,13 @@ class Companions:
 
     def _announced(self) -> OtherProcessFailed | None:
         try:
-            if self._store is None:
-                self._store = _connect()
-            if self._store is not None and self._store.check([_KEY]):
-                rank, status = map(int, self._store.get(_KEY).decode().split())
-                return None if rank == distributed.get_rank() else self._with_status(status)
+            announced = self._announcements.first()
         except RuntimeError:
             return OtherProcessFailed(1, "error: lost the first process of this run")
-        return self._failed_child()
+        if announced is None:
+            return self._failed_child()
+        rank, status = announced
+        return None if rank == self._trainer.global_rank else self._with_status(status)
 
     def _with_status(self, status: int) -> OtherProcessFailed:
         # A signal to another process alone is told by the first one, as are those to all of them.
@@ -219,7 +197,7 @@ class Companions:
     # -- interrupting ------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self._left.wait(_PERIOD):
+        while not self._ends_itself.wait(PERIOD_SECONDS):
             if self._children:
                 _replace_observer()
             if self._hears():
@@ -227,9 +205,10 @@ class Companions:
                 return
 
     def _end(self) -> None:
+        seconds = PATIENCE_SECONDS if self._is_on_its_way_out() else GRACE_SECONDS
         if self._previous is not None:
             signal.pthread_kill(self._main, cast(int, _SIGNAL))
-        if self._left.wait(GRACE_SECONDS):
+        if self._ends_itself.wait(seconds):
             return
         # It waits in compiled code for somebody who does not come.
         assert self._failed is not None
@@ -251,21 +230,7 @@ class Companions:
 
     def _is_on_its_way_out(self) -> bool:
         is_interrupted = self._trainer.state.status == TrainerStatus.INTERRUPTED
-        return is_interrupted or self._is_ending or self._left.is_set()
-
-
-def _connect() -> distributed.Store | None:
-    """Return the store through which the processes found each other, by a connection of its own.
-
-    Raises:
-        RuntimeError: If nobody keeps it any more.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return None
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=GRACE_SECONDS))
-    # torchrun's store outlasts the processes that it starts again.
-    return distributed.PrefixStore(f"lit_gfs/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        return is_interrupted or self._ends_itself.is_set()
 
 
 def _replace_observer() -> None:
