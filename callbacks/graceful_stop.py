@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lit_gfs.errors import EnvironmentFault, RunStopped, TrainingDiverged
 from lit_gfs.runs.checkpoint_io import last_checkpoint
+from lit_gfs.runs.checkpoints import newest_intact
 from lit_gfs.runs.endings import keep_traceback, resume_advice
 from lit_gfs.runs.sealed import UnwritableFile
 
@@ -39,7 +40,8 @@ class GracefulStop(Callback):
 
     Signals that the process handles or ignores already are left alone, and so are all of them where ``fit``
     does not run in the main thread. Handlers are put back when the run ends. With several processes, all of
-    them stop after the same step; evaluations are then finished, and a failing environment writes nothing.
+    them stop after the same step; evaluations are then finished, and a failing environment leaves the
+    checkpoints as they are.
 
     Example::
 
@@ -51,12 +53,14 @@ class GracefulStop(Callback):
         """The signal that has stopped the run."""
         self.checkpoint: Path | None = None
         """What was written then."""
+        self._agreed = 0
+        """The signal that has stopped the run, whichever process it was sent to."""
         self._handlers: dict[int, Any] = {}
         self._trainer: Trainer | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.signal, self.checkpoint, self._handlers = None, None, {}
+        self.signal, self.checkpoint, self._agreed, self._handlers = None, None, 0, {}
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             # Looked at before Lightning puts handlers of its own over them.
             current = {number: signal.getsignal(number) for number in _DEFAULTS}
@@ -75,11 +79,12 @@ class GracefulStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         trainer = cast(Any, trainer)
-        asked = self.signal is not None
+        self._agreed = self.signal or 0
         if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+            signals = torch.tensor(self._agreed, device=trainer.strategy.root_device)
+            self._agreed = int(trainer.strategy.reduce(signals, reduce_op="max"))
         # No checkpoint holds gradients that are still being gathered.
-        if asked and not trainer.fit_loop.epoch_loop._should_accumulate():
+        if self._agreed and not trainer.fit_loop.epoch_loop._should_accumulate():
             # What Lightning's own handler of SIGTERM sets: the run ends when this step is booked and logged.
             trainer._signal_connector.received_sigterm = True
 
@@ -90,11 +95,17 @@ class GracefulStop(Callback):
             pass  # earlier checkpoints are better
         elif isinstance(exception, SIGTERMException | TrainingDiverged):
             self._save(trainer)
-        elif isinstance(exception, EnvironmentFault) and trainer.world_size == 1:
-            self._save(trainer)
+            self.signal = self._agreed or self.signal
+        elif isinstance(exception, EnvironmentFault):
             last = last_checkpoint(trainer)
-            directory = last.dirpath if last is not None else trainer.log_dir
-            keep_traceback(exception, Path(directory or trainer.default_root_dir))
+            # Not `trainer.log_dir`: it waits for the other ranks, which are not here.
+            directory = last.dirpath if last is not None else getattr(trainer.logger, "log_dir", None)
+            directory = Path(directory or trainer.default_root_dir)
+            if trainer.world_size == 1:
+                self._save(trainer)
+            else:  # it takes all ranks to write one
+                self.checkpoint, _ = newest_intact(directory)
+            keep_traceback(exception, directory)
             exception.advice += resume_advice(self.checkpoint)
         self._restore_handlers()
 

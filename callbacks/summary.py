@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.progress import StepProgressBar, count_steps, counts_env_steps, run_description
 from lit_gfs.callbacks.protocol import score_tag
+from lit_gfs.errors import OtherProcessFailed
 from lit_gfs.formats import format_duration, format_rate, format_return, relative_path
 
 MAX_COLUMNS = 90
@@ -148,6 +149,8 @@ class RunSummary(Callback):
         # Lightning's way to end a process on a signal, and that of GracefulStop, are a SystemExit.
         if isinstance(exception, KeyboardInterrupt | SystemExit):
             self._report(trainer, f"interrupted {step}")
+        elif isinstance(exception, OtherProcessFailed):
+            self._report(trainer, f"failed {step} in another process")
         else:
             self._report(trainer, f"failed {step} with {type(exception).__name__}")
 

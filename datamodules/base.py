@@ -15,10 +15,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, distributed
+from torch import Tensor
 from torchrl.envs import EnvBase
 
-from lit_gfs.datamodules.evaluation import DEFAULT_LIMIT, Evaluation, EvaluationLoader, run_episodes
+from lit_gfs.datamodules.evaluation import (
+    DEFAULT_LIMIT,
+    Evaluation,
+    EvaluationLoader,
+    no_episodes,
+    run_episodes,
+)
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.trainer_checks import (
     require_evaluation_between_epochs,
@@ -31,6 +37,8 @@ from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.make import complete_options
 from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
+from lit_gfs.ranks import gather, share
+from lit_gfs.runs.announcements import announce
 from lit_gfs.seeding import derive_seed, isolated_generators, run_seed, seed_generators
 from lit_gfs.video import write_video
 
@@ -59,15 +67,6 @@ _NAMED_ELSEWHERE = {
 """Arguments of `make_env` that are no options of a suite, and what decides on them."""
 
 
-def gather(value: Any) -> list[Any]:
-    """Return what each process has, by rank, in all of them."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, value)
-    return gathered
-
-
 class EnvDataModule(LightningDataModule):
     """Environments for learning and for evaluation, and the count of environment steps.
 
@@ -76,7 +75,7 @@ class EnvDataModule(LightningDataModule):
         num_envs: Environments stepped together, in each process.
         total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
         eval_every: Environment steps between evaluations.
-        eval_episodes: Full episodes in an evaluation.
+        eval_episodes: Full episodes in an evaluation, shared out over all processes.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
@@ -332,17 +331,24 @@ class EnvDataModule(LightningDataModule):
         return EvaluationLoader(Evaluation(self._film_and_evaluate if self.video else self._evaluate))
 
     def _evaluate(self) -> TensorDict:
+        """Play this process's share of the episodes."""
+        trainer = cast(Any, self.trainer)
+        episodes = share(self.eval_episodes, trainer.global_rank, trainer.world_size)
+        if episodes == 0:
+            return no_episodes()
         if self._evaluation_env is None:
-            self._evaluation_env = self._watched(self._make_env(min(self.eval_episodes, 16)))
-        episodes = self._play(self._evaluation_env, self.eval_episodes)
-        if cut := int(episodes["cut"].sum()):
+            self._evaluation_env = self._watched(self._make_env(min(episodes, 16)))
+        played = self._play(self._evaluation_env, episodes)
+        if cut := int(played["cut"].sum()):
             rank_zero_warn(
-                f"{cut} of {self.eval_episodes} evaluation episodes of {self.env_id} were cut after "
+                f"{cut} of {episodes} evaluation episodes of {self.env_id} were cut after "
                 f"{self.eval_step_limit:,} steps (data.eval_step_limit)"
             )
-        return episodes
+        return played
 
     def _film_and_evaluate(self) -> TensorDict:
+        if not cast(Any, self.trainer).is_global_zero:
+            return self._evaluate()
         frames: list[Tensor] = []
         env = self._watched(self._make_env(1, render=True))
         self._play(env, 1, frames)
@@ -402,7 +408,8 @@ class EnvDataModule(LightningDataModule):
             for logger in trainer.loggers:
                 logger.finalize("failed")
         finally:
-            print("lit_gfs: error:", fault, file=sys.stderr)
+            if announce(fault.status):
+                print("lit_gfs: error:", fault, file=sys.stderr)
             end_process(fault.status)
 
     def on_exception(self, exception: BaseException) -> None:

@@ -72,6 +72,12 @@ def run_episodes(
     return TensorDict({name: values.flatten()[:episodes] for name, values in by_name.items()}, [episodes])
 
 
+def no_episodes() -> TensorDict:
+    """Return what `run_episodes` would of none, ``(0,)`` each."""
+    kinds = {"episode_return": torch.float32, "episode_length": torch.int64, "cut": torch.bool}
+    return TensorDict({name: torch.zeros(0, dtype=kind) for name, kind in kinds.items()}, [0])
+
+
 class Evaluation:
     """An evaluation that Lightning hands to the agent in the place of a batch of tensors.
 

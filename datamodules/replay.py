@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer
 
-from lit_gfs.datamodules.base import EnvDataModule, gather, require_positive
+from lit_gfs.datamodules.base import EnvDataModule, require_positive
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.frame_storage import frame_replay_buffer
 from lit_gfs.datamodules.rollout_writer import uniform_replay_buffer
@@ -21,6 +21,7 @@ from lit_gfs.datamodules.transition_storage import TransitionStorage
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.machine import require_memory
+from lit_gfs.ranks import gather
 from lit_gfs.runs.checkpoint_io import last_checkpoint
 from lit_gfs.runs.replay_pieces import ReplayPieces, find_replay, replay_name
 
@@ -160,7 +161,7 @@ class ReplayDataModule(EnvDataModule):
         num_envs: Environments stepped together, in each process.
         total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
         eval_every: Most environment steps between evaluations, which are evenly spaced.
-        eval_episodes: Full episodes in an evaluation.
+        eval_episodes: Full episodes in an evaluation, shared out over all processes.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.

@@ -9,10 +9,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from lit_gfs.datamodules.base import EnvDataModule, gather, require_positive
+from lit_gfs.datamodules.base import EnvDataModule, require_positive
 from lit_gfs.datamodules.experience import CollectingAgent, Experience
 from lit_gfs.errors import UserError
 from lit_gfs.machine import require_memory
+from lit_gfs.ranks import gather
 
 
 class OnPolicyAgent(CollectingAgent, Protocol):
@@ -142,7 +143,7 @@ class RolloutDataModule(EnvDataModule):
         num_envs: Environments stepped together, in each process.
         total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
         eval_every: Environment steps between evaluations, rounded up to whole rollouts.
-        eval_episodes: Full episodes in an evaluation.
+        eval_episodes: Full episodes in an evaluation, shared out over all processes.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.

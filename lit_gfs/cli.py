@@ -53,12 +53,14 @@ from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, 
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import EnvironmentFault, RunFault, RunStopped, UserError
+from lit_gfs.errors import EnvironmentFault, OtherProcessFailed, RunFault, RunStopped, UserError
 from lit_gfs.formats import format_return
 from lit_gfs.heap import ReleaseFreedMemory, keep_freed_memory
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
+from lit_gfs.ranks import is_first_process
 from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
 from lit_gfs.runs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
+from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.endings import keep_traceback, told_in_one_line
 from lit_gfs.runs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.study import command as study_command
@@ -252,6 +254,16 @@ class GradientFlowCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
+        """Run, in all processes of the run; leave nothing of a run that another one refuses."""
+        try:
+            with ending_together(self.trainer):
+                self._run_here(subcommand)
+        except OtherProcessFailed as failed:
+            if failed.status == 2:
+                self._discard_run()
+            raise
+
+    def _run_here(self, subcommand: str) -> None:
         """Run; tell faults, and a checkpoint that does not fit, from bugs; leave nothing of a refused run."""
         try:
             with told_in_one_line(self._stop, self._checkpoint_directory()):
@@ -366,8 +378,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except RunStopped as stopped:
         print("lit_gfs:", stopped, file=sys.stderr)
         raise
+    except OtherProcessFailed as failed:
+        if failed.message:
+            print("lit_gfs:", failed.message, file=sys.stderr)
+        raise SystemExit(failed.status) from None
     except KeyboardInterrupt:
-        print("lit_gfs: stopped by SIGINT", file=sys.stderr)
+        if is_first_process():
+            print("lit_gfs: stopped by SIGINT", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
 
 

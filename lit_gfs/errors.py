@@ -93,6 +93,20 @@ class RunStopped(SystemExit):
         return f"stopped by {signal.Signals(self.number).name}{self.advice}"
 
 
+class OtherProcessFailed(BaseException):
+    """Ends a process because another process of its run has failed, and was to tell why.
+
+    Args:
+        status: The exit status of that one, and so of this one.
+        message: What is left for this one to print, after the program's name.
+    """
+
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+
 def in_one_line(error: BaseException) -> str:
     """Return the kind of an error and what it says."""
     words = " ".join(str(error).split())

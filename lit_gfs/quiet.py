@@ -49,8 +49,10 @@ LOG_LINES: dict[str, tuple[str, ...]] = {
         r"💡 Tip: ",  # advertises Lightning's hosted products
         # What hardware there is. That a GPU is left unused is a warning of its own, and stays.
         r"(GPU|TPU|IPU|HPU) available: ",
+        r"-+\ndistributed_backend=",  # how many processes there are, in a frame
         r"`Trainer\.fit` stopped: `max_epochs=",  # a run of so many epochs has ended as it should
     ),
+    "lightning.fabric.utilities.distributed": (r"Initializing distributed: ",),
     "lightning.fabric.utilities.seed": (r"(\[rank: \d+\] )?Seed set to ",),  # it stands in the run's config
     "lightning.pytorch.accelerators.cuda": (r"LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES: ",),
     "torchrl": (r"Initialized \w*Storage with ",),  # the storage's shape, on the first write

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _MOST_PENDING = 64
+
+Totals = dict[str, tuple[float, int]]
+"""The sum of a value's elements and their number, by tag."""
 
 
 class RecordedMeans:
@@ -59,8 +62,24 @@ class RecordedMeans:
         self._pending = {}
         self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
 
+    def totals(self) -> Totals:
+        """Return the sums and counts of elements so far, as numbers that another process can read."""
+        state = self.state_dict()
+        return {tag: (float(total), state["counts"][tag]) for tag, total in state["sums"].items()}
+
     def _sum_up(self, tag: str) -> None:
         values = torch.cat([value.reshape(-1) for value in self._pending.pop(tag)])
         total = values.sum(dtype=torch.float32)
         self._sums[tag] = self._sums[tag].to(total.device) + total if tag in self._sums else total
         self._counts[tag] = self._counts.get(tag, 0) + values.numel()
+
+
+def united(parts: Iterable[Totals]) -> dict[str, Any]:
+    """Return the state of means over what several processes have added, each of its own `totals`."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for part in parts:
+        for tag, (total, count) in part.items():
+            sums[tag] = sums.get(tag, 0.0) + total
+            counts[tag] = counts.get(tag, 0) + count
+    return {"sums": {tag: torch.tensor(total) for tag, total in sums.items()}, "counts": counts}

@@ -13,19 +13,26 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
+from lit_gfs.errors import UserError
+
 
 class Faulty(CartPoleEnv):
     """Fails in step ``at`` of the ``number``-th environment that the process makes, or when that is made.
+
+    Of several processes, the one of local rank ``rank`` does, or all of them.
 
     One is made to look at, then those to learn from, then those to evaluate in.
     """
 
     made = itertools.count()
 
-    def __init__(self, fault: str = "none", number: int = 1, at: int = 1, **options: Any) -> None:
+    def __init__(
+        self, fault: str = "none", number: int = 1, at: int = 1, rank: int | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._number = next(self.made)
-        self._fault = fault if self._number == number else "none"
+        is_meant = rank is None or os.environ.get("LOCAL_RANK", "0") == str(rank)
+        self._fault = fault if self._number == number and is_meant else "none"
         self._at = at
         self._steps = 0
         if self._fault == "init":
@@ -49,6 +56,10 @@ class Faulty(CartPoleEnv):
 
 def _raise() -> None:
     raise ZeroDivisionError("no pole\nto balance")
+
+
+def _refuse() -> None:
+    raise UserError("expected another environment")
 
 
 def _wait() -> None:
@@ -85,10 +96,12 @@ def _send(number: int, times: int = 1) -> None:
 
 FAULTS = {
     "raise": _raise,
+    "refuse": _refuse,
     "wait": _wait,
     "wait stubbornly": _wait_stubbornly,
     "lock": _lock,
     "protect": _protect,
+    "SIGKILL": lambda: _send(signal.SIGKILL),
     "SIGTERM": lambda: _send(signal.SIGTERM),
     "SIGINT": lambda: _send(signal.SIGINT),
     "SIGINT twice": lambda: _send(signal.SIGINT, 2),

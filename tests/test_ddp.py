@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 
+from fakes import CountingEnv, Records
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.callbacks import GradientNormalization, NaNGuard, PathSensitiveInit, TemporalGradientClipping
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
@@ -62,6 +65,117 @@ def test_two_processes_count_together_and_learn_alike(
     assert first["global_step"] == second["global_step"] > 0
     assert torch.equal(first["weights"], second["weights"])
     assert not torch.equal(first["observations"], second["observations"])
+
+
+class Evaluations(Callback):
+    """Writes what each process made of every evaluation, and what it was told of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.seen: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.append({tag: float(value) for tag, value in trainer.callback_metrics.items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.save(self.seen, self.directory / f"seen_{trainer.global_rank}.pt")
+
+
+class RecordsOfRankZero(Records):
+    """Keeps what the first process writes in a file."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.directory = directory
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        torch.save(self.rows, self.directory / "written.pt")
+
+
+class RankedEnv(CountingEnv):
+    """Has longer episodes in the second process."""
+
+    def _reset(self, *arguments: Any, **options: Any) -> Any:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        self.lengths = torch.full_like(self.lengths, 2 + 2 * rank)
+        return super()._reset(*arguments, **options)
+
+
+@pytest.fixture
+def ranked_envs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gfs.datamodules.base.make_env", lambda _, num_envs=1: RankedEnv([2] * num_envs))
+
+
+@pytest.mark.parametrize(("episodes", "lengths"), [(3, [2, 2, 4]), (1, [2])])
+@pytest.mark.usefixtures("ranked_envs")
+def test_an_evaluation_is_one_over_the_episodes_of_all_processes(
+    episodes: int, lengths: list[int], make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data = RolloutDataModule(
+        "Counting-v0",
+        num_envs=2,
+        rollout_steps=8,
+        epochs=1,
+        minibatches=2,
+        seed=1,
+        total_steps=64,
+        eval_every=32,
+        eval_episodes=episodes,
+    )
+    best = ModelCheckpoint(
+        tmp_path, "best", monitor="eval/episode_return", mode="max", save_on_train_epoch_end=False
+    )
+    callbacks = [Evaluations(tmp_path), best]
+    options = {"log_every_n_steps": 2, "enable_checkpointing": True, "logger": RecordsOfRankZero(tmp_path)}
+
+    make_trainer(strategy="ddp_fork", devices=2, callbacks=callbacks, **options).fit(PPO(data.env_spec), data)
+
+    returns = torch.tensor([length * (length + 1) / 2 for length in lengths])
+    expected = {
+        "eval/episode_return": float(returns.mean()),
+        "eval/episode_return_std": float(returns.std(correction=0)),
+        "eval/episode_length": float(torch.tensor(lengths).float().mean()),
+    }
+    seen = [torch.load(tmp_path / f"seen_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    written = torch.load(tmp_path / "written.pt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    kept = next(state for key, state in checkpoint["callbacks"].items() if "ModelCheckpoint" in key)
+    assert seen == [[expected, expected]] * 2
+    for step in (32, 64):
+        assert {tag: value for tag, value in written[step].items() if tag.startswith("eval/")} == expected
+    assert float(kept["best_model_score"]) == expected["eval/episode_return"]
+
+
+class RankedPPO(PPO):
+    """Records its rank, as often as it has steps in it."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.record({"loss/rank": torch.full((1 + self.global_rank,), float(self.global_rank))})
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.usefixtures("ranked_envs")
+def test_what_is_written_of_training_is_of_all_processes(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"rollout_steps": 8, "epochs": 1, "minibatches": 2, "seed": 1}
+    data = RolloutDataModule("Counting-v0", num_envs=2, total_steps=64, eval_every=64, **arguments)
+    logger = RecordsOfRankZero(tmp_path)
+
+    trainer = make_trainer(strategy="ddp_fork", devices=2, log_every_n_steps=2, logger=logger)
+    trainer.fit(RankedPPO(data.env_spec), data)
+
+    rows = torch.load(tmp_path / "written.pt", weights_only=True)
+    # In 8 steps of two environments each, eight episodes of 2 steps, and four of 4.
+    assert [rows[step]["train/episode_length"] for step in (32, 64)] == pytest.approx(
+        [(8 * 2 + 4 * 4) / 12] * 2
+    )
+    assert [rows[step]["loss/rank"] for step in (32, 64)] == pytest.approx([2 / 3] * 2)
 
 
 class PoisonedPPO(PPO):

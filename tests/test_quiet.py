@@ -148,6 +148,7 @@ def lines_of(name: str, messages: list[str], caplog: pytest.LogCaptureFixture) -
                 "GPU available: False, used: False",
                 "TPU available: False",
                 "`Trainer.fit` stopped: `max_epochs=5` reached.",
+                "-----\ndistributed_backend=gloo\nAll distributed processes registered.",
             ],
             [
                 "Restored all states from the checkpoint at a.ckpt",
@@ -158,6 +159,11 @@ def lines_of(name: str, messages: list[str], caplog: pytest.LogCaptureFixture) -
             "lightning.pytorch.accelerators.cuda",
             ["LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES: [0]"],
             ["LOCAL_RANK is wrong"],
+        ),
+        (
+            "lightning.fabric.utilities.distributed",
+            ["Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/2"],
+            ["distributed is slow"],
         ),
         ("torchrl", ["Initialized LazyTensorStorage with torch.Size([9]) shape"], ["Worker 3 died"]),
     ],

@@ -19,6 +19,7 @@ from lit_gfs.init import orthogonal_
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Encoder, NatureCNN, Trunk, VectorEncoder
 from lit_gfs.policy import Policy
+from lit_gfs.ranks import gather
 
 __all__ = [
     "Agent",
@@ -203,13 +204,16 @@ class Agent(Learner):
     def current_values(self, means: Mapping[str, float]) -> dict[str, float]:
         """Return schedules, frames, and the episodes that ended since they were last written."""
         values = super().current_values(means)
-        if self._episodes:
-            returns, lengths = zip(*self._episodes, strict=True)
+        if episodes := self._episodes_of_all_ranks():
+            returns, lengths = zip(*episodes, strict=True)
             values["train/episode_return"] = sum(returns) / len(returns)
             values["train/episode_length"] = sum(lengths) / len(lengths)
-            self._episodes = []
+        self._episodes = []
         values["time/frames"] = float(self.env_steps * self.source.frame_skip)
         return values
+
+    def _episodes_of_all_ranks(self) -> list[tuple[float, float]]:
+        return [episode for episodes in gather(self._episodes) for episode in episodes]
 
     def on_train_epoch_end(self) -> None:
         """End the run on its step count."""
@@ -239,7 +243,7 @@ class Agent(Learner):
         """Keep the episodes that were not yet reported, and the observations that monitors get to see."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["learner"] |= {
-            "episodes": [list(episode) for episode in self._episodes],
+            "episodes": [list(episode) for episode in self._episodes_of_all_ranks()],
             "seen": torch.cat(list(self._seen))[-_PROBE_SIZE:].clone() if self._seen else None,
             "total_steps": self.source.total_steps,
         }
@@ -248,7 +252,9 @@ class Agent(Learner):
         """Go on reporting where the checkpoint was written."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("learner", {})
-        self._episodes = [(value, length) for value, length in saved.get("episodes", [])]
+        # Of all ranks, for one of them to go on with.
+        pending = saved.get("episodes", []) if self.global_rank == 0 else []
+        self._episodes = [(value, length) for value, length in pending]
         seen = saved.get("seen")
         self._seen = deque([] if seen is None else [seen])
         self._seen_count = sum(map(len, self._seen))
@@ -257,19 +263,20 @@ class Agent(Learner):
     # -- evaluation --------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Evaluation, batch_idx: int) -> None:
-        """Play an evaluation's episodes; report raw returns and lengths, ``(episodes,)`` each."""
+        """Play an evaluation's episodes; report raw returns and lengths over those of all ranks."""
         self._report_evaluation(batch.play())
 
     def test_step(self, batch: Evaluation, batch_idx: int) -> None:
         """Play and report episodes, as in validation."""
         self._report_evaluation(batch.play())
 
-    def _report_evaluation(self, episodes: TensorDictBase) -> None:
-        returns = episodes["episode_return"].float()
+    def _report_evaluation(self, played: TensorDictBase) -> None:
+        of_each_rank = gather((played["episode_return"].float(), played["episode_length"].float()))
+        returns, lengths = (torch.cat(parts) for parts in zip(*of_each_rank, strict=True))
         scores = {
             "eval/episode_return": returns.mean(),
             "eval/episode_return_std": returns.std(correction=0),
-            "eval/episode_length": episodes["episode_length"].float().mean(),
+            "eval/episode_length": lengths.mean(),
         }
         normalized = human_normalized_score(self.env_spec.env_id, float(scores["eval/episode_return"]))
         if normalized is not None:

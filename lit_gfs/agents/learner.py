@@ -19,7 +19,8 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.networks import named_layers
 from lit_gfs.objective_shift import announce_objective_shift
-from lit_gfs.recorded_means import RecordedMeans
+from lit_gfs.ranks import gather
+from lit_gfs.recorded_means import RecordedMeans, united
 from lit_gfs.runs.event_files import cut_event_files, event_file_sizes
 from lit_gfs.runs.loop_states import complete_loop_states, forget_begun_evaluation, note_written_checkpoints
 
@@ -172,9 +173,14 @@ class Learner(LightningModule):
         return self.schedule_values()
 
     def report_evaluation(self, scores: Mapping[str, Tensor]) -> None:
-        """Make an evaluation's scalars known to checkpoints and, in validation, to loggers."""
-        # Lightning would log against optimizer steps; checkpoints still need the value under its name.
-        self.log_dict(dict(scores), logger=False, batch_size=1, sync_dist=True)
+        """Make an evaluation's scalars known to checkpoints and, in validation, to loggers.
+
+        Args:
+            scores: By tag, ``()`` each; the same ones in all processes.
+        """
+        # Lightning would log against optimizer steps; checkpoints still need the value under its name. The
+        # largest of equal values is exact, which their mean need not be.
+        self.log_dict(dict(scores), logger=False, batch_size=1, sync_dist=True, reduce_fx="max")
         if self.trainer.validating:
             self.write({tag: float(value) for tag, value in scores.items()})
 
@@ -219,11 +225,18 @@ class Learner(LightningModule):
 
     def on_train_end(self) -> None:
         """Write what the last log step left."""
-        if self.recorded:
+        if any(gather(bool(self.recorded))):
             self._write_recorded()
+
+    def _recorded_by_all_ranks(self) -> dict[str, Any]:
+        """Return the state of `recorded`, over all processes; each of them is to ask for it."""
+        if self.trainer.world_size == 1:
+            return self.recorded.state_dict()
+        return united(gather(self.recorded.totals()))
 
     def _write_recorded(self) -> None:
         steps = self.steps
+        self.recorded.load_state_dict(self._recorded_by_all_ranks())
         means = self.recorded.take()
         scalars = {**means, **self.current_values(means)}
         now = time.monotonic()
@@ -254,7 +267,7 @@ class Learner(LightningModule):
         checkpoint["learner"] = {
             "class": type(self).__name__,
             "optimizers": self._optimizer_names(),
-            "recorded": self.recorded.state_dict(),
+            "recorded": self._recorded_by_all_ranks(),
             "written_at": self._written_at,
             "latest_return": self.latest_return,
             "event_files": self._event_file_sizes(),
@@ -271,7 +284,8 @@ class Learner(LightningModule):
         name = saved.get("class")
         if name is not None and name not in {ancestor.__name__ for ancestor in type(self).__mro__}:
             raise UserError(f"the checkpoint is of {name}; expected one of {type(self).__name__}")
-        if "recorded" in saved:
+        # What was pending on all ranks, for one of them to go on with.
+        if "recorded" in saved and self.global_rank == 0:
             self.recorded.load_state_dict(saved["recorded"])
         self._written_at = saved.get("written_at", 0)
         self.latest_return = saved.get("latest_return")

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import UserError
+from lit_gfs.ranks import is_first_process
 from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.runs.event_files import wait_for_a_later_name
 from lit_gfs.runs.whole_files import replacing_text
@@ -73,7 +74,7 @@ class RunDirectory:
         wait_for_a_later_name(directory)
 
     def logger(self) -> TensorBoardLogger:
-        """Return the TensorBoard logger, having made sure that its directory can be written.
+        """Return the TensorBoard logger; the first process makes sure that its directory can be written.
 
         Raises:
             UserError: If the directory cannot be made.
@@ -85,21 +86,29 @@ class RunDirectory:
                 version=self.version,
                 default_hp_metric=False,
             )
-            directory = Path(logger.log_dir)
-            self._made = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                self._present = set(directory.iterdir())
-                if not os.access(logger.log_dir, os.W_OK):
-                    raise PermissionError(13, "Permission denied")
-            except OSError as error:
-                self.discard()
-                raise UserError(
-                    f"--run.root {self.root or DEFAULT_ROOT!r} cannot be written ({error.strerror}); "
-                    "choose another"
-                ) from error
+            if is_first_process():
+                self._make(Path(logger.log_dir))
             self._logger = logger
         return self._logger
+
+    def _make(self, directory: Path) -> None:
+        self._made = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._present = set(directory.iterdir())
+            if not os.access(directory, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+        except OSError as error:
+            self.discard()
+            raise UserError(
+                f"--run.root {self.root or DEFAULT_ROOT!r} cannot be written ({error.strerror}); "
+                "choose another"
+            ) from error
+
+    def agree(self, trainer: Trainer) -> None:
+        """Have all processes of the run take the directory of the first one, which has made it."""
+        logger = cast(Any, self.logger())
+        logger._version = trainer.strategy.broadcast(Path(logger.log_dir).name)
 
     def discard(self) -> None:
         """Remove what was made for a run that is then refused: files that a logger writes by itself, and the
@@ -241,7 +250,7 @@ class LastCheckpoint(_Checkpoint):
 
 
 class SaveConfig(Callback):
-    """Writes the resolved configuration once training starts.
+    """Tells all processes the run's directory; writes the resolved configuration once training starts.
 
     By then a checkpoint has been loaded: a configuration that does not fit it replaces nothing.
 
@@ -255,6 +264,10 @@ class SaveConfig(Callback):
         self.run = run
         self.parser = parser
         self.config = config
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.run.agree(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from accelerator import ACCELERATOR
 from lit_gfs.callbacks.progress import StepProgressBar
 from lit_gfs.callbacks.summary import RunSummary, print_summary, summary_rows
+from lit_gfs.errors import OtherProcessFailed
 
 
 class Counting(LightningDataModule):
@@ -173,6 +174,7 @@ def test_finished_run(
     [
         (KeyboardInterrupt(), SystemExit, "interrupted at step 1,000"),
         (RuntimeError("boom"), RuntimeError, "failed at step 1,000 with RuntimeError"),
+        (OtherProcessFailed(4), OtherProcessFailed, "failed at step 1,000 in another process"),
     ],
 )
 def test_stopped_run_says_where_and_what_is_left_of_it(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,3 +50,17 @@ def test_a_run_that_begins_elsewhere_does_not_wait(
 
     assert (directory.root, directory.name, directory.version) == (None, "another", None)
     assert slept == []
+
+
+def test_only_the_first_process_makes_a_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = RunDirectory(str(tmp_path / "runs"), "name")
+    first.logger()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    second = RunDirectory(str(tmp_path / "runs"), "name")
+    second.logger()
+    assert [path.name for path in (tmp_path / "runs" / "name").iterdir()] == ["version_0"]
+
+    told = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda _: "version_0"))
+    second.agree(told)
+
+    assert second.logger().log_dir == first.logger().log_dir

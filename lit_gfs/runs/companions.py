@@ -1,0 +1,258 @@
+"""How the processes of one run end together: the one that fails says why, the others go without a word.
+
+Each process watches the others from a thread: a collective operation that waits for a process that is gone
+need not come back by itself. A process that fails announces its exit status in the key-value store through
+which the processes found each other; those that Lightning has started are children of the first one besides,
+which sees how they end. Nobody learns of a failed process from a traceback of what it was to answer to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from subprocess import Popen, TimeoutExpired
+from types import FrameType
+from typing import Any, cast
+
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import distributed
+
+from lit_gfs.errors import OtherProcessFailed, RunFault, RunStopped, UserError
+from lit_gfs.runs.announcements import PERIOD_SECONDS, Announcements, announce
+
+GRACE_SECONDS = 5.0
+"""How long a process may take to end by itself, once another one has failed."""
+PATIENCE_SECONDS = 60.0
+"""How long one may take to end after the others have finished."""
+_SIGNAL = getattr(signal, "SIGUSR2", None)
+
+
+@contextlib.contextmanager
+def ending_together(trainer: Trainer) -> Iterator[None]:
+    """Have all processes of a run end with the status of the one that failed first, which alone tells why.
+
+    Raises:
+        OtherProcessFailed: If it was another one, in the place of whatever that caused here.
+    """
+    if trainer.world_size == 1:
+        yield
+        return
+    companions = Companions(trainer)
+    companions.watch()
+    try:
+        yield
+    except BaseException as error:
+        companions.settle(error)
+        raise
+    else:
+        companions.finish()
+    finally:
+        companions.leave()
+
+
+class Companions:
+    """The other processes of a run, as one of them sees them.
+
+    Args:
+        trainer: The Trainer of several processes, before it starts them or joins them.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._announcements = Announcements()
+        self._failed: OtherProcessFailed | None = None
+        self._lock = threading.Lock()
+        self._ends_itself = threading.Event()
+        self._main = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="companions", daemon=True)
+        self._previous: Any = None
+
+    def watch(self) -> None:
+        """Interrupt this process from now on when another one fails; end it if that has no effect."""
+        if _SIGNAL is not None and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(_SIGNAL, self._on_signal)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Watch nobody any more."""
+        self._ends_itself.set()
+        self._thread.join()
+        if self._previous is not None:
+            signal.signal(cast(int, _SIGNAL), self._previous)
+
+    def settle(self, error: BaseException) -> None:
+        """Return if this process is to tell why it ends, having told the others that it does.
+
+        Args:
+            error: What ends it.
+
+        Raises:
+            OtherProcessFailed: If another one tells, or nobody is left who could.
+        """
+        self._ends_itself.set()
+        failed = error if isinstance(error, OtherProcessFailed) else self._other_to_tell(error)
+        # They may be waiting for this process in vain, unless they have been stopped with it.
+        goes_alone = failed is None and not isinstance(error, RunStopped | KeyboardInterrupt)
+        self._end_children(1.0 if goes_alone else GRACE_SECONDS)
+        if failed is not None:
+            # What has started the processes may end them all as soon as one has ended: the other tells first.
+            time.sleep(1.0)
+            raise failed from None
+
+    def finish(self) -> None:
+        """Wait for the children of this process to finish as well.
+
+        Raises:
+            OtherProcessFailed: If one of them fails now.
+        """
+        self._ends_itself.set()
+        self._end_children(PATIENCE_SECONDS)
+        if failed := self._failed_child():
+            raise failed
+
+    def _other_to_tell(self, error: BaseException) -> OtherProcessFailed | None:
+        status = _status_of(error)
+        if isinstance(error, RunStopped | KeyboardInterrupt):
+            # All stop together, and the first process tells how to go on.
+            announce(status)
+            return None if self._trainer.is_global_zero else OtherProcessFailed(status)
+        if status == 1 and self._hears_within(1.0):
+            return self._failed  # an error that came of it
+        if _is_lost_connection(error):
+            announce(status)
+            return OtherProcessFailed(status, "error: lost the connection to another process of this run")
+        if announce(status):
+            return None
+        return self._failed if self._hears_within(1.0) else OtherProcessFailed(status)
+
+    # -- listening ---------------------------------------------------------------------------------------
+
+    def _hears_within(self, seconds: float) -> bool:
+        """Return whether another process has failed, waiting a moment for the word of it."""
+        deadline = time.monotonic() + seconds
+        while not self._hears():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(PERIOD_SECONDS / 4)
+        return True
+
+    def _hears(self) -> bool:
+        with self._lock:
+            if self._failed is None:
+                self._failed = self._announced()
+            return self._failed is not None
+
+    def _announced(self) -> OtherProcessFailed | None:
+        try:
+            announced = self._announcements.first()
+        except RuntimeError:
+            return OtherProcessFailed(1, "error: lost the first process of this run")
+        if announced is None:
+            return self._failed_child()
+        rank, status = announced
+        return None if rank == self._trainer.global_rank else self._with_status(status)
+
+    def _with_status(self, status: int) -> OtherProcessFailed:
+        # A signal to another process alone is told by the first one, as are those to all of them.
+        if status > 128 and self._trainer.is_global_zero:
+            return OtherProcessFailed(status, f"stopped by {signal.Signals(status - 128).name}")
+        return OtherProcessFailed(status)
+
+    # -- children ----------------------------------------------------------------------------------------
+
+    @property
+    def _children(self) -> list[Popen[bytes]]:
+        """The processes that this one has started."""
+        return list(getattr(cast(Any, self._trainer).strategy.launcher, "procs", ()))
+
+    def _failed_child(self) -> OtherProcessFailed | None:
+        codes = [child.poll() for child in self._children]
+        for rank, code in enumerate(codes, start=1):
+            if code is not None and code < 0:
+                name = signal.Signals(-code).name
+                return OtherProcessFailed(
+                    128 - code, f"error: process {rank} of this run was ended by {name}"
+                )
+            if code:
+                return self._with_status(code)
+        return None
+
+    def _end_children(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for child in self._children:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    # -- interrupting ------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._ends_itself.wait(PERIOD_SECONDS):
+            if self._children:
+                _replace_observer()
+            if self._hears():
+                self._end()
+                return
+
+    def _end(self) -> None:
+        seconds = PATIENCE_SECONDS if self._is_on_its_way_out() else GRACE_SECONDS
+        if self._previous is not None:
+            signal.pthread_kill(self._main, cast(int, _SIGNAL))
+        if self._ends_itself.wait(seconds):
+            return
+        # It waits in compiled code for somebody who does not come.
+        assert self._failed is not None
+        self._end_children(0.0)
+        for logger in self._trainer.loggers:
+            logger.finalize("failed")
+        if self._failed.message:
+            print("lit_gfs:", self._failed.message, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self._failed.status)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._failed is None:
+            if callable(self._previous):
+                self._previous(number, frame)
+        elif not self._is_on_its_way_out():
+            raise self._failed
+
+    def _is_on_its_way_out(self) -> bool:
+        is_interrupted = self._trainer.state.status == TrainerStatus.INTERRUPTED
+        return is_interrupted or self._ends_itself.is_set()
+
+
+def _replace_observer() -> None:
+    """Take the children from Lightning's own thread, which kills all processes if one has failed."""
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
+
+
+def _status_of(error: BaseException) -> int:
+    """Return the status with which an error ends the command line."""
+    if isinstance(error, UserError | MisconfigurationException):
+        return 2
+    if isinstance(error, RunFault):
+        return error.status
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 1
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    kinds = (distributed.DistNetworkError, distributed.DistBackendError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
