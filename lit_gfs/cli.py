@@ -256,11 +256,13 @@ class GradientFlowCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run, in all processes of the run; leave nothing of a run that another one refuses."""
         try:
-            with ending_together(self.trainer):
+            with ending_together(self.trainer, self._discard_unless_begun):
                 self._run_here(subcommand)
         except OtherProcessFailed as failed:
             if failed.status == 2:
                 self._discard_run()
+            else:
+                self._discard_unless_begun()
             raise
 
     def _run_here(self, subcommand: str) -> None:
@@ -281,6 +283,10 @@ class GradientFlowCLI(LightningCLI):
                 f"--ckpt_path {self._get(self.config_init, 'ckpt_path')!r} does not fit the model: "
                 f"{reason_of(error)}; expected the run's own configuration"
             ) from error
+
+    def _discard_unless_begun(self) -> None:
+        if not self._get(self.config_init, "run").has_begun:
+            self._discard_run()
 
     def _discard_run(self) -> None:
         if self.subcommand == "fit" and self.trainer.is_global_zero:

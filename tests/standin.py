@@ -212,6 +212,12 @@ class _Module:
     def current_device(self) -> int:
         return 0
 
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.get_rng_state()  # its numbers are the CPU's
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
     def synchronize(self, device: Any = None) -> None:
         pass
 

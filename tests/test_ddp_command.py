@@ -205,3 +205,17 @@ def test_the_processes_that_the_program_starts_end_with_it(fault: str, status: i
     assert ("process 1 of this run was ended by SIGKILL" in line) == (fault == "SIGKILL")
     assert "status             failed at step" in ended.stdout
     assert list((tmp_path / "runs").glob("*/*")) == [tmp_path / RUN]
+
+
+@pytest.mark.slow
+def test_a_run_that_begins_in_no_process_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_gfs", *PPO, "--trust=faulty_envs", options("init", 0, 0, 1)]
+    path = str(Path(__file__).parent)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+
+    assert ended.returncode == 4
+    (line,) = ended.stderr.splitlines()
+    assert line.endswith("could not be made: RuntimeError: no track to run on; the traceback is in error.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["error.txt"]

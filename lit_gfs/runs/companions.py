@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from subprocess import Popen, TimeoutExpired
 from types import FrameType
 from typing import Any, cast
@@ -36,8 +36,12 @@ _SIGNAL = getattr(signal, "SIGUSR2", None)
 
 
 @contextlib.contextmanager
-def ending_together(trainer: Trainer) -> Iterator[None]:
+def ending_together(trainer: Trainer, discard: Callable[[], None]) -> Iterator[None]:
     """Have all processes of a run end with the status of the one that failed first, which alone tells why.
+
+    Args:
+        trainer: The run's.
+        discard: Removes what was made for a run that does not begin, where this process has to be ended.
 
     Raises:
         OtherProcessFailed: If it was another one, in the place of whatever that caused here.
@@ -45,7 +49,7 @@ def ending_together(trainer: Trainer) -> Iterator[None]:
     if trainer.world_size == 1:
         yield
         return
-    companions = Companions(trainer)
+    companions = Companions(trainer, discard)
     companions.watch()
     try:
         yield
@@ -63,10 +67,12 @@ class Companions:
 
     Args:
         trainer: The Trainer of several processes, before it starts them or joins them.
+        discard: As for `ending_together`.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, discard: Callable[[], None]) -> None:
         self._trainer = trainer
+        self._discard = discard
         self._announcements = Announcements()
         self._failed: OtherProcessFailed | None = None
         self._lock = threading.Lock()
@@ -215,6 +221,7 @@ class Companions:
         self._end_children(0.0)
         for logger in self._trainer.loggers:
             logger.finalize("failed")
+        self._discard()
         if self._failed.message:
             print("lit_gfs:", self._failed.message, file=sys.stderr)
         sys.stdout.flush()
