@@ -62,7 +62,7 @@ def generator_states(device: torch.device) -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if device.type != "cpu":
-        states["device"] = torch.get_device_module(device).get_rng_state(device)
+        states["on_device"] = torch.get_device_module(device).get_rng_state(device)
     return states
 
 
@@ -73,8 +73,8 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
-    if device.type != "cpu" and "device" in states:
-        torch.get_device_module(device).set_rng_state(states["device"], device)
+    if device.type != "cpu" and "on_device" in states:
+        torch.get_device_module(device).set_rng_state(states["on_device"], device)
 
 
 @contextmanager

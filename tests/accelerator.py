@@ -2,7 +2,8 @@
 
 Trainers of tests are given `ACCELERATOR`. The command line takes what is there, so that GPUs are hidden from
 tests on the CPU and from the processes that they start. With ``ACCELERATOR=standin`` all that trains in the
-tests' own process does so on the stand-in for a GPU, see `standin`.
+tests' own process does so on the stand-in for a GPU, see `standin`. That shows where a test itself mixes
+devices; 16-bit precision, sparse gradients, forks and TorchRL's own rollouts are beyond it.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.runs.replay_pieces import ReplayPieces, find_replay
 from lit_gfs.runs.sealed import read_sealed
 
-_LEFT_OUT = {"event_files", "replay", "current_score"}
-"""Entries of a checkpoint that name files and sizes, or that Lightning neither restores nor uses."""
+_LEFT_OUT = {"event_files", "replay", "current_score", "on_device"}
+"""Entries of a checkpoint that name files and sizes, that Lightning neither restores nor uses, or that the
+CPU has none of: the state of another device's generator."""
 
 
 def fit_in_child(directory: str, arguments: list[str]) -> None:

@@ -80,7 +80,7 @@ def test_accuracies_are_those_of_the_weights_at_that_step(make_trainer: MakeTrai
 
     def accuracy(epoch: int) -> float:
         with torch.no_grad():
-            predicted = model(data.task.images).argmax(1)
+            predicted = model(data.task.images.to(model.device)).argmax(1).cpu()
         return (predicted == data.task.labels(epoch)).float().mean().item()
 
     fresh = accuracy(0)

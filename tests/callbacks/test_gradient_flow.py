@@ -108,7 +108,7 @@ def fit(module, monitor, steps, *, callbacks=(), logger=None, ckpt_path=None, **
 
 
 def norm(vector):
-    return float(np.linalg.norm(vector.double().numpy()))
+    return float(np.linalg.norm(vector.double().cpu().numpy()))
 
 
 def cosine(a, b):

@@ -315,7 +315,7 @@ def test_each_optimizer_has_an_algorithm_of_its_own() -> None:
     # Alone in its optimizer, a layer is its own reference: nothing changes.
     states = callback.state_dict()["algorithms"]
     assert [state["layers"] for state in states] == [["actor"], ["critic"]]
-    assert callback._parts[0].totals[0].allclose(torch.tensor(float(callback._parts[0].steps)))
+    assert callback._parts[0].totals[0].cpu().allclose(torch.tensor(float(callback._parts[0].steps)))
 
 
 def test_two_of_a_kind_coexist_under_different_names() -> None:
@@ -426,7 +426,9 @@ def test_sparse_gradients_are_scaled() -> None:
             self.last = nn.Linear(4, 1)
 
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            return 100 * self.last(self.embedding(torch.tensor([1, 2, 2]))).square().mean()
+            return (
+                100 * self.last(self.embedding(torch.tensor([1, 2, 2], device=self.device))).square().mean()
+            )
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=1.0)
