@@ -287,7 +287,9 @@ class EnvDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the step count, and where each process's environments and generators are."""
         state: dict[str, Any] = {"env_steps": self.env_steps, "settings": self.fixed_settings()}
-        if not self.is_for_evaluating:
+        if self.is_for_evaluating:
+            state["is_for_evaluating"] = True
+        else:
             state["evaluated_at"], state["checkpointed_at"] = self._evaluated_at, self._checkpointed_at
             state["experience"] = gather({} if self.experience is None else self.experience.state_dict())
         return state

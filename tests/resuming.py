@@ -47,9 +47,11 @@ def differences(left: Any, right: Any, place: str = "", tolerance: float = 0.0) 
     """
     if isinstance(left, dict) and isinstance(right, dict):
         for key in left.keys() | right.keys():
+            if key in _LEFT_OUT:
+                continue
             if key not in left or key not in right:
                 yield f"{place}/{key} is on one side only"
-            elif key not in _LEFT_OUT:
+            else:
                 yield from differences(left[key], right[key], f"{place}/{key}", tolerance)
     elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
         if len(left) != len(right):

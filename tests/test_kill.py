@@ -39,6 +39,8 @@ def newest_intact(run: Path) -> Path | None:
         # What a process that was killed leaves in the place of a checkpoint is a whole one.
         assert is_intact(path), path
         content = read_sealed(path)
+        if path.name == "best.ckpt":
+            continue  # nobody goes on from there
         ReplayPieces(run / "replay").require_intact(content["ReplayDataModule"]["replay"][0])
         checkpoints[content["global_step"]] = path
     return checkpoints[max(checkpoints)] if checkpoints else None

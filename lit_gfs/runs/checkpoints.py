@@ -60,7 +60,7 @@ def newest_intact(directory: Path, with_replay: bool = True) -> tuple[Path | Non
         directory: Where the checkpoints are, ``*.ckpt``: ``last.ckpt`` if that is intact, else
             ``previous.ckpt``, else the one furthest in environment steps; of equally far ones the one written
             last. The furthest is not always the latest: a run may have gone back to an earlier one.
-        with_replay: As for `damage_of`.
+        with_replay: As for `damage_of`. What was written for evaluating is passed over then.
 
     Returns:
         The checkpoint, ``None`` if there is no intact one; and what is wrong with those passed over.
@@ -69,7 +69,11 @@ def newest_intact(directory: Path, with_replay: bool = True) -> tuple[Path | Non
     damages: list[str] = []
     for path in sorted(directory.glob("*.ckpt")):
         try:
-            progress = _progress(_read(path, with_replay=False), path)
+            content = _read(path, with_replay=False)
+            if with_replay and _is_for_evaluating(content):
+                damages.append(f"{path} is for evaluating: a run goes on from it only if it is named itself")
+                continue
+            progress = _progress(content, path)
             found.append(((path.name == LAST_NAME, path.name == PREVIOUS_NAME, *progress), path))
         except UserError as error:
             damages.append(str(error))
@@ -216,6 +220,10 @@ def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
             for rank, manifest in enumerate(manifests):
                 ReplayPieces(find_replay(checkpoint, rank)).require_intact(manifest)
     return content
+
+
+def _is_for_evaluating(content: dict[str, Any]) -> bool:
+    return any(isinstance(state, dict) and "is_for_evaluating" in state for state in content.values())
 
 
 def _progress(content: dict[str, Any], path: Path) -> tuple[int, int, int]:
