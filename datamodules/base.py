@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor, distributed
 from torchrl.envs import EnvBase
 
+from lit_gfs.datamodules.closing import close_env, leave_open
 from lit_gfs.datamodules.evaluation import EvaluationLoader, run_episodes
 from lit_gfs.datamodules.experience import Experience
 from lit_gfs.datamodules.trainer_checks import (
@@ -27,10 +29,11 @@ from lit_gfs.datamodules.watchdog import Watchdog, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.make import complete_options
-from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
+from lit_gfs.errors import STOPS, EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
 from lit_gfs.seeding import derive_seed, run_seed, seed_generators
 from lit_gfs.video import write_video
+from lit_gfs.working_directory import working_directory
 
 
 def require_positive(**values: int) -> None:
@@ -133,9 +136,12 @@ class EnvDataModule(LightningDataModule):
         self._interrupted = False
         self._evaluation_env: EnvBase | None = None
         self._restored_steps = 0
-        probe = self._make_env(1)
-        self._env_spec = EnvSpec.from_env(probe)
-        probe.close()
+        probe = self._watched(self._make_env(1))
+        try:
+            self._env_spec = EnvSpec.from_env(probe)
+        finally:
+            close_env(probe)
+            self._stop_watching()
 
     @property
     def env_spec(self) -> EnvSpec:
@@ -185,6 +191,7 @@ class EnvDataModule(LightningDataModule):
         trainer = cast(Any, self.trainer)
         steps = self.env_steps
         if self.experience is not None:
+            close_env(self.experience.env)
             self.experience.close()
         experience = Experience(
             self._watched(self._make_env(self.num_envs)),
@@ -264,9 +271,9 @@ class EnvDataModule(LightningDataModule):
         frames: list[Tensor] = []
         env = self._watched(self._make_env(1, render=True))
         self._play(env, 1, frames)
-        env.close()
+        close_env(env)
         checkpoint = cast(Any, self.trainer).ckpt_path
-        directory = Path(checkpoint).parent if checkpoint else Path.cwd()
+        directory = Path(checkpoint).parent if checkpoint else working_directory()
         write_video(directory / "episode.mp4", torch.stack(frames), fps=30)
         return self._evaluate()
 
@@ -309,18 +316,32 @@ class EnvDataModule(LightningDataModule):
     def _give_up(self, fault: EnvironmentFault) -> None:
         """End the run from the watchdog's thread, as Lightning ends one from the thread that hangs."""
         try:
-            fault.env_steps = self.env_steps
-            trainer = cast(Any, self.trainer)
-            for callback in trainer.callbacks:
-                callback.on_exception(trainer, trainer.lightning_module, fault)
-            for logger in trainer.loggers:
-                logger.finalize("failed")
+            if self.trainer is not None:
+                trainer = cast(Any, self.trainer)
+                fault.env_steps = self.env_steps
+                for callback in trainer.callbacks:
+                    callback.on_exception(trainer, trainer.lightning_module, fault)
+                for logger in trainer.loggers:
+                    logger.finalize("failed")
         finally:
             print("lit_gfs: error:", fault, file=sys.stderr)
             end_process(fault.status)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Stop watching: the run has ended."""
+        """Close every environment, unless one may be stuck or in the midst of a step."""
+        self._release(leave_open if isinstance(exception, (EnvironmentFault, *STOPS)) else close_env)
+
+    def _release(self, let_go: Callable[[EnvBase], None]) -> None:
+        if self._watchdog is not None:
+            self._watchdog.keep_signal()
+        if self.experience is not None:
+            self._restored_steps = self.experience.env_steps
+            let_go(self.experience.env)
+            self.experience.close()
+            self.experience = None
+        if self._evaluation_env is not None:
+            let_go(self._evaluation_env)
+            self._evaluation_env = None
         self._stop_watching()
 
     def _stop_watching(self) -> None:
@@ -330,21 +351,14 @@ class EnvDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Close every environment."""
-        self._stop_watching()
-        if self.experience is not None:
-            self._restored_steps = self.experience.env_steps
-            self.experience.close()
-            self.experience = None
-        if self._evaluation_env is not None:
-            self._evaluation_env.close()
-            self._evaluation_env = None
+        self._release(close_env)
 
     def _make_env(self, num_envs: int, **options: Any) -> EnvBase:
         try:
             return make_env(self.env_id, num_envs, **self.env_options, **options)
-        except (UserError, EnvironmentFault):
+        except (UserError, EnvironmentFault, *STOPS):
             raise
-        except Exception as error:
+        except BaseException as error:
             fault = EnvironmentFault(self.env_id, None, f"could not be made: {in_one_line(error)}")
             fault.env_steps = None if self.experience is None else self.env_steps
             raise fault from error

@@ -56,9 +56,18 @@ class EnvironmentFault(RunFault):
 
 
 class StorageFault(RunFault):
-    """A file of the run that could not be written or read: the disk is full, became read-only, or fails."""
+    """A file of the run that could not be written or read: the disk is full, became read-only, or fails.
+
+    Args:
+        what: What could not be done, and why.
+        advice: How to go on.
+    """
 
     status = 5
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(what + advice)
+        self.what = what
 
 
 class TrainingDiverged(RunFault):
@@ -91,6 +100,10 @@ class RunStopped(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}{self.advice}"
+
+
+STOPS = (KeyboardInterrupt, RunStopped)
+"""What a signal raises in whatever code is running: that code is not at fault."""
 
 
 def in_one_line(error: BaseException) -> str:
