@@ -99,16 +99,19 @@ def test_a_study_that_is_killed_goes_on_to_the_same_tables(tmp_path: Path) -> No
     assert tables() == whole
 
 
-def test_ctrl_c_leaves_tables_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_leaves_tables_and_says_how_to_go_on(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt() -> None:
         wait_for_a_cell("result.json")
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(SystemExit) as stop:
         main([*RUN, "--jobs", "1"])
 
-    assert stop.value.code == 130
+    assert stop.value.code == 128 + number
     assert "cells left; the same command continues" in capsys.readouterr().err
     statuses = [row["status"] for row in rows("runs.csv")]
     assert statuses[0] == "finished"
