@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gfs.cli import main
 from lit_gfs.configuration.config_files import find_config
@@ -97,6 +98,35 @@ def test_a_study_that_is_killed_goes_on_to_the_same_tables(tmp_path: Path) -> No
     main([*RUN, "--jobs", "2"])
 
     assert tables() == whole
+
+
+class KillOnce(Callback):
+    """Kills the process after the third epoch, unless that has been done in the working directory."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2 and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_cell_that_is_killed_goes_on_to_the_same_tables() -> None:
+    write(with_options(**{"trainer.callbacks": {"class_path": f"{__name__}.KillOnce"}, "data.epochs": 5}))
+    run = [*RUN, "--only.recipe=baseline", "--only.seed=0", f"--trust={__name__}", "--jobs=1"]
+    Path("killed").touch()
+    main(run)
+    whole = tables()
+    TABLES.rename("whole")
+    Path("killed").unlink()
+
+    with pytest.raises(SystemExit):
+        main(run)
+    assert rows("runs.csv")[0]["error"].startswith("killed by SIGKILL")
+    main([*run, "--retry_failed=true"])
+
+    assert tables() == whole
+    (cell,) = TABLES.glob("cells/*")
+    assert len(list(cell.glob("events*"))) == 2  # it did go on
+    assert {path.name for path in cell.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
@@ -247,7 +277,7 @@ def test_help_shows_studies(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in capsys.readouterr().out
 
 
-def wait_for_a_cell(name: str = "log.txt", seconds: float = 120.0) -> None:
+def wait_for_a_cell(name: str = "log.txt", seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not list(TABLES.glob(f"cells/*/{name}")):
         assert time.monotonic() < deadline

@@ -365,7 +365,7 @@ def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
     assert not any(map(is_alive, pids))
 
 
-def wait_for(path: Path, seconds: float = 60.0) -> None:
+def wait_for(path: Path, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not (path.is_file() and path.read_text()):
         assert time.monotonic() < deadline, path
