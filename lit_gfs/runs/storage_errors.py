@@ -69,7 +69,7 @@ def describe_storage_error(error: OSError, place: str | Path) -> str:
     """
     # Of a file that cannot be opened it is not said what for.
     verb = "write" if error.errno in _FULL else "read or write"
-    return f"cannot {verb} {error.filename or place}: {error.strerror}"
+    return f"cannot {verb} {os.fsdecode(error.filename or place)}: {error.strerror}"
 
 
 def _is_within(name: object, directory: Path) -> bool:
