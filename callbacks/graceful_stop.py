@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,13 +22,13 @@ from lit_gfs.runs.checkpoint_io import last_checkpoint
 from lit_gfs.runs.checkpoints import newest_intact
 from lit_gfs.runs.endings import keep_traceback, resume_advice
 from lit_gfs.runs.sealed import UnwritableFile
-
-_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-"""The signals that stop a run, and what a process does on them unless somebody has decided otherwise."""
+from lit_gfs.stop_signals import unclaimed_signals
 
 
 class GracefulStop(Callback):
-    """Stops a run between two steps on Ctrl-C or SIGTERM, with a checkpoint; at once on the second signal.
+    """Stops a run between two steps on a signal, with a checkpoint; at once on the second signal.
+
+    The signals are SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGQUIT and SIGUSR1.
 
     On the first signal, the step that is under way is finished, then a checkpoint is written: the last one of
     the first ``ModelCheckpoint`` that monitors nothing, else none. A datamodule with a method ``interrupt``
@@ -52,7 +53,7 @@ class GracefulStop(Callback):
         self.signal: int | None = None
         """The signal that has stopped the run."""
         self.checkpoint: Path | None = None
-        """What was written then."""
+        """What was written last, then or at the end of training."""
         self._agreed = 0
         """The signal that has stopped the run, whichever process it was sent to."""
         self._handlers: dict[int, Any] = {}
@@ -63,10 +64,7 @@ class GracefulStop(Callback):
         self.signal, self.checkpoint, self._agreed, self._handlers = None, None, 0, {}
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             # Looked at before Lightning puts handlers of its own over them.
-            current = {number: signal.getsignal(number) for number in _DEFAULTS}
-            self._handlers = {
-                number: current[number] for number in current if current[number] == _DEFAULTS[number]
-            }
+            self._handlers = unclaimed_signals()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,6 +109,9 @@ class GracefulStop(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = last_checkpoint(trainer)
+        if last is not None and last.best_model_path:
+            self.checkpoint = Path(last.best_model_path)
         self._restore_handlers()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -154,4 +155,7 @@ def _say(line: str) -> None:
         print(f"lit_gfs: {line}", file=sys.stderr, flush=True)
     except RuntimeError:
         # The signal came while something was being printed there.
-        os.write(2, f"lit_gfs: {line}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"lit_gfs: {line}\n".encode())
+    except OSError:
+        pass  # the terminal is gone, which may be why the signal came

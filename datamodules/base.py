@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from lit_gfs.datamodules.closing import close_env, leave_open
 from lit_gfs.datamodules.evaluation import (
     DEFAULT_LIMIT,
     Evaluation,
@@ -35,12 +36,13 @@ from lit_gfs.datamodules.watchdog import Watchdog, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.make import complete_options
-from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
+from lit_gfs.errors import STOPS, EnvironmentFault, UserError, in_one_line
 from lit_gfs.machine import require_memory
 from lit_gfs.ranks import gather, share
 from lit_gfs.runs.announcements import announce
 from lit_gfs.seeding import derive_seed, isolated_generators, run_seed, seed_generators
 from lit_gfs.video import write_video
+from lit_gfs.working_directory import working_directory
 
 
 def require_positive(**values: int) -> None:
@@ -149,9 +151,12 @@ class EnvDataModule(LightningDataModule):
         self._restored_steps = 0
         self._restored_experience: dict[str, Any] = {}
         self._evaluated_at = self._checkpointed_at = 0
-        probe = self._make_env(1)
-        self._env_spec = EnvSpec.from_env(probe)
-        probe.close()
+        probe = self._watched(self._make_env(1))
+        try:
+            self._env_spec = EnvSpec.from_env(probe)
+        finally:
+            close_env(probe)
+            self._stop_watching()
         self.eval_step_limit = eval_step_limit or self._env_spec.max_episode_steps or DEFAULT_LIMIT
 
     @property
@@ -208,6 +213,7 @@ class EnvDataModule(LightningDataModule):
                 "data.env_options.max_episode_steps cuts them in training too"
             )
         if self.experience is not None:
+            close_env(self.experience.env)
             self.experience.close()
         experience = Experience(
             self._watched(self._make_env(self.num_envs)),
@@ -354,9 +360,9 @@ class EnvDataModule(LightningDataModule):
         frames: list[Tensor] = []
         env = self._watched(self._make_env(1, render=True))
         self._play(env, 1, frames)
-        env.close()
+        close_env(env)
         checkpoint = cast(Any, self.trainer).ckpt_path
-        directory = Path(checkpoint).parent if checkpoint else Path.cwd()
+        directory = Path(checkpoint).parent if checkpoint else working_directory()
         write_video(directory / "episode.mp4", torch.stack(frames), fps=30)
         return self._evaluate()
 
@@ -403,19 +409,33 @@ class EnvDataModule(LightningDataModule):
     def _give_up(self, fault: EnvironmentFault) -> None:
         """End the run from the watchdog's thread, as Lightning ends one from the thread that hangs."""
         try:
-            fault.env_steps = self.env_steps
-            trainer = cast(Any, self.trainer)
-            for callback in trainer.callbacks:
-                callback.on_exception(trainer, trainer.lightning_module, fault)
-            for logger in trainer.loggers:
-                logger.finalize("failed")
+            if self.trainer is not None:
+                trainer = cast(Any, self.trainer)
+                fault.env_steps = self.env_steps
+                for callback in trainer.callbacks:
+                    callback.on_exception(trainer, trainer.lightning_module, fault)
+                for logger in trainer.loggers:
+                    logger.finalize("failed")
         finally:
             if announce(fault.status):
                 print("lit_gfs: error:", fault, file=sys.stderr)
             end_process(fault.status)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Stop watching: the run has ended."""
+        """Close every environment, unless one may be stuck or in the midst of a step."""
+        self._release(leave_open if isinstance(exception, (EnvironmentFault, *STOPS)) else close_env)
+
+    def _release(self, let_go: Callable[[EnvBase], None]) -> None:
+        if self._watchdog is not None:
+            self._watchdog.keep_signal()
+        if self.experience is not None:
+            self._restored_steps = self.experience.env_steps
+            let_go(self.experience.env)
+            self.experience.close()
+            self.experience = None
+        if self._evaluation_env is not None:
+            let_go(self._evaluation_env)
+            self._evaluation_env = None
         self._stop_watching()
 
     def _stop_watching(self) -> None:
@@ -425,21 +445,14 @@ class EnvDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Close every environment."""
-        self._stop_watching()
-        if self.experience is not None:
-            self._restored_steps = self.experience.env_steps
-            self.experience.close()
-            self.experience = None
-        if self._evaluation_env is not None:
-            self._evaluation_env.close()
-            self._evaluation_env = None
+        self._release(close_env)
 
     def _make_env(self, num_envs: int, **options: Any) -> EnvBase:
         try:
             return make_env(self.env_id, num_envs, **self.env_options, **options)
-        except (UserError, EnvironmentFault):
+        except (UserError, EnvironmentFault, *STOPS):
             raise
-        except Exception as error:
+        except BaseException as error:
             fault = EnvironmentFault(self.env_id, None, f"could not be made: {in_one_line(error)}")
             fault.env_steps = None if self.experience is None else self.env_steps
             raise fault from error

@@ -33,6 +33,8 @@ class _Sight(NamedTuple):
 class Watchdog:
     """A thread that reads what environments' simulators are at, and ends a step that takes too long.
 
+    The same holds for a reset, and for closing them.
+
     It interrupts the step first, by an exception in the stepping thread, which ends waiting and Python code.
     A simulator that hangs in compiled code does not see it; after some seconds ``give_up`` is then called in
     the watchdog's thread, while the other one is stuck. Nothing in the process can end compiled code that
@@ -76,6 +78,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
 
+    def keep_signal(self) -> None:
+        """Take the signal again, should somebody have put back what was there before: Lightning does."""
+        if self._can_interrupt and threading.current_thread() is threading.main_thread():
+            signal.signal(self._signal, self._on_signal)
+
     def stop(self) -> None:
         """Watch nothing any more."""
         self._stopped.set()
@@ -101,7 +108,7 @@ class Watchdog:
 
     def _end(self, env_id: str, activity: Activity, sight: _Sight) -> None:
         self._suspect = (activity, sight)
-        if self._can_interrupt:
+        if self._can_interrupt and signal.getsignal(self._signal) == self._on_signal:
             self._asked = True
             signal.pthread_kill(self._stepping, self._signal)
             deadline = time.monotonic() + GRACE_SECONDS
@@ -111,7 +118,7 @@ class Watchdog:
         if self._stopped.is_set():
             return
         self._has_given_up = True
-        fault = EnvironmentFault(env_id, sight.simulator, self._complaint())
+        fault = EnvironmentFault(env_id, sight.simulator, self._complaint(activity))
         stack = traceback.format_stack(sys._current_frames()[self._stepping])
         fault.add_note("".join(["It was here:\n", *stack]))
         self._give_up(fault)
@@ -131,10 +138,10 @@ class Watchdog:
             # Too late: the run is being saved as it stood in this step, and then the process ends.
             time.sleep(1.0)
         if self._suspect is not None and self._suspect[1].still_holds(self._suspect[0]):
-            raise Unresponsive(self._complaint())
+            raise Unresponsive(self._complaint(self._suspect[0]))
 
-    def _complaint(self) -> str:
-        return f"did not come back from a step within {self.timeout:g} s (data.step_timeout)"
+    def _complaint(self, activity: Activity) -> str:
+        return f"did not come back from {activity.work} within {self.timeout:g} s (data.step_timeout)"
 
 
 def end_process(status: int) -> None:

@@ -53,18 +53,29 @@ from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, 
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import EnvironmentFault, OtherProcessFailed, RunFault, RunStopped, UserError
-from lit_gfs.formats import format_return
+from lit_gfs.errors import (
+    EnvironmentFault,
+    OtherProcessFailed,
+    RunFault,
+    RunStopped,
+    StorageFault,
+    UserError,
+)
+from lit_gfs.formats import format_return, relative_path
 from lit_gfs.heap import ReleaseFreedMemory, keep_freed_memory
+from lit_gfs.lasting_output import outlasting_readers
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
 from lit_gfs.ranks import is_first_process
 from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
-from lit_gfs.runs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
+from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.endings import keep_traceback, told_in_one_line
 from lit_gfs.runs.run_directory import RunDirectory, SaveConfig
+from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
+from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study import command as study_command
 from lit_gfs.threads import set_threads
+from lit_gfs.working_directory import absolute_path, keeping_working_directory, working_directory
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
 jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
@@ -104,10 +115,11 @@ class GradientFlowCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         arguments, packages = take_trust(args)
-        with trusting(packages):
+        with trusting(packages), keeping_working_directory():
             self._run(arguments)
 
     def _run(self, arguments: list[str]) -> None:
+        self._arguments = arguments
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -204,13 +216,17 @@ class GradientFlowCLI(LightningCLI):
         config = self.config[self.subcommand]
         name = config.ckpt_path
         if not name:
+            if self.subcommand == "fit" and is_requeued():
+                group = Path(config.run.root or DEFAULT_ROOT, config.run.name or self._configured_name())
+                requeued = find_requeued(group, self._arguments)
+                config.ckpt_path = requeued and absolute_path(requeued)
             return
         if name == LAST:
             run = config.run
             name = str(latest_run(run.root, run.name or self._configured_name(), run.version))
             # The run goes on where the checkpoint is.
             run.root = run.name = run.version = None
-        config.ckpt_path = str(find_checkpoint(name, with_replay=self.subcommand == "fit"))
+        config.ckpt_path = absolute_path(find_checkpoint(name, with_replay=self.subcommand == "fit"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the interventions in order, and a run directory to write to."""
@@ -222,11 +238,13 @@ class GradientFlowCLI(LightningCLI):
         # Before the user's own, so that the first of them sees gradients that nobody has changed.
         config["callbacks"] = [*(each for each in chosen if each is not None), *_as_list(config["callbacks"])]
         config["plugins"] = [*_as_list(config["plugins"]), SealedCheckpointIO()]
+        config["default_root_dir"] = config["default_root_dir"] or str(working_directory())
         if config["profiler"] is None:
             config["profiler"] = Untimed()
         callbacks: list[Callback] = []
         if self.subcommand == "fit":
             run.default_name = self._run_name()
+            run.arguments = self._arguments
             run.resume_from(self._get(self.config_init, "ckpt_path"))
             if config["logger"] in (None, True):
                 config["logger"] = run.logger()
@@ -251,6 +269,7 @@ class GradientFlowCLI(LightningCLI):
             run.discard()
             raise UserError(f"trainer: {error}") from error
         drop_empty_hooks(cast(Any, trainer).callbacks)
+        switch_off_requeueing(trainer)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -279,8 +298,9 @@ class GradientFlowCLI(LightningCLI):
             if not is_misfit(error):
                 raise
             self._discard_run()
+            checkpoint = relative_path(self._get(self.config_init, "ckpt_path"))
             raise UserError(
-                f"--ckpt_path {self._get(self.config_init, 'ckpt_path')!r} does not fit the model: "
+                f"--ckpt_path {checkpoint!r} does not fit the model: "
                 f"{reason_of(error)}; expected the run's own configuration"
             ) from error
 
@@ -312,7 +332,7 @@ class GradientFlowCLI(LightningCLI):
         if self.subcommand == "fit":
             return Path(self._get(self.config_init, "run").logger().log_dir)
         checkpoint = self._get(self.config_init, "ckpt_path")
-        return Path(checkpoint).parent if checkpoint else Path.cwd()
+        return Path(checkpoint).parent if checkpoint else working_directory()
 
     def _run_name(self) -> str:
         env_id = getattr(self.datamodule, "env_id", type(self.datamodule).__name__)
@@ -367,7 +387,11 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 2 after a user's mistake, told in one line on stderr; with another one after a
             run that a fault or a signal ended, and a study that was stopped or of which a run failed.
     """
-    arguments = sys.argv[1:] if args is None else args
+    with outlasting_readers(), keeping_working_directory():
+        _main(sys.argv[1:] if args is None else args)
+
+
+def _main(arguments: Sequence[str]) -> None:
     try:
         _check_order(arguments)
         if arguments and arguments[0] in study_command.SUBCOMMANDS:
@@ -375,12 +399,17 @@ def main(args: Sequence[str] | None = None) -> None:
                 raise SystemExit(status)
         else:
             GradientFlowCLI(complete_arguments(arguments))
+        sys.stdout.flush()
     except (UserError, MisconfigurationException) as error:
         _fail(str(error), 2)
     except RunFault as fault:
         if isinstance(fault, EnvironmentFault) and not fault.advice:
-            keep_traceback(fault, Path.cwd())  # there was no run yet
+            keep_traceback(fault, working_directory())  # there was no run yet
         _fail(str(fault), fault.status)
+    except OSError as error:
+        if not is_storage_error(error):
+            raise
+        _fail(describe_storage_error(error, "stdout"), StorageFault.status)
     except RunStopped as stopped:
         print("lit_gfs:", stopped, file=sys.stderr)
         raise

@@ -56,9 +56,18 @@ class EnvironmentFault(RunFault):
 
 
 class StorageFault(RunFault):
-    """A file of the run that could not be written or read: the disk is full, became read-only, or fails."""
+    """A file of the run that could not be written or read: the disk is full, became read-only, or fails.
+
+    Args:
+        what: What could not be done, and why.
+        advice: How to go on.
+    """
 
     status = 5
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(what + advice)
+        self.what = what
 
 
 class TrainingDiverged(RunFault):
@@ -105,6 +114,10 @@ class OtherProcessFailed(BaseException):
         super().__init__(status, message)
         self.status = status
         self.message = message
+
+
+STOPS = (KeyboardInterrupt, RunStopped, OtherProcessFailed)
+"""What a signal, or another process's end, raises in whatever code is running: that code is not at fault."""
 
 
 def in_one_line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lit_gfs.working_directory import absolute_path, working_directory
+
 
 def format_duration(seconds: float | None) -> str:
     """Write seconds as ``4:05``, ``1:04:05`` or ``2d 01:04``; ``-:--`` if unknown."""
@@ -34,5 +36,5 @@ def relative_path(path: str | os.PathLike[str]) -> str:
     """Write a path relative to the working directory if it lies inside it, as it is otherwise."""
     if "://" in str(path):
         return str(path)
-    absolute = Path(os.path.abspath(path))
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+    absolute, here = Path(absolute_path(path)), working_directory()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ class Faulty(CartPoleEnv):
         self._fault = fault if self._number == number and is_meant else "none"
         self._at = at
         self._steps = 0
+        if self._fault == "chdir at once":
+            _go_elsewhere()
         if self._fault == "init":
             raise RuntimeError("no track\nto run on")
 
@@ -42,6 +46,11 @@ class Faulty(CartPoleEnv):
         if self._fault == "reset":
             _raise()
         return super().reset(**options)
+
+    def close(self) -> None:
+        if self._fault in CLOSINGS:
+            CLOSINGS[self._fault]()
+        super().close()
 
     def step(self, action: Any) -> Any:
         self._steps += 1
@@ -89,6 +98,32 @@ def _protect() -> None:
         run.chmod(0o555)
 
 
+def _exit() -> None:
+    sys.exit(7)
+
+
+class Panic(BaseException):
+    """What a library in another language may raise: no Exception."""
+
+
+def _panic() -> None:
+    raise Panic("index out of bounds")
+
+
+def _go_elsewhere() -> None:
+    os.chdir("/")
+
+
+def _remove() -> None:
+    shutil.rmtree("runs/run")
+
+
+def _replace() -> None:
+    for run in Path("runs").glob("*/*"):
+        shutil.rmtree(run)
+        run.touch()
+
+
 def _send(number: int, times: int = 1) -> None:
     for _ in range(times):
         os.kill(os.getpid(), number)
@@ -102,9 +137,22 @@ FAULTS = {
     "lock": _lock,
     "protect": _protect,
     "SIGKILL": lambda: _send(signal.SIGKILL),
+    "exit": _exit,
+    "panic": _panic,
+    "chdir": _go_elsewhere,
+    "remove": _remove,
+    "replace": _replace,
     "SIGTERM": lambda: _send(signal.SIGTERM),
+    "SIGHUP": lambda: _send(signal.SIGHUP),
     "SIGINT": lambda: _send(signal.SIGINT),
     "SIGINT twice": lambda: _send(signal.SIGINT, 2),
+}
+
+CLOSINGS = {
+    "raise on closing": _raise,
+    "exit on closing": _exit,
+    "wait on closing": _wait,
+    "lock on closing": _lock,
 }
 
 gymnasium.register("Faulty-v0", entry_point="faulty_envs:Faulty", max_episode_steps=500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_gfs.errors import UserError
+from lit_gfs.runs.sealed import write_sealed
 from lit_gfs.study.worker import Fitted
 
 TAG = "eval/episode_return"
+CHECKPOINT = {"state_dict": {}, "loops": {}, "optimizer_states": []}
 
 
 def option(command: list[str], name: str) -> str:
@@ -58,6 +61,13 @@ def fit(command: list[str]) -> Fitted:
         os._exit(3)
     if ends == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if ends == "full disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / "last.ckpt"))
+    if ends == "kill once" and not any(argument.startswith("--ckpt_path=") for argument in command):
+        write_sealed(CHECKPOINT, directory / "last.ckpt")
+        write_sealed(CHECKPOINT, directory / "previous.ckpt")
+        write_sealed({}, directory / "replay" / "replay_000000000000-000000000001.pt")
+        os.kill(os.getpid(), signal.SIGKILL)
     if ends == "silence":
         curves = {"train/episode_return": [(100, 1.0)]}
     if ends == "nan":
@@ -72,6 +82,7 @@ def fit(command: list[str]) -> Fitted:
         "ended": time.time(),
         "threads": os.environ["OMP_NUM_THREADS"],
         "pid": os.getpid(),
+        "command": command,
     }
     (directory / "facts.json").write_text(json.dumps(facts))
     return Fitted(began, time.time() - began, parameters=10, env_id=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +147,122 @@ def test_an_evaluation_that_failed_is_played_after_a_resume(tmp_path: Path) -> N
     assert all(value.equal(actual[name]) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("fault", "what"), [("exit", "SystemExit: 7"), ("panic", "Panic: index out of bounds")]
+)
+def test_an_environment_that_ends_the_process_is_at_fault(fault: str, what: str, tmp_path: Path) -> None:
+    ended = run([*PPO, options(fault, LEARNING, 60)], tmp_path)
+
+    assert ended.status == 4
+    assert one_line(ended).startswith(f"lit_gfs: error: environment 1 of {FAULTY} raised {what}, after 112 ")
+    assert is_intact(tmp_path / RUN / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("number", "fault", "what"),
+    [
+        (0, "wait on closing", "did not come back from closing within 1 s (data.step_timeout)"),
+        (0, "exit on closing", "raised SystemExit: 7 on closing"),
+        (LEARNING, "raise on closing", "raised ZeroDivisionError: no pole to balance on closing"),
+        (EVALUATING, "wait on closing", "did not come back from closing within 1 s (data.step_timeout)"),
+    ],
+)
+def test_an_environment_that_does_not_close_is_left_open(
+    number: int, fault: str, what: str, tmp_path: Path
+) -> None:
+    ended = run([*PPO, options(fault, number, 0), "--data.step_timeout=1"], tmp_path)
+
+    assert ended.status == 0
+    assert one_line(ended) == f"lit_gfs: warning: {FAULTY} {what}; it is left open"
+    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 160
+
+
+@pytest.mark.parametrize("number", [0, EVALUATING])
+def test_an_environment_whose_closing_hangs_in_compiled_code(number: int, tmp_path: Path) -> None:
+    arguments = [*PPO, options("lock on closing", number, 0), "--data.step_timeout=1"]
+    ended = run(arguments, tmp_path, quick_grace)
+
+    assert ended.status == 4
+    what = "did not come back from closing within 1 s (data.step_timeout)"
+    assert one_line(ended).startswith(f"lit_gfs: error: {FAULTY} {what}")
+    if number == 0:
+        assert not (tmp_path / RUN / "last.ckpt").exists()
+    else:
+        assert one_line(ended).endswith(f"to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt")
+        assert (tmp_path / RUN / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("at", ["init", "step"])
+def test_an_environment_that_goes_to_another_directory(at: str, tmp_path: Path) -> None:
+    fault = options("chdir", LEARNING, 3) if at == "step" else options("chdir at once", 0, 0)
+    ended = run([*PPO, fault], tmp_path)
+
+    assert (ended.status, ended.err) == (0, "")
+    assert f"last checkpoint    {RUN}/last.ckpt" in ended.out
+    assert "curves             tensorboard --logdir runs" in ended.out
+    assert is_intact(tmp_path / RUN / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["runs"]
+
+    resumed = run(["fit", "--ckpt_path=last", "--data.total_steps=320", fault], tmp_path)
+
+    assert resumed.status == 0
+    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 320
+
+
+# -- output ----------------------------------------------------------------------------------------------
+
+
+def nobody_reads_stdout() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+
+
+def nobody_reads_anything() -> None:
+    nobody_reads_stdout()
+    os.dup2(1, 2)
+
+
+def the_terminal_is_gone() -> None:
+    ours, terminal = os.openpty()
+    for descriptor in (1, 2):
+        os.dup2(terminal, descriptor)
+    os.close(terminal)
+    os.close(ours)
+
+
+@pytest.mark.parametrize("setup", [nobody_reads_stdout, nobody_reads_anything, the_terminal_is_gone])
+def test_a_run_outlasts_those_who_read_its_output(setup: Any, tmp_path: Path) -> None:
+    ended = run([*PPO, options("none", 0, 0), "--trainer.enable_progress_bar=true"], tmp_path, setup)
+
+    assert (ended.status, ended.err) == (0, "")
+    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 160
+
+
+@pytest.mark.parametrize("setup", [nobody_reads_anything, the_terminal_is_gone])
+def test_a_run_is_stopped_although_nobody_reads_its_output(setup: Any, tmp_path: Path) -> None:
+    ended = run([*PPO, options("SIGHUP", LEARNING, 60)], tmp_path, setup)
+
+    assert ended.status == 128 + signal.SIGHUP
+    assert is_intact(tmp_path / RUN / "last.ckpt")
+
+
+def test_head_reads_the_beginning_of_a_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_gfs", "fit", "--config=quickstart", "--data.total_steps=600"]
+    command += ["--data.learning_starts=100", "--data.eval_every=300", "--data.eval_episodes=1"]
+    process = subprocess.Popen(
+        [*command, "--run.name=run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+    assert is_intact(tmp_path / RUN / "last.ckpt")
+
+
 # -- disks -----------------------------------------------------------------------------------------------
 
 
@@ -230,10 +348,77 @@ def test_a_directory_that_becomes_read_only_leaves_the_newest_intact_checkpoint(
     assert run(["fit", "--ckpt_path=last", options("none", 0, 0)], tmp_path).status == 0
 
 
+@pytest.mark.parametrize("fault", ["remove", "replace"])
+@pytest.mark.parametrize("logger", ["TensorBoard", "none"])
+def test_a_run_directory_that_is_gone(fault: str, logger: str, tmp_path: Path) -> None:
+    arguments = [*PPO, options(fault, LEARNING, 60)]
+    if logger == "none":
+        arguments += ["--trainer.logger=false"]
+    ended = run(arguments, tmp_path)
+
+    if (fault, logger) == ("remove", "none"):
+        # Nothing is written but checkpoints, which make their directory anew.
+        assert (ended.status, ended.err) == (0, "")
+        assert is_intact(tmp_path / RUN / "last.ckpt")
+        return
+    assert ended.status == 5
+    assert one_line(ended).startswith("lit_gfs: error: cannot ")
+    assert str(RUN) in one_line(ended)
+    assert "b'" not in one_line(ended)
+
+
+class FailingEventFiles:
+    """Has no event file last: their disk does not answer."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        def fail(writer: RecordWriter) -> None:
+            raise OSError(self.number, os.strerror(self.number))
+
+        RecordWriter.flush = fail
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EHOSTDOWN])
+def test_a_disk_that_does_not_answer(number: int, tmp_path: Path) -> None:
+    ended = run([*PPO, options("none", 0, 0)], tmp_path, FailingEventFiles(number))
+
+    assert ended.status == 5
+    assert one_line(ended).startswith(
+        f"lit_gfs: error: cannot read or write {tmp_path / RUN}: {os.strerror(number)}; there is no intact "
+    )
+
+
+def test_a_file_that_a_program_misses_is_a_bug_of_its_own(tmp_path: Path) -> None:
+    ended = run([*PPO, options("none", 0, 0)], tmp_path, a_missing_file)
+
+    assert ended.status == 1
+    assert "FileNotFoundError" in ended.err
+
+
+def a_missing_file() -> None:
+    from lit_gfs.agents import PPO as Agent
+
+    Agent.on_train_start = lambda agent: Path("weights.npy").read_bytes()  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("root", ["memory://x", "s3://bucket/runs", "gs://bucket", "file:///tmp/x"])
+def test_a_root_that_is_no_directory(root: str, tmp_path: Path) -> None:
+    for arguments in ([*PPO, f"--run.root={root}"], ["study", "--config=studies/smoke", f"--root={root}"]):
+        ended = run(arguments, tmp_path)
+
+        assert ended.status == 2
+        assert f"root is {root!r}; expected a directory of this machine" in one_line(ended)
+        assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
 # -- the whole program -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_program_itself_is_stopped(number: int, status: int, tmp_path: Path) -> None:
     arguments = ["fit", "--config=quickstart", "--data.total_steps=1000000", "--run.name=run"]
     process = subprocess.Popen(

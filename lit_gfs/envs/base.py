@@ -17,7 +17,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Un
 from torchrl.envs import EnvBase
 
 from lit_gfs.envs.history import History
-from lit_gfs.errors import EnvironmentFault, UserError, in_one_line
+from lit_gfs.errors import STOPS, EnvironmentFault, UserError, in_one_line
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -35,6 +35,8 @@ class Activity:
     """Goes up when simulators are set to work, and when they are done: odd while they are at it."""
     index: int | None = None
     """Which simulator is at it, or was last; ``None`` where they work all at once."""
+    work: str = "a step"
+    """What they are set to."""
 
 
 class Outcome(NamedTuple):
@@ -231,15 +233,15 @@ class BatchedEnv(EnvBase):
         """Have the simulators do something, visibly to who watches their activity.
 
         Raises:
-            EnvironmentFault: If one of them raises an exception.
+            EnvironmentFault: If one of them raises an exception, or asks for the process to end.
         """
         activity = self.activity
         activity.calls += 1
         try:
             return work(*arguments)
-        except UserError:
+        except (UserError, *STOPS):
             raise
-        except Exception as error:
+        except BaseException as error:
             what = str(error) if isinstance(error, Unresponsive) else f"raised {in_one_line(error)}"
             raise EnvironmentFault(self.env_id, activity.index, what) from error
         finally:

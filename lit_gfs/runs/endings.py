@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import shlex
 import signal
 import threading
@@ -18,18 +17,15 @@ from lit_gfs.errors import EnvironmentFault, RunStopped, StorageFault
 from lit_gfs.formats import relative_path
 from lit_gfs.runs.checkpoints import newest_intact
 from lit_gfs.runs.sealed import UnwritableFile
+from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.runs.whole_files import replacing_text
+from lit_gfs.working_directory import working_directory
 
 if TYPE_CHECKING:
     from lit_gfs.callbacks.graceful_stop import GracefulStop
 
 ERROR_NAME = "error.txt"
 """Where the traceback of a fault is kept, beside the checkpoints."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""What the operating system says of a disk that cannot be written any more."""
-_STORAGE_ERRORS = {*_FULL, errno.EIO, errno.EACCES, errno.EPERM}
-"""That, and what it says of one that is not to be relied on, for reading as for writing."""
 
 
 @contextlib.contextmanager
@@ -46,14 +42,15 @@ def told_in_one_line(stop: GracefulStop, directory: Path) -> Iterator[None]:
         StorageFault: If a file of the run could not be written.
         KeyboardInterrupt: If it was interrupted before there was anything to save.
     """
-    with _quiet_writers():
+    own = None if directory == working_directory() else directory
+    with _quiet_writers(own):
         try:
             yield
         except SIGTERMException:
             # Without one of ours, it was Lightning's handler, or another process of this run.
             raise RunStopped(stop.signal or signal.SIGTERM, resume_advice(stop.checkpoint)) from None
         except RunStopped as again:
-            earlier = directory if any(directory.glob("*.ckpt")) else None
+            earlier = directory if _has_checkpoints(directory) else None
             raise RunStopped(again.number, f" at once{resume_advice(earlier)}") from None
         except SystemExit as end:
             # What Lightning makes of a Ctrl-C that nobody else has taken.
@@ -67,12 +64,9 @@ def told_in_one_line(stop: GracefulStop, directory: Path) -> Iterator[None]:
         except UnwritableFile as error:
             raise _storage_fault(str(error), directory) from error
         except OSError as error:
-            if error.errno not in _STORAGE_ERRORS:
+            if not is_storage_error(error, own):
                 raise
-            # Of a file that cannot be opened it is not said what for.
-            verb = "write" if error.errno in _FULL else "read or write"
-            place = error.filename or directory
-            raise _storage_fault(f"cannot {verb} {place}: {error.strerror}", directory) from error
+            raise _storage_fault(describe_storage_error(error, directory), directory) from error
 
 
 def keep_traceback(fault: EnvironmentFault, directory: Path) -> None:
@@ -94,23 +88,31 @@ def resume_advice(checkpoint: Path | None) -> str:
     return f"; to go on: python -m lit_gfs fit --ckpt_path {shlex.quote(relative_path(checkpoint))}"
 
 
+def _has_checkpoints(directory: Path) -> bool:
+    try:
+        return any(directory.glob("*.ckpt"))
+    except OSError:
+        return False
+
+
 def _storage_fault(what: str, directory: Path) -> StorageFault:
-    checkpoint, _ = newest_intact(directory)
+    checkpoint = None
+    with contextlib.suppress(OSError):  # what cannot be looked at is of no help
+        checkpoint, _ = newest_intact(directory)
     if checkpoint is None:
-        return StorageFault(f"{what}; there is no intact checkpoint in {relative_path(directory)}")
+        return StorageFault(what, f"; there is no intact checkpoint in {relative_path(directory)}")
     return StorageFault(
-        f"{what}; the newest intact checkpoint is {relative_path(checkpoint)}{resume_advice(checkpoint)}"
+        what, f"; the newest intact checkpoint is {relative_path(checkpoint)}{resume_advice(checkpoint)}"
     )
 
 
 @contextlib.contextmanager
-def _quiet_writers() -> Iterator[None]:
+def _quiet_writers(directory: Path | None) -> Iterator[None]:
     """Have threads that write files say nothing of a full disk: it is told once, where they were asked to."""
     previous = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
-        error = arguments.exc_value
-        if not (isinstance(error, OSError) and error.errno in _STORAGE_ERRORS):
+        if not is_storage_error(arguments.exc_value, directory):
             previous(arguments)
 
     threading.excepthook = hook

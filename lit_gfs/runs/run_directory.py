@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +21,23 @@ from lit_gfs.errors import UserError
 from lit_gfs.ranks import is_first_process
 from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.runs.event_files import wait_for_a_later_name
+from lit_gfs.runs.slurm import job_line
 from lit_gfs.runs.whole_files import replacing_text
+from lit_gfs.working_directory import absolute_path, working_directory
 
 _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
+
+
+def require_directory(option: str, name: str) -> None:
+    """Check that what a user named may be a directory.
+
+    Raises:
+        UserError: If it is empty, or an address such as ``s3://bucket``, which nothing here writes to.
+    """
+    if not name or "\x00" in name:
+        raise UserError(f"{option} is {name!r}; expected a directory")
+    if "://" in name:
+        raise UserError(f"{option} is {name!r}; expected a directory of this machine, as in: {option} runs")
 
 
 class RunDirectory:
@@ -44,12 +59,14 @@ class RunDirectory:
                 raise UserError(
                     f"{option} is {value!r}; expected the name of one directory, as in: {option} first"
                 )
-        if root is not None and (not root or "\x00" in root):
-            raise UserError(f"--run.root is {root!r}; expected a directory")
+        if root is not None:
+            require_directory("--run.root", root)
         self.root = root
         self.name = name
         self.version = version
         self.default_name = "run"
+        self.arguments: Sequence[str] = ()
+        """What was typed."""
         self._logger: TensorBoardLogger | None = None
         self._made: list[Path] = []
         self._goes_on = False
@@ -61,14 +78,14 @@ class RunDirectory:
         """Go on in the directory of a checkpoint, unless another one than it was begun with is named."""
         if checkpoint is None:
             return
-        directory = find_run(Path(checkpoint).resolve().parent)
+        directory = find_run(Path(absolute_path(checkpoint)).resolve().parent)
         if directory is None:
             return
         begun = _settings(directory / CONFIG_NAME)
         settings = ("root", "name", "version")
         if any(getattr(self, setting) not in (None, begun.get(setting)) for setting in settings):
             return
-        self.root = os.path.relpath(directory.parent.parent)
+        self.root = os.path.relpath(directory.parent.parent, working_directory())
         self.name, self.version = directory.parent.name, directory.name
         self._goes_on = True
         wait_for_a_later_name(directory)
@@ -81,7 +98,7 @@ class RunDirectory:
         """
         if self._logger is None:
             logger = TensorBoardLogger(
-                self.root or DEFAULT_ROOT,
+                absolute_path(self.root or DEFAULT_ROOT),
                 name=self.name or self.default_name,
                 version=self.version,
                 default_hp_metric=False,
@@ -146,7 +163,7 @@ class RunDirectory:
             config.ckpt_path = None
         text = parser.dump(config, skip_none=False, skip_validation=True)
         with replacing_text(directory / CONFIG_NAME) as file:
-            file.write(CONFIG_HEADER + text)
+            file.write(CONFIG_HEADER + job_line(self.arguments) + text)
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
         """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.

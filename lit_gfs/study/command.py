@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,7 +19,9 @@ from jsonargparse.typing import PositiveInt
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
 from lit_gfs.configuration.parser_errors import one_line
-from lit_gfs.errors import UserError
+from lit_gfs.errors import StorageFault, UserError
+from lit_gfs.runs.run_directory import require_directory
+from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.collect import Result, make_table
 from lit_gfs.study.environment import environment
@@ -46,7 +50,6 @@ from lit_gfs.study.table import (
 
 STUDY_NAME = "study.yaml"
 ORIGIN_NAME = "origin.json"
-INTERRUPTED = 130
 SECONDS_BETWEEN_TABLES = 60.0
 
 
@@ -93,13 +96,15 @@ def run_study(options: Namespace) -> int:
         options: What was parsed.
 
     Returns:
-        The exit status: 0, or 1 if a cell failed, or 130 if the study was stopped.
+        The exit status: 0, or 1 if a cell failed, or 128 + its number if a signal stopped the study.
 
     Raises:
         UserError: If the plan has a mistake, before anything is run.
+        StorageFault: If a file cannot be written or read.
     """
     if options.config is None:
         raise UserError("--config is missing; name a study, as in: study --config studies/smoke")
+    require_directory("--root", options.root)
     study = Study.load(find_config(options.config))
     only = read_where(options.only, study.factors, "--only") if options.only else None
     jobs = options.jobs or max(1, available_cores() // options.threads)
@@ -107,20 +112,31 @@ def run_study(options: Namespace) -> int:
     check_options(study)
     if options.dry_run:
         return _print_plan(study, only, directory, options)
-    with locked(directory):
+    with (
+        _storage_faults(directory, "; what ended is kept, and the same command continues"),
+        locked(directory),
+    ):
         results = read_results(study, directory, options.threads)
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
         _write_origin(directory, options)
         with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory) as progress:
             run_cells(
-                cells, study.score, directory, jobs, progress, stop, options.threads, trusted=options.trust
+                cells,
+                study.score,
+                directory,
+                jobs,
+                progress,
+                stop,
+                options.threads,
+                trusted=options.trust,
+                keep_checkpoints=study.keep_checkpoints,
             )
         write_table(directory, make_table(study, results))
         if stop.is_set():
             left = f"{progress.left} of {len(cells)} cells left"
             print(f"stopped, {left}; the same command continues", file=sys.stderr)
-            return INTERRUPTED
+            return 128 + (stop.signal or signal.SIGINT)
         _report(directory)
     return 1 if any(result.status == FAILED for result in results.values()) else 0
 
@@ -130,6 +146,7 @@ def run_report(options: Namespace) -> int:
 
     Raises:
         UserError: If one of them is missing, or is not as ``study`` wrote it.
+        StorageFault: If a file cannot be written or read.
     """
     directory = Path(options.directory)
     for name in (STUDY_NAME, ORIGIN_NAME, RUNS_FILE, CURVES_FILE, GRADIENT_NORMS_FILE):
@@ -137,7 +154,8 @@ def run_report(options: Namespace) -> int:
             raise UserError(
                 f"{options.directory!r} has no {name}; expected the directory of a study that ran"
             )
-    _report(directory)
+    with _storage_faults(directory):
+        _report(directory)
     return 0
 
 
@@ -173,7 +191,7 @@ def run(arguments: Sequence[str]) -> int:
             return subcommand.run(options)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + signal.SIGINT
 
 
 class _Tables(StudyProgress):
@@ -191,6 +209,19 @@ class _Tables(StudyProgress):
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_TABLES:
             write_table(self._directory, make_table(self.study, self.results))
             self._written_at = time.monotonic()
+
+
+@contextlib.contextmanager
+def _storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
+    """Tell in one line what cannot be written or read."""
+    try:
+        yield
+    except StorageFault as fault:
+        raise StorageFault(f"{fault}{advice}") from fault
+    except OSError as error:
+        if not is_storage_error(error, directory):
+            raise
+        raise StorageFault(f"{describe_storage_error(error, directory)}{advice}") from error
 
 
 def _report(directory: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -13,13 +13,18 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 from lit_gfs.configuration.config_trust import trust_options
-from lit_gfs.errors import UserError
+from lit_gfs.errors import StorageFault, UserError
+from lit_gfs.runs.storage_errors import is_storage_error
+from lit_gfs.stop_signals import STOP_SIGNALS, unclaimed_signals
+from lit_gfs.study.attempts import forget_attempts, prepare
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.factors import Where, matches
 from lit_gfs.study.plan import Cell, Score, Study
@@ -28,7 +33,7 @@ from lit_gfs.study.worker import LOG_NAME, Fit, Task, describe_exit, fit, work
 
 CELLS_DIRECTORY = "cells"
 LOCK_NAME = ".lock"
-DEFAULTS = ("--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false")
+DEFAULTS = ("--trainer.enable_progress_bar=false",)
 """Options of every ``fit``; a study's own come after them."""
 
 PRELOADED = ["lit_gfs.cli", "lit_gfs.study.worker", "matplotlib.backends.backend_agg"]
@@ -122,11 +127,13 @@ def run_cells(
     threads: int = 1,
     run_fit: Fit = fit,
     trusted: Sequence[str] = (),
+    keep_checkpoints: bool = True,
 ) -> None:
     """Run cells, each in a process of its own; one that fails does not keep the others from running.
 
     Args:
-        cells: What to run, in order. What an earlier attempt left in a cell's directory is removed.
+        cells: What to run, in order. One that was killed goes on from its last checkpoint; whatever else an
+            earlier attempt left in a cell's directory is removed.
         score: Which scalars are collected.
         directory: The study's.
         jobs: Cells at a time.
@@ -135,10 +142,14 @@ def run_cells(
         threads: Threads that a cell computes with. Results depend on it: sums are made in another order.
         run_fit: Runs a fit, in the worker.
         trusted: Packages that configurations may name classes of.
+        keep_checkpoints: Whether the weights of cells that have ended stay.
+
+    Raises:
+        StorageFault: If a cell's files cannot be written. Cells that have not ended by then are given up.
     """
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     waiting = deque(cells)
-    running: dict[int, tuple[BaseProcess, Task]] = {}
+    running: dict[int, tuple[BaseProcess, Task, Connection]] = {}
     # Python's tracker of shared resources, started with the fork server, tells of what stopped workers left.
     quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
     with _environment({**environment, "PYTHONWARNINGS": quiet}):
@@ -147,34 +158,53 @@ def run_cells(
             while (waiting or running) and not stop.is_set():
                 while waiting and len(running) < jobs:
                     cell = waiting.popleft()
-                    place = _empty_directory(directory / CELLS_DIRECTORY / cell.name)
+                    place = directory / CELLS_DIRECTORY / cell.name
                     command = fit_command(cell, directory, threads, trusted)
-                    task = Task(cell, command, place, score, environment)
-                    worker = context.Process(target=work, args=(task, run_fit), name=cell.name)
+                    prepare(place, command)
+                    task = Task(cell, command, place, score, keep_checkpoints, environment)
+                    told, telling = context.Pipe(duplex=False)
+                    worker = context.Process(target=work, args=(task, run_fit, telling), name=cell.name)
                     worker.start()
-                    running[worker.sentinel] = (worker, task)
+                    telling.close()
+                    running[worker.sentinel] = (worker, task, told)
                     observer.started(cell)
                 for sentinel in connection.wait(list(running), timeout=POLL_SECONDS):
-                    process, task = running.pop(sentinel)  # type: ignore[arg-type]
+                    process, task, told = running.pop(sentinel)  # type: ignore[arg-type]
                     process.join()
+                    _raise_storage_fault(task, told)
                     # A signal to all processes also ends workers: theirs is no failure.
                     if (result := _result_of(process, task, stop)) is not None:
                         observer.ended(task.cell, result)
                 observer.refresh()
         finally:
-            _end([process for process, _ in running.values()])
-        for _, task in running.values():
+            _end([process for process, *_ in running.values()])
+        for _, task, _ in running.values():
             if (result := read_result(task.directory)) is not None:  # it was just done
                 observer.ended(task.cell, result)
 
 
+class StopRequest(threading.Event):
+    """Set when a study is asked to stop."""
+
+    signal: int | None = None
+    """The signal that asked first."""
+
+    def set_by(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.signal = self.signal or number
+        self.set()
+
+
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event, so that neither interrupts a step half-way."""
-    stop = threading.Event()
-    previous = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+def stopped_by_signals() -> Iterator[StopRequest]:
+    """Turn Ctrl-C, SIGTERM and the like into an event, so that none interrupts a step half-way.
+
+    Signals that are ignored (``nohup``), or handled by somebody else, are left alone.
+    """
+    stop = StopRequest()
+    previous = unclaimed_signals()
+    for number in previous:
+        signal.signal(number, stop.set_by)
     try:
         yield stop
     finally:
@@ -188,11 +218,15 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises:
         UserError: If one is at work there, or it cannot be written.
+        StorageFault: If its file system has no locks.
+        OSError: If the disk is full, or fails.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / LOCK_NAME).open("a")
     except OSError as error:
+        if is_storage_error(error) and error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
         raise UserError(
             f"{str(directory)!r} cannot be written ({error.strerror}); name another --root"
         ) from error
@@ -208,6 +242,11 @@ def locked(directory: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"a study is running in {str(directory)!r}; wait for it, or stop it") from None
+        except OSError as error:
+            raise StorageFault(
+                f"{str(directory)!r} cannot be locked ({error.strerror}) to keep other studies out; "
+                "name another --root"
+            ) from error
         yield
 
 
@@ -236,7 +275,15 @@ def _result_of(process: BaseProcess, task: Task, stop: threading.Event) -> Resul
         error = describe_exit(process.exitcode, task.directory / LOG_NAME)
         result = Result(task.cell.name, task.cell.arguments, task.command, FAILED, error)
         write_result(task.directory, result)
+        if process.exitcode is not None and process.exitcode >= 0:  # it was not killed
+            forget_attempts(task.directory)
     return result
+
+
+def _raise_storage_fault(task: Task, told: Connection) -> None:
+    with told, contextlib.suppress(EOFError):
+        if told.poll():
+            raise StorageFault(f"cell {task.cell.name!r}: {told.recv()}")
 
 
 def _start_method() -> ForkServerContext | SpawnContext:
@@ -248,11 +295,13 @@ def _start_method() -> ForkServerContext | SpawnContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     # Ctrl-C reaches all processes of a terminal. What is ignored here stays so in the server and its forks.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numbers = [number for number in STOP_SIGNALS if number != signal.SIGTERM]
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return context
 
 
@@ -268,13 +317,6 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _empty_directory(path: Path) -> Path:
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
-    return path
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:

@@ -21,6 +21,7 @@ import yaml
 from lit_gfs.configuration.config_trust import take_trust
 from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import UserError
+from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.factors import Factors, Where, matches, read_factors, read_where
 from lit_gfs.study.sections import check_known, read_section
 
@@ -96,6 +97,7 @@ class Study:
         when: Extra options for some cells.
         skip: Cells that are not run.
         compare: Who is compared with whom.
+        keep_checkpoints: Whether the best and the last weights of every cell stay when it has ended.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Study:
     when: list[When]
     skip: list[Where]
     compare: Compare
+    keep_checkpoints: bool = True
 
     @staticmethod
     def load(path: Path) -> Study:
@@ -131,7 +134,8 @@ class Study:
         }
         content["factors"]["seed"] = [int(seed) for seed in self.factors["seed"]]
         content["when"] = [{"where": dict(rule.where), "options": rule.options} for rule in self.when]
-        path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), "utf-8")
+        with replacing_text(path) as file:
+            yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True, width=110)
 
     def cells(self) -> list[Cell]:
         """List the planned runs, all of the first seed first, so that a study that is stopped is balanced."""
@@ -192,7 +196,10 @@ def read_study(content: Any) -> Study:
             for index, where in enumerate(_read_list(content.get("skip"), "skip"))
         ],
         compare=read_section(Compare, content.get("compare"), "compare"),
+        keep_checkpoints=content.get("keep_checkpoints", True),
     )
+    if not isinstance(study.keep_checkpoints, bool):
+        raise UserError(f"keep_checkpoints is {study.keep_checkpoints!r}; expected true or false")
     check_known([study.compare.baseline], factors["recipe"], "recipe", "compare.baseline")
     check_known([study.compare.base_scale], factors["scale"], "scale", "compare.base_scale")
     check_known(study.compare.tuned_on, factors["task"], "task", "compare.tuned_on")

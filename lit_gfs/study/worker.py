@@ -10,11 +10,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 from lit_gfs.configuration.config_files import complete_arguments
-from lit_gfs.errors import TrainingDiverged, UserError
+from lit_gfs.errors import StorageFault, TrainingDiverged, UserError
+from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
+from lit_gfs.stop_signals import STOP_SIGNALS
+from lit_gfs.study.attempts import Attempt, begin_attempt, clear_up, seconds_in
 from lit_gfs.study.collect import Result, read_events, write_result
 from lit_gfs.study.plan import Cell, Score
 from lit_gfs.study.table import FAILED, FINISHED
@@ -41,8 +45,9 @@ class Task(NamedTuple):
     Attributes:
         cell: The planned run.
         command: All arguments of its ``fit``.
-        directory: Where it writes; exists and is empty.
+        directory: Where it writes, as `lit_gfs.study.attempts.prepare` left it.
         score: Which scalars are collected.
+        keep_checkpoints: Whether its weights stay when it has ended.
         environment: Environment variables to set.
     """
 
@@ -50,6 +55,7 @@ class Task(NamedTuple):
     command: list[str]
     directory: Path
     score: Score
+    keep_checkpoints: bool
     environment: Mapping[str, str]
 
 
@@ -82,37 +88,69 @@ def fit(command: list[str]) -> Fitted:
     )
 
 
-def work(task: Task, run_fit: Fit) -> None:
+def work(task: Task, run_fit: Fit, study: Connection) -> None:
     """Run a cell in this process, and write its log and its result.
 
     A process that is asked to end (SIGTERM), or whose study has ended, leaves no result: its cell has not
-    failed, it is to be run again.
+    failed, it is to be run again. So has one whose files cannot be written, which is told to the study.
+
+    Args:
+        task: What to do.
+        run_fit: Runs the fit.
+        study: Where a fault of the storage is told.
     """
     threading.Thread(target=_end_with_the_study, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C is the study's to handle
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     os.environ.update(task.environment)
-    _write_output_to(task.directory / LOG_NAME)
+    # An environment may change the working directory.
+    directory = task.directory.absolute()
+    try:
+        _run(task, directory, run_fit)
+    except (StorageFault, OSError) as error:
+        if isinstance(error, OSError):
+            if not is_storage_error(error, directory):
+                raise
+            study.send(describe_storage_error(error, directory))
+        else:
+            study.send(error.what)
+        os._exit(StorageFault.status)
+
+
+def _run(task: Task, directory: Path, run_fit: Fit) -> None:
+    attempts, options = begin_attempt(directory, task.command)
+    _write_output_to(directory / LOG_NAME)
     result = Result(task.cell.name, task.cell.arguments, task.command, FAILED)
     try:
-        fitted = run_fit(task.command)
-        events = read_events(task.directory, task.score, fitted.started_at)
+        fitted = run_fit([*task.command, *options])
+        # Moments are read to the millisecond.
+        attempts[-1] = Attempt(round(fitted.started_at, 3), attempts[-1].before)
+        events = read_events(directory, task.score, started_at=0.0)
         result = result._replace(
             status=FINISHED,
             env_id=fitted.env_id,
             steps=events.steps,
             parameters=fitted.parameters,
-            wall_seconds=fitted.seconds,
-            curves=events.curves,
+            wall_seconds=round(attempts[-1].before + fitted.seconds, 3),
+            curves={
+                tag: curve._replace(seconds=[seconds_in(attempts, moment) for moment in curve.seconds])
+                for tag, curve in events.curves.items()
+            },
             gradient_norms=events.gradient_norms,
         )
     except (UserError, TrainingDiverged) as error:
         print("lit_gfs: error:", error, file=sys.stderr)
         result = result._replace(error=shorten(str(error)))
+    except StorageFault:
+        raise
     except (Exception, SystemExit) as error:
+        if is_storage_error(error, directory):
+            raise
         traceback.print_exc()
         result = result._replace(error=shorten(f"{type(error).__name__}: {error}"))
-    write_result(task.directory, result)
+    write_result(directory, result)
+    clear_up(directory, task.keep_checkpoints)
 
 
 def describe_exit(status: int | None, log: Path) -> str:

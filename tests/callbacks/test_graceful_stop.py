@@ -19,6 +19,7 @@ from lit_gfs.cli import main
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.runs.sealed import read_sealed
+from lit_gfs.stop_signals import STOP_SIGNALS
 
 trust(__name__)
 
@@ -58,7 +59,7 @@ def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _handlers_are_put_back() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = STOP_SIGNALS
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
@@ -80,8 +81,17 @@ def curve(tag: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in events.Scalars(tag))
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
-@pytest.mark.parametrize("options", [[], ["--trainer.limit_val_batches=0"]])
+@pytest.mark.parametrize(
+    ("name", "status", "options"),
+    [
+        ("SIGTERM", 143, []),
+        ("SIGTERM", 143, ["--trainer.limit_val_batches=0"]),
+        ("SIGINT", 130, []),
+        ("SIGHUP", 129, []),
+        ("SIGQUIT", 131, []),
+        ("SIGUSR1", 138, []),
+    ],
+)
 def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     name: str, status: int, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +200,16 @@ def test_handlers_of_somebody_else_are_left_alone() -> None:
 
     assert seen == [signal.SIGTERM]
     assert read_sealed(RUN / "last.ckpt")["global_step"] == 5
+
+
+def test_a_run_goes_on_when_its_terminal_is_closed_under_nohup() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        main([*DQN, "--data.total_steps=240", at_step(5, "SIGHUP")])
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+    assert read_sealed(RUN / "last.ckpt")["global_step"] == 20
 
 
 def test_a_fit_in_another_thread_runs_without_handlers() -> None:

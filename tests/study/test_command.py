@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gfs.cli import main
 from lit_gfs.configuration.config_files import find_config
@@ -100,16 +101,48 @@ def test_a_study_that_is_killed_goes_on_to_the_same_tables(tmp_path: Path) -> No
     assert tables() == whole
 
 
-def test_ctrl_c_leaves_tables_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+class KillOnce(Callback):
+    """Kills the process after the third epoch, unless that has been done in the working directory."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2 and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_cell_that_is_killed_goes_on_to_the_same_tables() -> None:
+    write(with_options(**{"trainer.callbacks": {"class_path": f"{__name__}.KillOnce"}, "data.epochs": 5}))
+    run = [*RUN, "--only.recipe=baseline", "--only.seed=0", f"--trust={__name__}", "--jobs=1"]
+    Path("killed").touch()
+    main(run)
+    whole = tables()
+    TABLES.rename("whole")
+    Path("killed").unlink()
+
+    with pytest.raises(SystemExit):
+        main(run)
+    assert rows("runs.csv")[0]["error"].startswith("killed by SIGKILL")
+    main([*run, "--retry_failed=true"])
+
+    assert tables() == whole
+    (cell,) = TABLES.glob("cells/*")
+    assert len(list(cell.glob("events*"))) == 2  # it did go on
+    assert {path.name for path in cell.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_leaves_tables_and_says_how_to_go_on(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt() -> None:
         wait_for_a_cell("result.json")
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(SystemExit) as stop:
         main([*RUN, "--jobs", "1"])
 
-    assert stop.value.code == 130
+    assert stop.value.code == 128 + number
     assert "cells left; the same command continues" in capsys.readouterr().err
     statuses = [row["status"] for row in rows("runs.csv")]
     assert statuses[0] == "finished"
@@ -257,7 +290,7 @@ def test_help_shows_studies(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in capsys.readouterr().out
 
 
-def wait_for_a_cell(name: str = "log.txt", seconds: float = 120.0) -> None:
+def wait_for_a_cell(name: str = "log.txt", seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not list(TABLES.glob(f"cells/*/{name}")):
         assert time.monotonic() < deadline

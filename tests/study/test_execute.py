@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -12,11 +14,14 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import study_fits
-from lit_gfs.errors import UserError
+from lit_gfs.errors import StorageFault, UserError
+from lit_gfs.runs.sealed import write_sealed
+from lit_gfs.study.attempts import begin_attempt, forget_attempts, prepare
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.execute import (
     choose_cells,
@@ -71,9 +76,21 @@ def run(
     jobs: int = 1,
     stop: threading.Event | None = None,
     threads: int = 1,
+    keep_checkpoints: bool = True,
 ) -> Record:
     record = Record()
-    run_cells(cells, Score(), directory, jobs, record, stop or threading.Event(), threads, study_fits.fit)
+    stop = stop or threading.Event()
+    run_cells(
+        cells,
+        Score(),
+        directory,
+        jobs,
+        record,
+        stop,
+        threads,
+        study_fits.fit,
+        keep_checkpoints=keep_checkpoints,
+    )
     return record
 
 
@@ -122,7 +139,6 @@ def test_the_command_of_a_cell_is_complete() -> None:
     (cell,) = study("well").cells()
     assert fit_command(cell, Path("runs/example"), 3) == [
         "fit",
-        "--trainer.enable_checkpointing=false",
         "--trainer.enable_progress_bar=false",
         "--ends=well",
         "--seed_everything=0",
@@ -168,6 +184,83 @@ def test_what_is_half_done_is_removed(tmp_path: Path) -> None:
 
     assert result.status == FINISHED
     assert not left_over.exists()
+
+
+def facts_of(place: Path) -> dict[str, Any]:
+    return json.loads((place / "facts.json").read_text())
+
+
+@pytest.mark.parametrize("keep_checkpoints", [True, False])
+def test_a_cell_that_was_killed_goes_on_from_its_last_checkpoint(
+    keep_checkpoints: bool, tmp_path: Path
+) -> None:
+    plan = study("kill once")
+    (cell,) = plan.cells()
+    place = tmp_path / "cells" / cell.name
+    assert run([cell], tmp_path).results["kill once"].error.startswith("killed by SIGKILL")
+    spent = 100.0  # seconds, up to the checkpoint
+    content = json.loads((place / "attempts.json").read_text())
+    content["attempts"][0][0] = (place / "last.ckpt").stat().st_mtime - spent
+    (place / "attempts.json").write_text(json.dumps(content))
+    assert choose_cells(plan, read_results(plan, tmp_path), retry_failed=True) == [cell]
+
+    result = run([cell], tmp_path, keep_checkpoints=keep_checkpoints).results["kill once"]
+
+    assert result.status == FINISHED
+    assert facts_of(place)["command"][-1] == f"--ckpt_path={place}/last.ckpt"
+    assert result.command == fit_command(cell, tmp_path, 1)
+    assert result.wall_seconds == pytest.approx(spent + 0.2, abs=5)
+    assert result.curves["eval/episode_return"].seconds == pytest.approx([spent, spent + 1], abs=0.1)
+    left = {path.name for path in place.iterdir()} - {"log.txt", "result.json", "facts.json"}
+    assert {name for name in left if "tfevents" not in name} == ({"last.ckpt"} if keep_checkpoints else set())
+
+
+@pytest.mark.parametrize("change", ["arguments", "checkpoint", "error"])
+def test_a_cell_begins_anew(change: str, tmp_path: Path) -> None:
+    (cell,) = study("well", lr="1").cells()
+    command = fit_command(cell, tmp_path, 1)
+    place = tmp_path / "cells" / cell.name
+    prepare(place, command)
+    begin_attempt(place, command)
+    write_sealed(study_fits.CHECKPOINT, place / "last.ckpt")
+    assert begin_attempt(place, command)[1] == [f"--ckpt_path={place}/last.ckpt"]
+    if change == "arguments":
+        (cell,) = study("well", lr="2").cells()
+    elif change == "checkpoint":
+        (place / "last.ckpt").write_bytes(b"cut short")
+    else:
+        forget_attempts(place)  # as where a fit raises an error
+
+    run([cell], tmp_path)
+
+    assert not any(argument.startswith("--ckpt_path") for argument in facts_of(place)["command"])
+    assert not (place / "last.ckpt").exists()
+
+
+def test_a_full_disk_ends_a_study_and_fails_no_cell(tmp_path: Path) -> None:
+    plan = study("well", "full disk", "new")
+
+    with pytest.raises(
+        StorageFault, match=r"^cell 't-base-full_disk-seed_0': cannot write .*last.ckpt: No sp"
+    ):
+        run(plan.cells(), tmp_path)
+
+    results = read_results(plan, tmp_path)
+    assert {cell: result.status for cell, result in results.items()} == {"t-base-well-seed_0": FINISHED}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    expected = re.escape(f"cannot be locked ({os.strerror(number)})")
+    with pytest.raises(StorageFault, match=expected), locked(tmp_path / "a"):
+        pytest.fail("another study could be at work here")
 
 
 def test_a_finished_cell_with_other_arguments_is_refused(tmp_path: Path) -> None:
@@ -272,7 +365,7 @@ def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
     assert not any(map(is_alive, pids))
 
 
-def wait_for(path: Path, seconds: float = 60.0) -> None:
+def wait_for(path: Path, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not (path.is_file() and path.read_text()):
         assert time.monotonic() < deadline, path

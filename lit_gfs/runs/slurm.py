@@ -1,0 +1,85 @@
+"""Runs in jobs of SLURM.
+
+Lightning's own requeueing writes a checkpoint into the working directory, and every later run that finds it
+there goes on with its weights, whoever they were trained by. Here SIGUSR1 is a stop as any other, and a job
+that is run again goes on with the run that it began.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+
+from lit_gfs.formats import relative_path
+from lit_gfs.runs.checkpoints import CONFIG_NAME, newest_intact
+
+
+class _NamedCheckpoints(_CheckpointConnector):
+    """Loads the checkpoint that is named, and none that merely lies in the working directory."""
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None
+
+
+def switch_off_requeueing(trainer: Trainer) -> None:
+    """Have a Trainer neither write nor look for Lightning's checkpoints of requeued jobs."""
+    private = cast(Any, trainer)
+    environment = private._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
+    private._checkpoint_connector = _NamedCheckpoints(trainer)
+
+
+def job_line(arguments: Sequence[str]) -> str:
+    """Return the comment by which a configuration tells the job that wrote it; empty outside of SLURM.
+
+    Args:
+        arguments: Those of the command line. A job may begin several runs.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"# SLURM job {job}: {json.dumps(list(arguments))}\n" if job else ""
+
+
+def is_requeued() -> bool:
+    """Say whether this process is of a job that SLURM runs again."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+    return "SLURM_JOB_ID" in os.environ and restarts.isdecimal() and int(restarts) > 0
+
+
+def find_requeued(group: Path, arguments: Sequence[str]) -> Path | None:
+    """Find what a requeued job goes on from, and say so on stderr.
+
+    Args:
+        group: Directory of the runs that belong together.
+        arguments: Those of the command line.
+
+    Returns:
+        The newest intact checkpoint of the latest run that this job began with the same arguments; ``None``
+        if there is none yet.
+    """
+    line = job_line(arguments)
+    configs = [path for path in group.glob(f"*/{CONFIG_NAME}") if _second_line(path) == line]
+    for config in sorted(configs, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        checkpoint, _ = newest_intact(config.parent)
+        if checkpoint is not None:
+            if os.environ.get("SLURM_PROCID", "0") == "0":
+                job = os.environ["SLURM_JOB_ID"]
+                going_on = f"SLURM runs job {job} again: going on from {relative_path(checkpoint)}"
+                print("lit_gfs:", going_on, file=sys.stderr)
+            return checkpoint
+    return None
+
+
+def _second_line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        file.readline()
+        return file.readline()
