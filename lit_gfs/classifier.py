@@ -42,7 +42,7 @@ class Classifier(Learner):
 
     Args:
         env_spec: The images as observations, the classes as actions; the command line fills it in.
-        encoder: Builds the encoder; ``null`` picks Nature CNN for images, a flat vector otherwise.
+        encoder: Builds the encoder; ``null`` leaves the choice to `lit_gfs.networks.default_encoder`.
         trunk: Builds the trunk.
         optimizer: Builds the optimizer.
         initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).

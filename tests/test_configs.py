@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,68 @@ PPO_ATARI = {
 PPO_CARTPOLE = {**PPO, "model.shared_network": False, "model.clip": 0.2, "model.entropy_coefficient": 0.01}
 PPO_CONTROL = {**PPO_CARTPOLE, "model.entropy_coefficient": 0.0, "model.normalize_observation": True}
 
+# google/dopamine, dopamine/labs/environments/minatar/dqn_breakout.gin, and the defaults of JaxDQNAgent; dense
+# layer and sticky actions are those of kenjyoung/MinAtar.
+DQN_MINATAR = {
+    "data.env_id": "MinAtar/Breakout-v1",
+    "data.env_options": {"sticky_action_prob": 0.1, "difficulty_ramping": True},
+    "model.encoder.class_path": "lit_gfs.networks.MinAtarCNN",
+    "model.encoder.channels": 16,
+    "model.encoder.norm": "none",
+    "model.trunk.depth": 1,
+    "model.trunk.width": 128,
+    "model.trunk.norm": "none",
+    "model.optimizer.class_path": "torch.optim.Adam",
+    "model.optimizer.lr": 2.5e-4,
+    "model.optimizer.eps": 3.125e-4,
+    "model.anneal_learning_rate": False,
+    "model.double": False,
+    "model.loss": "mse",
+    "model.gamma": 0.99,
+    "model.clip_reward": False,
+    "model.target_sync_every": 1_000,
+    "model.epsilon_start": 1.0,
+    "model.epsilon_end": 0.01,
+    "model.epsilon_decay_steps": 250_000,
+    "model.evaluation_epsilon": 0.001,
+    "data.buffer_size": 100_000,
+    "data.batch_size": 32,
+    "data.learning_starts": 1_000,
+    "data.steps_per_update": 4,
+    "trainer.gradient_clip_val": None,
+}
+# mttga/purejaxql, purejaxql/config/alg/pqn_minatar.yaml, in a fifth of its steps.
+PQN_MINATAR = {
+    "data.env_id": "MinAtar/Breakout-v1",
+    "data.env_options": {"sticky_action_prob": 0.1, "difficulty_ramping": True},
+    "model.encoder.class_path": "lit_gfs.networks.MinAtarCNN",
+    "model.encoder.channels": 16,
+    "model.encoder.norm": "layer",
+    "model.trunk.depth": 1,
+    "model.trunk.width": 128,
+    "model.trunk.norm": "layer",
+    "model.optimizer.class_path": "torch.optim.RAdam",
+    "model.optimizer.lr": 5e-4,
+    "model.anneal_learning_rate": True,
+    "model.gamma": 0.99,
+    "model.lambda_": 0.65,
+    "model.loss": "mse",
+    "model.clip_reward": False,
+    "model.epsilon_start": 1.0,
+    "model.epsilon_end": 0.05,
+    "model.epsilon_decay_steps": 200_000,
+    "model.evaluation_epsilon": 0.0,
+    "data.total_steps": 2_000_000,
+    "data.num_envs": 128,
+    "data.rollout_steps": 32,
+    "data.epochs": 2,
+    "data.minibatches": 32,
+    "trainer.gradient_clip_val": 10,
+}
+
 HYPERPARAMETERS = {
+    "dqn_minatar": DQN_MINATAR,
+    "pqn_minatar": PQN_MINATAR,
     "dqn_breakout": DQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},
     "dqn_pong": DQN_ATARI | {"data.env_id": "ALE/Pong-v5"},
     "pqn_breakout": PQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},
@@ -291,6 +353,14 @@ DIFFERS: dict[str, dict[str, tuple[Any, str]]] = {
         "data.minibatches": (32, "32 minibatches"),
         "model.optimizer.lr": (3e-4, "a learning rate of 3e-4"),
     },
+    "dqn_minatar": {
+        "data.num_envs": (1, "four games at a time"),
+        "data.total_steps": (10_000_000, "in a tenth of its steps"),
+    },
+    "pqn_minatar": {
+        "data.total_steps": (10_000_000, "in a fifth of its steps"),
+        "trainer.gradient_clip_val": (20, "the loss is the squared error, there half of it"),
+    },
     "ppo_cheetah_run": PPO_CONTROL_DIFFERS,
     "ppo_walker_walk": PPO_CONTROL_DIFFERS | {"data.total_steps": (1_000_000, "a million steps")},
 }
@@ -314,10 +384,10 @@ def test_every_config_with_a_source_says_what_differs() -> None:
     } == set(DIFFERS)
 
 
-def test_every_atari_config_has_its_hyperparameters_checked() -> None:
-    atari = {name for name in WHOLE if "ALE/" in find_config(name).read_text()}
+def test_every_config_of_games_has_its_hyperparameters_checked() -> None:
+    games = {name for name in WHOLE if re.search("env_id: (ALE|MinAtar)/", find_config(name).read_text())}
 
-    assert atari <= set(HYPERPARAMETERS)
+    assert games <= set(HYPERPARAMETERS)
 
 
 def test_the_multi_skip_recipe_keeps_depth_width_and_activation(fit_parser: ArgumentParser) -> None:
@@ -371,6 +441,8 @@ def test_the_promised_configs_are_shipped() -> None:
         "pqn_acrobot",
         "pqn_pong",
         "pqn_breakout",
+        "dqn_minatar",
+        "pqn_minatar",
         "recipes/baseline",
         "recipes/gfs",
         "recipes/multiskip_kron",

@@ -33,9 +33,8 @@ def distribution(requirement: str) -> str:
 
 def test_every_imported_package_is_a_declared_dependency() -> None:
     project = PROJECT["project"]
-    declared = {
-        distribution(each) for each in project["dependencies"] + project["optional-dependencies"]["video"]
-    }
+    extras = project["optional-dependencies"]
+    declared = {distribution(each) for each in project["dependencies"] + extras["video"] + extras["minatar"]}
     declared.add("imageio-ffmpeg")  # the extra of imageio[ffmpeg]
     installed = packages_distributions()
 

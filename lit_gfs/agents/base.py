@@ -17,7 +17,7 @@ from lit_gfs.agents.learner import Learner, OptimizerFactory
 from lit_gfs.envs import EnvSpec
 from lit_gfs.init import orthogonal_
 from lit_gfs.metrics.scores import human_normalized_score
-from lit_gfs.networks import Encoder, NatureCNN, Trunk, VectorEncoder
+from lit_gfs.networks import Encoder, Trunk, default_encoder
 from lit_gfs.policy import Policy
 from lit_gfs.ranks import gather
 
@@ -68,7 +68,7 @@ class Network(nn.Module):
 
     Args:
         spec: The environment, for the observation shape.
-        encoder: Builds the encoder; ``None`` picks Nature CNN for pixels and a flat vector otherwise.
+        encoder: Builds the encoder; ``None`` leaves the choice to `lit_gfs.networks.default_encoder`.
         trunk: Builds the trunk.
         initialization: How weights start.
     """
@@ -81,9 +81,7 @@ class Network(nn.Module):
         initialization: Initialization,
     ) -> None:
         super().__init__()
-        if encoder is None:
-            encoder = NatureCNN if spec.is_pixels else VectorEncoder
-        self.encoder = encoder(spec.observation_shape)
+        self.encoder = (encoder or default_encoder)(spec.observation_shape)
         self.trunk = trunk(self.encoder.out_features)
         if initialization == "orthogonal":
             orthogonal_(self)

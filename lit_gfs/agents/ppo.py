@@ -92,7 +92,7 @@ class PPO(Agent):
 
     Args:
         env_spec: The environment's spaces; the command line fills it in.
-        encoder: Builds the encoder; ``null`` picks Nature CNN for pixels, a flat vector otherwise.
+        encoder: Builds the encoder; ``null`` leaves the choice to `lit_gfs.networks.default_encoder`.
         trunk: Builds the trunk (two of them where policy and value do not share).
         optimizer: Builds the optimizer; the default is Adam with PyTorch's own settings (rate 1e-3), not
             those of the shipped configurations.

@@ -29,7 +29,7 @@ class PQN(QLearningAgent):
 
     Args:
         env_spec: The environment's spaces; the command line fills it in.
-        encoder: Builds the encoder; ``null`` picks Nature CNN for pixels, a flat vector otherwise.
+        encoder: Builds the encoder; ``null`` leaves the choice to `lit_gfs.networks.default_encoder`.
         trunk: Builds the trunk; it should normalize, as the default does.
         optimizer: Builds the optimizer; the default is RAdam with PyTorch's own settings (rate 1e-3), not
             those of the shipped configurations.

@@ -66,7 +66,7 @@ class QLearningAgent(Agent):
 
     Args:
         env_spec: The environment's spaces.
-        encoder: Builds the encoder; ``None`` picks Nature CNN for pixels, a flat vector otherwise.
+        encoder: Builds the encoder; ``None`` leaves the choice to `lit_gfs.networks.default_encoder`.
         trunk: Builds the trunk.
         optimizer: Builds the optimizer.
         initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).

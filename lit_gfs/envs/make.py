@@ -15,12 +15,13 @@ def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **optio
 
     Args:
         env_id: A gymnasium id such as ``CartPole-v1`` (or ``module:id``, with the module that registers it),
-            ``ALE/<Game>-v5`` or ``dm_control/<domain>-<task>-v0``.
+            ``ALE/<Game>-v5``, ``MinAtar/<Game>-v1`` or ``dm_control/<domain>-<task>-v0``.
         num_envs: How many there are.
         seed: Seed of the first reset; ``None`` draws one from the operating system.
-        options: Options of the suite: those of `lit_gfs.envs.atari.AtariEnv` or
-            `lit_gfs.envs.dm_control.DMControlEnv`, or arguments of the gymnasium environment. With
-            ``render=True``, ``pixels`` ``(num_envs, height, width, 3)`` uint8 come with every observation.
+        options: Options of the suite: those of `lit_gfs.envs.atari.AtariEnv`,
+            `lit_gfs.envs.minatar.MinAtarEnv` or `lit_gfs.envs.dm_control.DMControlEnv`, or arguments of the
+            gymnasium environment. With ``render=True``, ``pixels`` ``(num_envs, height, width, 3)`` uint8
+            come with every observation.
 
     Returns:
         A TorchRL environment on the CPU, ``batch_size`` ``[num_envs]``; `lit_gfs.envs.base.BatchedEnv` says
@@ -38,6 +39,13 @@ def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **optio
         _require_known(env_id, atari_games())
         _require_options(env_id, options, _keywords(AtariEnv))
         return _make(AtariEnv, env_id, num_envs, seed, options)
+    if env_id.startswith("MinAtar/"):
+        from lit_gfs.envs.minatar import minatar_games
+
+        games = minatar_games()
+        _require_known(env_id, games)
+        _require_options(env_id, options, _keywords(games[env_id]))
+        return _make(games[env_id], env_id, num_envs, seed, options)
     if env_id.startswith("dm_control/"):
         from lit_gfs.envs.dm_control import DMControlEnv, dm_control_tasks
 
@@ -66,11 +74,14 @@ def complete_options(env_id: str, options: dict[str, Any]) -> dict[str, Any]:
         options: Those that were chosen.
 
     Returns:
-        All options of Atari and of dm_control; with gymnasium's own environments, those that were chosen.
+        All options of Atari, MinAtar and dm_control; with gymnasium's own environments, those that were
+        chosen.
     """
     suite: type[BatchedEnv]
     if env_id.startswith("ALE/"):
         from lit_gfs.envs.atari import AtariEnv as suite
+    elif env_id.startswith("MinAtar/"):
+        from lit_gfs.envs.minatar import MinAtarEnv as suite
     elif env_id.startswith("dm_control/"):
         from lit_gfs.envs.dm_control import DMControlEnv as suite
     else:
@@ -83,8 +94,8 @@ def complete_options(env_id: str, options: dict[str, Any]) -> dict[str, Any]:
 def _make(
     suite: type[Any], env_id: str, num_envs: int, seed: int | None, options: dict[str, Any]
 ) -> BatchedEnv:
-    limit = options.get("max_episode_steps", 1)
-    if type(limit) is not int or limit < 1:
+    limit = options.get("max_episode_steps")
+    if limit is not None and (type(limit) is not int or limit < 1):
         raise UserError(f"max_episode_steps is {limit!r}; expected a whole number of at least 1")
     chosen = {name: value for name, value in options.items() if name != "render"}
     try:
@@ -99,15 +110,16 @@ def _all_ids() -> list[str]:
     from lit_gfs.envs.atari import atari_games
     from lit_gfs.envs.dm_control import dm_control_tasks
     from lit_gfs.envs.gymnasium import gymnasium_ids
+    from lit_gfs.envs.minatar import minatar_games
 
-    return [*gymnasium_ids(), *atari_games(), *dm_control_tasks()]
+    return [*gymnasium_ids(), *atari_games(), *minatar_games(), *dm_control_tasks()]
 
 
 def _require_known(env_id: str, known: Iterable[str]) -> None:
     if env_id not in known:
         raise UserError(
-            f"unknown environment {env_id!r}; expected a gymnasium id, 'ALE/<Game>-v5' or "
-            f"'dm_control/<domain>-<task>-v0'{nearest(env_id, known)}"
+            f"unknown environment {env_id!r}; expected a gymnasium id, 'ALE/<Game>-v5', "
+            f"'MinAtar/<Game>-v1' or 'dm_control/<domain>-<task>-v0'{nearest(env_id, known)}"
         )
 
 

@@ -15,7 +15,7 @@ class EnvSpec:
     Attributes:
         env_id: The id it was made with.
         observation_shape: Shape of one observation; ``(channels, height, width)`` for pixels.
-        observation_dtype: ``"float32"`` or ``"uint8"``.
+        observation_dtype: ``"float32"``, ``"uint8"`` or ``"bool"``.
         num_actions: How many discrete actions there are; ``None`` if actions are continuous.
         action_low: Smallest value of each action dimension; ``None`` if actions are discrete.
         action_high: Largest value of each action dimension; ``None`` if actions are discrete.

@@ -1,6 +1,14 @@
 """Networks: an encoder reads the observation, a trunk carries the depth, heads give the outputs."""
 
-from lit_gfs.networks.encoders import Encoder, ImpalaCNN, NatureCNN, PixelEncoder, VectorEncoder
+from lit_gfs.networks.encoders import (
+    Encoder,
+    ImpalaCNN,
+    MinAtarCNN,
+    NatureCNN,
+    PixelEncoder,
+    VectorEncoder,
+    default_encoder,
+)
 from lit_gfs.networks.heads import LinearHead
 from lit_gfs.networks.layers import named_layers
 from lit_gfs.networks.normalization import RunningNorm
@@ -19,6 +27,7 @@ __all__ = [
     "Encoder",
     "ImpalaCNN",
     "LinearHead",
+    "MinAtarCNN",
     "MultiSkipBranch",
     "MultiSkipTrunk",
     "NatureCNN",
@@ -29,5 +38,6 @@ __all__ = [
     "RunningNorm",
     "Trunk",
     "VectorEncoder",
+    "default_encoder",
     "named_layers",
 ]

@@ -59,7 +59,7 @@ class VectorEncoder(Encoder):
         if len(observation_shape) == 3:
             raise UserError(
                 f"VectorEncoder reads vectors, but the observations are images {tuple(observation_shape)}; "
-                "use NatureCNN or ImpalaCNN"
+                "use NatureCNN, ImpalaCNN or MinAtarCNN"
             )
         self.out_features = math.prod(observation_shape)
 
@@ -154,6 +154,37 @@ class NatureCNN(PixelEncoder):
         self.out_features = self._count_features()
 
 
+class MinAtarCNN(PixelEncoder):
+    """The one convolution of Young and Tian (2019); the 128 units that follow there belong to the trunk.
+
+    Args:
+        observation_shape: ``(channels, height, width)``, of any size from 3 x 3.
+        channels: Output channels.
+        norm: Normalization after the convolution, before its activation.
+
+    Raises:
+        UserError: If the observations are not images, or smaller than 3 x 3, the number of channels is not
+            positive, or there is no such normalization.
+    """
+
+    smallest_image = 3
+
+    def __init__(
+        self, observation_shape: tuple[int, ...], channels: int = 16, norm: ImageNorm = "none"
+    ) -> None:
+        super().__init__(observation_shape, norm)
+        if channels < 1:
+            raise UserError(f"channels is {channels}; expected a whole number of at least 1")
+        require_memory(
+            f"weights of MinAtarCNN with {channels} channels", 36 * observation_shape[0] * channels
+        )
+        self.convolutions = nn.Sequential(
+            *_normalized(nn.Conv2d(observation_shape[0], channels, kernel_size=3, stride=1), norm),
+            nn.ReLU(),
+        )
+        self.out_features = self._count_features()
+
+
 class ImpalaCNN(PixelEncoder):
     """The deep residual network of Espeholt et al. (2018), up to its last convolution's ReLU.
 
@@ -228,3 +259,20 @@ def _normalized(convolution: nn.Conv2d, norm: ImageNorm) -> list[nn.Module]:
     # purejaxql, divides by next to nothing where the image is almost black: at initialization the gradient of
     # the first bias is then the largest of all.
     return [convolution, nn.GroupNorm(1, convolution.out_channels)]
+
+
+def default_encoder(observation_shape: tuple[int, ...]) -> Encoder:
+    """Build the encoder that an observation shape gets where none was chosen.
+
+    Images get `NatureCNN` from 36 x 36 pixels, and `MinAtarCNN` below. Anything else is a flat vector.
+
+    Args:
+        observation_shape: Shape of one observation; ``(channels, height, width)`` for images.
+
+    Raises:
+        UserError: If there is no encoder for such images.
+    """
+    if len(observation_shape) != 3:
+        return VectorEncoder(observation_shape)
+    large = min(observation_shape[1:]) >= NatureCNN.smallest_image
+    return NatureCNN(observation_shape) if large else MinAtarCNN(observation_shape)

@@ -10,6 +10,7 @@ from lit_gfs.agents import DQN, PQN
 from lit_gfs.agents.q_learning import QLearningAgent, epsilon_greedy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
+from lit_gfs.networks import MinAtarCNN
 
 DISCRETE = EnvSpec(
     env_id="Counting-v0",
@@ -27,6 +28,16 @@ CONTINUOUS = EnvSpec(
     num_actions=None,
     action_low=(-2.0,),
     action_high=(2.0,),
+    frame_skip=1,
+)
+
+BOARDS = EnvSpec(
+    env_id="MinAtar/Breakout-v1",
+    observation_shape=(4, 10, 10),
+    observation_dtype="bool",
+    num_actions=3,
+    action_low=None,
+    action_high=None,
     frame_skip=1,
 )
 
@@ -85,3 +96,11 @@ def test_continuous_actions_are_refused(agent_class: Any) -> None:
 def test_numbers_out_of_range_are_refused(agent_class: Any, name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^{name} is {value}; expected a number"):
         agent_class(DISCRETE, **{name: value})
+
+
+@BOTH
+def test_small_images_need_no_choice_of_an_encoder(agent_class: type[QLearningAgent]) -> None:
+    agent = agent_class(BOARDS)  # type: ignore[call-arg]
+
+    assert isinstance(agent.q_network.encoder, MinAtarCNN)
+    assert agent(torch.zeros(5, 4, 10, 10, dtype=torch.bool)).shape == (5, 3)

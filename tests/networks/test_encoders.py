@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_gfs.errors import UserError
-from lit_gfs.networks import Encoder, ImpalaCNN, NatureCNN, VectorEncoder, named_layers
+from lit_gfs.networks import (
+    Encoder,
+    ImpalaCNN,
+    MinAtarCNN,
+    NatureCNN,
+    VectorEncoder,
+    default_encoder,
+    named_layers,
+)
 
 FRAMES = (4, 84, 84)
 
@@ -24,6 +32,9 @@ FRAMES = (4, 84, 84)
         (ImpalaCNN(FRAMES), 32 * 11 * 11),
         (ImpalaCNN(FRAMES, channels=(8, 8), width_scale=2), 16 * 21 * 21),
         (ImpalaCNN((3, 64, 48)), 32 * 8 * 6),
+        (MinAtarCNN((4, 10, 10)), 16 * 8 * 8),
+        (MinAtarCNN((3, 7, 5), channels=2), 2 * 5 * 3),
+        (MinAtarCNN((1, 3, 3)), 16),
     ],
 )
 def test_pixel_encoders_count_their_features(encoder: Encoder, features: int) -> None:
@@ -33,7 +44,7 @@ def test_pixel_encoders_count_their_features(encoder: Encoder, features: int) ->
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
-@pytest.mark.parametrize("build", [NatureCNN, partial(ImpalaCNN, channels=(4,))])
+@pytest.mark.parametrize("build", [NatureCNN, partial(ImpalaCNN, channels=(4,)), MinAtarCNN])
 def test_any_batch_dimensions_give_the_features_of_single_images(
     build: Callable[..., Encoder], norm: str
 ) -> None:
@@ -48,7 +59,9 @@ def test_any_batch_dimensions_give_the_features_of_single_images(
     assert encoder(images[:0]).shape == (0, 3, encoder.out_features)
 
 
-@pytest.mark.parametrize("encoder", [NatureCNN((1, 36, 36)), ImpalaCNN((1, 36, 36), channels=(4,))])
+@pytest.mark.parametrize(
+    "encoder", [NatureCNN((1, 36, 36)), ImpalaCNN((1, 36, 36), channels=(4,)), MinAtarCNN((1, 36, 36))]
+)
 def test_bytes_are_scaled_to_the_unit_interval(encoder: Encoder) -> None:
     images = torch.randint(0, 256, (5, 1, 36, 36), dtype=torch.uint8)
 
@@ -75,6 +88,8 @@ def test_networks_have_the_published_layers() -> None:
         return [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in found]
 
     assert convolutions(NatureCNN(FRAMES)) == [(4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]
+    # kenjyoung/MinAtar, examples/dqn.py.
+    assert convolutions(MinAtarCNN((4, 10, 10))) == [(4, 16, 3, 1)]
     # Espeholt et al. 2018, figure 3: 15 convolutions, 5 a stage.
     assert convolutions(ImpalaCNN(FRAMES)) == [
         *[(4, 16, 3, 1), *[(16, 16, 3, 1)] * 4],
@@ -125,6 +140,43 @@ def test_nature_normalizes_each_convolution_over_channels_and_positions() -> Non
     torch.testing.assert_close(encoder(images), expected.flatten(1), rtol=1e-4, atol=1e-4)
 
 
+def test_minatar_normalizes_its_convolution() -> None:
+    encoder = MinAtarCNN((2, 10, 7), norm="layer")
+    normalized, images = ByHand(encoder), torch.rand(3, 2, 10, 7)
+
+    expected = normalized(images).relu()
+
+    assert normalized.all_used()
+    torch.testing.assert_close(encoder(images), expected.flatten(1), rtol=1e-4, atol=1e-4)
+
+
+def test_binary_images_are_zeros_and_ones() -> None:
+    encoder = MinAtarCNN((4, 10, 10))
+    images = torch.rand(5, 4, 10, 10) < 0.3
+
+    torch.testing.assert_close(encoder(images), encoder(images.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4, 84, 84), NatureCNN),
+        ((1, 36, 36), NatureCNN),
+        ((1, 36, 35), MinAtarCNN),
+        ((10, 10, 10), MinAtarCNN),
+        ((3, 7, 7), MinAtarCNN),
+        ((17,), VectorEncoder),
+        ((2, 3), VectorEncoder),
+        ((), VectorEncoder),
+    ],
+)
+def test_the_default_encoder_reads_what_there_is(shape: tuple[int, ...], expected: type[Encoder]) -> None:
+    encoder = default_encoder(shape)
+
+    assert type(encoder) is expected
+    assert encoder(torch.zeros(2, *shape)).shape == (2, encoder.out_features)
+
+
 def test_impala_normalizes_each_convolution_before_it_is_pooled_or_added() -> None:
     encoder = ImpalaCNN((2, 12, 16), channels=(4, 6), norm="layer")
     normalized, images = ByHand(encoder), torch.rand(3, 2, 12, 16)
@@ -166,7 +218,7 @@ def test_without_normalization_nothing_stands_in_its_place() -> None:
     ]
 
 
-@pytest.mark.parametrize("build", [NatureCNN, ImpalaCNN])
+@pytest.mark.parametrize("build", [NatureCNN, ImpalaCNN, MinAtarCNN])
 def test_other_normalizations_are_refused(build: type[Encoder]) -> None:
     with pytest.raises(
         UserError, match=rf"^{build.__name__} has no norm 'rms'; expected one of layer, none$"
@@ -198,7 +250,7 @@ def test_vector_encoder_flattens_to_float(shape: tuple[int, ...], features: int)
     assert encoded.tolist() == observation.reshape(4, 2, features).tolist()
 
 
-@pytest.mark.parametrize("build", [NatureCNN, ImpalaCNN])
+@pytest.mark.parametrize("build", [NatureCNN, ImpalaCNN, MinAtarCNN])
 @pytest.mark.parametrize("shape", [(17,), (), (2, 3)])
 def test_pixel_encoders_refuse_vectors(build: type[Encoder], shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"use VectorEncoder$"):
@@ -206,13 +258,15 @@ def test_pixel_encoders_refuse_vectors(build: type[Encoder], shape: tuple[int, .
 
 
 def test_vector_encoder_refuses_images() -> None:
-    with pytest.raises(UserError, match=r"images \(4, 84, 84\); use NatureCNN or ImpalaCNN$"):
+    with pytest.raises(UserError, match=r"images \(4, 84, 84\); use NatureCNN, ImpalaCNN or MinAtarCNN$"):
         VectorEncoder(FRAMES)
 
 
 def test_too_small_images_are_refused() -> None:
     with pytest.raises(UserError, match="at least 36 x 36 pixels, got 35 x 84"):
         NatureCNN((4, 35, 84))
+    with pytest.raises(UserError, match="at least 3 x 3 pixels, got 2 x 9"):
+        default_encoder((4, 2, 9))
 
 
 def test_impala_refuses_channels_that_are_not_positive() -> None:
@@ -220,6 +274,11 @@ def test_impala_refuses_channels_that_are_not_positive() -> None:
         ImpalaCNN(FRAMES, width_scale=0)
     with pytest.raises(UserError, match="positive numbers of channels"):
         ImpalaCNN(FRAMES, channels=())
+
+
+def test_minatar_refuses_channels_that_are_not_positive() -> None:
+    with pytest.raises(UserError, match="channels is 0; expected a whole number of at least 1"):
+        MinAtarCNN((4, 10, 10), channels=0)
 
 
 def test_observations_of_another_shape_are_refused() -> None:
