@@ -259,10 +259,11 @@ class Agent(Learner):
 
     def _report_evaluation(self, play: Callable[[], TensorDictBase]) -> None:
         episodes = play()
-        returns = episodes["episode_return"].float()
+        # In double precision, which returns near the end of float32 have a mean and a deviation in.
+        returns = episodes["episode_return"].double()
         scores = {
-            "eval/episode_return": returns.mean(),
-            "eval/episode_return_std": returns.std(correction=0),
+            "eval/episode_return": returns.mean().float(),
+            "eval/episode_return_std": returns.std(correction=0).float(),
             "eval/episode_length": episodes["episode_length"].float().mean(),
         }
         normalized = human_normalized_score(self.env_spec.env_id, float(scores["eval/episode_return"]))
