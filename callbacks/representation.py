@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_gfs.action_distributions import logits_by_part
 from lit_gfs.callbacks.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
 from lit_gfs.callbacks.protocol import write_scalars
 from lit_gfs.errors import UserError, require_between
@@ -37,7 +38,7 @@ class _Agent(Protocol):
     """What a module has whose policy can be watched."""
 
     env_spec: Any
-    """Its ``is_discrete`` says whether actions are."""
+    """Its ``is_discrete`` says whether actions are; ``action_choices``, if it has any, of what parts."""
     policy_head: nn.Module
 
     def probe_batch(self) -> Tensor | None: ...
@@ -256,7 +257,7 @@ def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]
 
 def _churn(agent: _Agent, before: _PolicyBefore) -> dict[str, Tensor]:
     """Compare the policy with what it was, and each half of it with the other half held."""
-    head, churn = agent.policy_head, greedy_churn if agent.env_spec.is_discrete else mean_action_churn
+    head, churn = agent.policy_head, _churn_of(agent.env_spec)
     features = agent.policy_features(before.probe)
     outputs = {
         "policy/churn": head(features),
@@ -264,3 +265,12 @@ def _churn(agent: _Agent, before: _PolicyBefore) -> dict[str, Tensor]:
         "policy/churn_head": head(before.features),
     }
     return {tag: churn(before.outputs, after) for tag, after in outputs.items()}
+
+
+def _churn_of(spec: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Choose how a policy's outputs are compared; of several choices at once, each counts alike."""
+    if choices := getattr(spec, "action_choices", None):
+        return lambda before, after: greedy_churn(
+            logits_by_part(before, choices), logits_by_part(after, choices)
+        )
+    return greedy_churn if spec.is_discrete else mean_action_churn

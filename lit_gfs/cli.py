@@ -22,6 +22,7 @@ import jsonargparse
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_gfs.agents
@@ -50,6 +51,7 @@ from lit_gfs.configuration.config_checks import (
 )
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, take_trust, trusting
+from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
@@ -196,6 +198,7 @@ class GradientFlowCLI(LightningCLI):
         check_groups(config)
         check_values(config)
         check_parts(config)
+        self._contents = contents
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters overrule what was typed; ours holds none, and
@@ -209,6 +212,19 @@ class GradientFlowCLI(LightningCLI):
         except Exception as error:
             # jsonargparse wraps what a class raises; what it wrapped is what went wrong.
             raise _foreseen_in(error) or _refusal_in(error) or error.__cause__ or error  # noqa: B904
+        self._tell_of_vectors()
+
+    def _tell_of_vectors(self) -> None:
+        """Warn if a configuration for vectors trains on images, with no encoder that somebody chose."""
+        spec = getattr(self.datamodule, "env_spec", None)
+        chosen = self.config[self.subcommand].model.get("init_args", {}).get("encoder")
+        if self.subcommand != "fit" or chosen is not None or not isinstance(spec, EnvSpec):
+            return
+        if (made_for := vectors_of(self._contents, spec)) is not None:
+            rank_zero_warn(
+                f"{spec.env_id} shows images, and the configuration was made for the vectors of {made_for}: "
+                "take one for images, such as ppo_pong, or choose model.encoder and the sizes that go with it"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint to begin with, and check it, before anything is built."""

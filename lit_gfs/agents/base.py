@@ -269,12 +269,13 @@ class Agent(Learner):
         self._report_evaluation(batch.play())
 
     def _report_evaluation(self, played: TensorDictBase) -> None:
-        of_each_rank = gather((played["episode_return"].float(), played["episode_length"].float()))
+        # In double precision, which returns near the end of float32 have a mean and a deviation in.
+        of_each_rank = gather((played["episode_return"].double(), played["episode_length"].double()))
         returns, lengths = (torch.cat(parts) for parts in zip(*of_each_rank, strict=True))
         scores = {
-            "eval/episode_return": returns.mean(),
-            "eval/episode_return_std": returns.std(correction=0),
-            "eval/episode_length": lengths.mean(),
+            "eval/episode_return": returns.mean().float(),
+            "eval/episode_return_std": returns.std(correction=0).float(),
+            "eval/episode_length": lengths.mean().float(),
         }
         normalized = human_normalized_score(self.env_spec.env_id, float(scores["eval/episode_return"]))
         if normalized is not None:

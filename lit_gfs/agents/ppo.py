@@ -1,4 +1,4 @@
-"""Proximal policy optimization (Schulman et al. 2017), for discrete and continuous actions."""
+"""Proximal policy optimization (Schulman et al. 2017), for all kinds of actions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from lit_gfs.action_distributions import ActionDistribution, Categorical, Gaussian, MultiCategorical
 from lit_gfs.agents.base import (
     Agent,
     EncoderFactory,
@@ -24,12 +25,8 @@ from lit_gfs.bootstrap import next_values
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.losses import (
-    categorical_entropy,
-    categorical_log_prob,
     clipped_policy_loss,
     explained_variance,
-    gaussian_entropy,
-    gaussian_log_prob,
     normalize_advantage,
     value_loss,
 )
@@ -37,11 +34,18 @@ from lit_gfs.networks import LinearHead, PlainTrunk, RunningNorm, named_layers
 from lit_gfs.returns import generalized_advantage
 
 
+def policy_outputs(spec: EnvSpec) -> int:
+    """Return how many numbers a policy gives for one observation: logits, or means of continuous actions."""
+    if spec.action_choices is not None:
+        return sum(spec.action_choices)
+    return spec.action_dim if spec.num_actions is None else spec.num_actions
+
+
 class ActorCritic(nn.Module):
     """Policy and value, on one network or on two of the same shape.
 
-    The policy head gives logits ``(*batch, num_actions)`` or Gaussian means ``(*batch, action_dim)`` whose
-    standard deviation does not depend on the state.
+    The policy head gives logits ``(*batch, num_actions)``, those of several choices part after part, or
+    Gaussian means ``(*batch, action_dim)`` whose standard deviation does not depend on the state.
     """
 
     def __init__(
@@ -58,10 +62,9 @@ class ActorCritic(nn.Module):
         self.policy_network = Network(spec, encoder, trunk, initialization)
         self.value_network = None if shared else Network(spec, encoder, trunk, initialization)
         features = self.policy_network.out_features
-        outputs = spec.num_actions if spec.num_actions is not None else spec.action_dim
-        self.policy_head = LinearHead(features, outputs, gain=0.01)
+        self.policy_head = LinearHead(features, policy_outputs(spec), gain=0.01)
         self.value_head = LinearHead(features, 1, gain=1.0)
-        self.log_std = None if spec.is_discrete else nn.Parameter(torch.zeros(spec.action_dim))
+        self.log_std = None if spec.action_low is None else nn.Parameter(torch.zeros(spec.action_dim))
 
     def normalize(self, observation: Tensor) -> Tensor:
         """Normalize observations with the statistics committed so far."""
@@ -87,8 +90,11 @@ class ActorCritic(nn.Module):
 class PPO(Agent):
     """Proximal policy optimization.
 
+    Several discrete choices at once (MultiDiscrete, MultiBinary) are independent categoricals.
+
     Continuous actions: the log-probability is that of the unclipped Gaussian sample; only the environment
-    sees it clipped to [-1, 1] and scaled to its bounds.
+    sees it clipped to [-1, 1] and scaled to its bounds. In dimensions without two finite bounds it sees the
+    sample itself, clipped to the bound that there is.
 
     Args:
         env_spec: The environment's spaces; the command line fills it in.
@@ -125,6 +131,8 @@ class PPO(Agent):
 
     action_low: Tensor
     action_high: Tensor
+    action_center: Tensor
+    action_scale: Tensor
 
     needs_only_final_observations: ClassVar[bool] = True
 
@@ -180,9 +188,16 @@ class PPO(Agent):
         self.end_of_life_is_terminal = end_of_life_is_terminal
         self.sample_in_evaluation = sample_in_evaluation
         self.rollout_exhausted = False
-        if not env_spec.is_discrete:
-            self.register_buffer("action_low", torch.tensor(env_spec.action_low), persistent=False)
-            self.register_buffer("action_high", torch.tensor(env_spec.action_high), persistent=False)
+        if env_spec.action_low is not None:
+            low, high = torch.tensor(env_spec.action_low), torch.tensor(env_spec.action_high)
+            has_bounds = (high - low).isfinite()
+            for name, value in (
+                ("action_low", low),
+                ("action_high", high),
+                ("action_center", torch.where(has_bounds, low + (high - low) / 2, 0)),
+                ("action_scale", torch.where(has_bounds, (high - low) / 2, 1)),
+            ):
+                self.register_buffer(name, value, persistent=False)
 
     @property
     def trunk(self) -> nn.Module:
@@ -211,51 +226,38 @@ class PPO(Agent):
 
     def evaluation_policy(self) -> Policy:
         """Take the most probable action, or sample one where that was asked for."""
-        choose = self._sample if self.sample_in_evaluation else self._mode
-        return Policy(
-            lambda observation: {"action": self._to_env(choose(self.actor_critic.policy(observation)))},
-            ["action"],
-        )
+
+        def act(observation: Tensor) -> dict[str, Tensor]:
+            policy = self.policy(self.actor_critic.policy(observation))
+            return {"action": self._to_env(policy.sample() if self.sample_in_evaluation else policy.mode())}
+
+        return Policy(act, ["action"])
 
     def _explore(self, observation: Tensor) -> dict[str, Tensor]:
         output, value = self.actor_critic(observation)
-        sample = self._sample(output)
+        policy = self.policy(output)
+        sample = policy.sample()
         return {
             "action": self._to_env(sample),
             "sample": sample,
-            "log_prob": self._log_prob(output, sample),
+            "log_prob": policy.log_prob(sample),
             "value": value,
         }
 
-    def _sample(self, output: Tensor) -> Tensor:
+    def policy(self, output: Tensor) -> ActionDistribution:
+        """Return the distribution of actions that the policy head's output ``(*batch, n)`` stands for."""
+        if self.env_spec.action_choices is not None:
+            return MultiCategorical(output, self.env_spec.action_choices)
         if self.env_spec.is_discrete:
-            return torch.multinomial(output.softmax(-1), 1).squeeze(-1)
-        return torch.normal(output, self._std(output))
-
-    def _mode(self, output: Tensor) -> Tensor:
-        return output.argmax(-1) if self.env_spec.is_discrete else output
+            return Categorical(output)
+        assert self.actor_critic.log_std is not None
+        return Gaussian(output, self.actor_critic.log_std)
 
     def _to_env(self, sample: Tensor) -> Tensor:
-        if self.env_spec.is_discrete:
+        """Return samples as the environment takes them: continuous ones scaled, and within its bounds."""
+        if self.env_spec.action_low is None:
             return sample
-        unit = (sample.clamp(-1, 1) + 1) / 2
-        return self.action_low + unit * (self.action_high - self.action_low)
-
-    def _std(self, mean: Tensor) -> Tensor:
-        assert self.actor_critic.log_std is not None
-        return self.actor_critic.log_std.exp().expand_as(mean)
-
-    def _log_prob(self, output: Tensor, sample: Tensor) -> Tensor:
-        if self.env_spec.is_discrete:
-            return categorical_log_prob(output, sample)
-        assert self.actor_critic.log_std is not None
-        return gaussian_log_prob(output, self.actor_critic.log_std, sample)
-
-    def _entropy(self, output: Tensor) -> Tensor:
-        if self.env_spec.is_discrete:
-            return categorical_entropy(output)
-        assert self.actor_critic.log_std is not None
-        return gaussian_entropy(self.actor_critic.log_std.expand_as(output))
+        return (self.action_center + self.action_scale * sample).clamp(self.action_low, self.action_high)
 
     def on_collection_start(self) -> None:
         """Take in the observations of the rollout before: the statistics never move within a rollout."""
@@ -319,11 +321,12 @@ class PPO(Agent):
         advantage = batch["advantage"]
         if self.normalize_advantage:
             advantage = normalize_advantage(advantage)
+        distribution = self.policy(output)
         policy = clipped_policy_loss(
-            self._log_prob(output, batch["sample"]), batch["log_prob"], advantage, self.clip
+            distribution.log_prob(batch["sample"]), batch["log_prob"], advantage, self.clip
         )
         critic = value_loss(value, batch["value_target"], batch["value"], self.clip_value)
-        entropy = self._entropy(output).mean()
+        entropy = distribution.entropy().mean()
         loss = policy.loss + self.value_coefficient * critic - self.entropy_coefficient * entropy
         return loss, {
             "loss/policy": policy.loss,

@@ -83,7 +83,7 @@ class QLearningAgent(Agent):
         compile: Whether ``torch.compile`` compiles the networks when fitting starts.
 
     Raises:
-        UserError: If the environment's actions are continuous, or a number is out of range.
+        UserError: If an action is more than one of a number of them, or a number is out of range.
     """
 
     def __init__(
@@ -108,9 +108,11 @@ class QLearningAgent(Agent):
     ) -> None:
         super().__init__(env_spec, compile)
         if not env_spec.is_discrete:
+            choices = env_spec.action_choices
+            kind = "a continuous action space" if choices is None else "actions of several choices"
             raise UserError(
-                f"{type(self).__name__} needs discrete actions, but {env_spec.env_id!r} has a continuous "
-                f"action space of dimension {env_spec.action_dim}; use PPO"
+                f"{type(self).__name__} needs discrete actions, but {env_spec.env_id!r} has {kind} of "
+                f"dimension {env_spec.action_dim}; use PPO"
             )
         require_between(
             0,

@@ -141,6 +141,11 @@ def is_trusted(path: str) -> bool:
     return any(path == package or path.startswith(f"{package}.") for package in _trusted)
 
 
+def trusted_packages() -> list[str]:
+    """List the packages that the user trusts."""
+    return sorted(_trusted)
+
+
 def is_by_default(path: str) -> bool:
     """Say whether an import path is of a library that every configuration may name, besides this one."""
     return path.partition(".")[0] in set(LIBRARIES) - {"lit_gfs"}

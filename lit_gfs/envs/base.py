@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from lit_gfs.envs.history import History
@@ -23,6 +24,13 @@ Arrays = dict[str, NDArray[Any]]
 
 _DONE_KEYS = ("done", "terminated", "truncated")
 _CPU = torch.device("cpu")
+
+_HUGE_REWARD = 1e15
+"""Rewards from here on are told of: sums of their squares, which losses are, soon leave float32."""
+_LARGEST = float(np.finfo(np.float32).max)
+
+_told_of_rewards: set[str] = set()
+"""Ids of environments whose huge rewards were told of."""
 
 _Result = TypeVar("_Result")
 
@@ -74,7 +82,11 @@ class Step(NamedTuple):
     episode_length: NDArray[np.int64]
 
 
-class Unresponsive(Exception):
+class Misconduct(Exception):
+    """Raised in the midst of a simulator's step; says what the simulator did, as `EnvironmentFault` does."""
+
+
+class Unresponsive(Misconduct):
     """Raised in the midst of a simulator's step, by who watches it, when that takes too long."""
 
 
@@ -89,8 +101,16 @@ def discrete_action(num_actions: int, num_envs: int) -> Categorical:
     return Categorical(num_actions, shape=(num_envs,), dtype=torch.int64)
 
 
-def continuous_action(low: NDArray[Any], high: NDArray[Any], num_envs: int) -> Bounded:
-    """Describe actions ``(num_envs, dim)`` between bounds ``(dim,)``."""
+def multi_discrete_action(choices: Sequence[int], num_envs: int) -> MultiCategorical:
+    """Describe actions ``(num_envs, parts)``, each part one of as many as ``choices`` says."""
+    return MultiCategorical(list(choices), shape=(num_envs, len(choices)), dtype=torch.int64)
+
+
+def continuous_action(low: NDArray[Any], high: NDArray[Any], num_envs: int) -> Bounded | Unbounded:
+    """Describe actions ``(num_envs, dim)`` between bounds ``(dim,)``, of which some may be infinite."""
+    if not np.isfinite([low, high]).all():
+        # A bounded spec draws NaN where there is no bound.
+        return Unbounded((num_envs, len(low)), dtype=torch.float32)
     bounds = [torch.as_tensor(bound, dtype=torch.float32).expand(num_envs, -1) for bound in (low, high)]
     return Bounded(bounds[0], bounds[1], shape=bounds[0].shape, dtype=torch.float32)
 
@@ -242,7 +262,7 @@ class BatchedEnv(EnvBase):
         except (UserError, *STOPS):
             raise
         except BaseException as error:
-            what = str(error) if isinstance(error, Unresponsive) else f"raised {in_one_line(error)}"
+            what = str(error) if isinstance(error, Misconduct) else f"raised {in_one_line(error)}"
             raise EnvironmentFault(self.env_id, activity.index, what) from error
         finally:
             activity.calls += 1
@@ -287,12 +307,19 @@ class BatchedEnv(EnvBase):
         """Count a step, and begin the next episodes of what ended.
 
         Raises:
-            EnvironmentFault: If an observation is not finite: every network that saw it would be lost.
+            EnvironmentFault: If an observation or a reward is not finite: every network that learned from it
+                would be lost.
         """
         self._require_finite(outcome.observations)
         episodes = self._episodes
         ended = outcome.terminated | outcome.truncated
+        # One sum is quicker than a look at every reward; it is below nothing if one of them is NaN.
+        is_usual = np.dot(outcome.reward, outcome.reward) < _HUGE_REWARD**2
+        if not is_usual:
+            self._require_usable(outcome.reward)
         episodes.count(outcome.reward)
+        if not is_usual:
+            episodes.keep_finite()
         step = Step(
             outcome.observations,
             outcome.reward,
@@ -318,6 +345,24 @@ class BatchedEnv(EnvBase):
             if not is_finite.all():
                 index = int(np.argmin(is_finite))
                 raise EnvironmentFault(self.env_id, index, "showed an observation that is not finite")
+
+    def _require_usable(self, reward: NDArray[Any]) -> None:
+        """Refuse rewards that are not finite in float32; tell of huge ones, once in a process."""
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(reward.astype(np.float32))
+        index = int(np.argmin(is_finite))
+        if not is_finite[index]:
+            step = self._episodes.lengths[index] + 1
+            what = f"gave a reward of {reward[index]} in step {step:,} of its episode"
+            raise EnvironmentFault(self.env_id, index, what)
+        index = int(np.argmax(np.abs(reward)))
+        if abs(reward[index]) >= _HUGE_REWARD and self.env_id not in _told_of_rewards:
+            _told_of_rewards.add(self.env_id)
+            warnings.warn(
+                f"environment {index} of {self.env_id} gave a reward of {reward[index]:g}, too large for "
+                "losses in float32, which square it; choose a model.reward_scale that brings it to about 1",
+                stacklevel=2,
+            )
 
     def _begin_all(self) -> None:
         """Begin every episode anew, from the seed if there is a new one."""
@@ -544,6 +589,10 @@ class _Episodes:
         """Add a step to the totals."""
         self.returns = self.returns + reward
         self.lengths = self.lengths + 1
+
+    def keep_finite(self) -> None:
+        """Keep returns within float32, which they are handed out in."""
+        self.returns = np.clip(self.returns, -_LARGEST, _LARGEST)
 
     def begin(self, rows: Any, shown: Arrays) -> None:
         """Begin episodes in some rows, given what every simulator shows then."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 import os
 import warnings
@@ -12,15 +14,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
-from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
-from torchrl.data import TensorSpec, Unbounded
+from torchrl.data import Unbounded
 
-from lit_gfs.envs.base import continuous_action, discrete_action
+from lit_gfs.configuration.config_trust import trusted_packages
+from lit_gfs.envs.base import Misconduct
 from lit_gfs.envs.serial import SerialEnv
-from lit_gfs.errors import UserError
+from lit_gfs.envs.spaces import ImageAxes, read_action, read_observation
+from lit_gfs.errors import UserError, in_one_line
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 # Pictures are drawn off screen: there is no window system to look for, or to complain about.
@@ -29,11 +31,8 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 _CHOSEN_HERE = {"num_envs", "render_mode", "self"}
 """Arguments of environments that are not a user's options."""
 
-_CHANNELS = (1, 3, 4)
-"""Channels of an image whose last axis they are: gray, RGB, and RGB with transparency or four gray frames."""
-
-_MOST_FRAMES = 16
-"""Channels that an image may have as its first axis: the frames of a stack, but no image's height."""
+_OURS = ("image_axes", "observation_key")
+"""Options of `GymnasiumEnv` itself."""
 
 
 def gymnasium_ids() -> list[str]:
@@ -42,14 +41,46 @@ def gymnasium_ids() -> list[str]:
 
 
 def is_registered(env_id: str) -> bool:
-    """Say whether gymnasium knows an id; ``module:id`` imports the module first, which may register it."""
+    """Say whether gymnasium knows an id, once those who may register it have done so.
+
+    Of ``module:id`` that is the module, of an unknown id every package that the user trusts: when it is
+    imported, by an entry point ``gymnasium.envs``, or by a function ``register_envs`` in it or in its module
+    ``gym``.
+
+    Raises:
+        UserError: If a module cannot be imported.
+    """
     module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"{env_id!r} names a module that cannot be imported: {error}") from error
+    for package in [module] if module else trusted_packages():
+        if module or name not in gymnasium.registry:
+            try:
+                _register_from(package, name)
+            except ImportError as error:
+                raise UserError(f"{package!r} cannot be imported, for {env_id!r}: {error}") from error
     return name in gymnasium.registry
+
+
+def _register_from(package: str, name: str) -> None:
+    """Import a package, and have it register its environments until an id is known."""
+    for register in _registrations(package):
+        if name in gymnasium.registry:
+            return
+        with quietly():
+            register()
+
+
+def _registrations(package: str) -> Iterator[Callable[[], Any]]:
+    """Yield what registers a package's environments, and imports what that needs."""
+    imported = importlib.import_module(package)
+    for entry in importlib.metadata.entry_points(group="gymnasium.envs"):
+        if entry.module == package or entry.module.startswith(f"{package}."):
+            yield entry.load()
+    modules = [imported]
+    if hasattr(imported, "__path__") and importlib.util.find_spec(f"{package}.gym") is not None:
+        modules.append(importlib.import_module(f"{package}.gym"))
+    for module in modules:
+        if callable(register := getattr(module, "register_envs", None)):
+            yield register
 
 
 def gymnasium_options(env_id: str) -> list[str] | None:
@@ -63,7 +94,8 @@ def gymnasium_options(env_id: str) -> list[str] | None:
     parameters = inspect.signature(creator).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
-    return ["max_episode_steps", *(name for name in parameters if name not in _CHOSEN_HERE)]
+    ours = [] if is_natively_batched(env_id) else list(_OURS)
+    return ["max_episode_steps", *ours, *(name for name in parameters if name not in _CHOSEN_HERE)]
 
 
 def is_natively_batched(env_id: str) -> bool:
@@ -75,27 +107,34 @@ def is_natively_batched(env_id: str) -> bool:
 class GymnasiumEnv(SerialEnv):
     """Copies of one of gymnasium's environments, each seeded on its own.
 
-    Observations are boxes, as float32, or a discrete one, as a one-hot vector. Actions are discrete, or a
-    flat box with finite bounds.
-
-    Images of bytes stay bytes. Those whose last axis is 1, 3 or 4 are ``(height, width, channels)`` and
-    become ``(channels, height, width)``. Others have to be that already, with at most 16 channels, such as a
-    stack of gray frames; they are handed on, and replayed, as they come.
+    `lit_gfs.envs.spaces` says what becomes of observations and actions: all of gymnasium's spaces of a fixed
+    size can be observed, and acted in are Discrete, MultiDiscrete, MultiBinary and boxes of floats. Stacks of
+    frames are handed on, and replayed, as they come.
 
     Args:
         env_id: An id in gymnasium's registry, or ``module:id`` with the module that registers it.
         num_envs: Number of copies.
         seed: Seed of the first reset; ``None`` draws one from the operating system.
         render: Whether to add ``pixels``, ``(num_envs, height, width, 3)``.
+        image_axes: Axes of images, ``hwc``, ``chw`` or ``hw``, or ``none`` where arrays are no images;
+            ``None`` finds it out, where that is clear.
+        observation_key: The entry of a dictionary that is the observation; ``None`` takes them all.
         options: Arguments of the environment, and ``max_episode_steps``.
 
     Raises:
-        UserError: If the environment cannot be made or rendered, has spaces of another kind, or images of
-            another shape.
+        UserError: If the environment cannot be made or rendered, or has spaces that cannot be served.
     """
 
     def __init__(
-        self, env_id: str, num_envs: int, *, seed: int | None = None, render: bool = False, **options: Any
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        seed: int | None = None,
+        render: bool = False,
+        image_axes: ImageAxes | None = None,
+        observation_key: str | None = None,
+        **options: Any,
     ) -> None:
         if render:
             options["render_mode"] = "rgb_array"
@@ -106,14 +145,15 @@ class GymnasiumEnv(SerialEnv):
                 ]
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise _unavailable(env_id, error) from error
-        space, action_space = simulators[0].observation_space, simulators[0].action_space
-        observation, encode = _observation(env_id, space, num_envs)
+        observed = read_observation(env_id, simulators[0].observation_space, image_axes, observation_key)
+        action = read_action(env_id, simulators[0].action_space, num_envs)
         picture_shape = _picture_shape(env_id, simulators[0]) if render else None
-        action = _action(env_id, action_space, num_envs)
-        super().__init__(env_id, num_envs, observation, action, 1, seed, picture_shape)
+        spec = Unbounded((num_envs, *observed.shape), dtype=observed.dtype)
+        super().__init__(env_id, num_envs, spec, action.spec, 1, seed, picture_shape)
+        self.action_bounds = action.bounds
         self._simulators = simulators
-        self._encode = encode
-        self._first_action = int(getattr(action_space, "start", 0))
+        self._write = observed.write
+        self._read = action.read
 
     @property
     def time_limit(self) -> int | None:
@@ -126,15 +166,34 @@ class GymnasiumEnv(SerialEnv):
         return not getattr(self._simulators[0].spec, "nondeterministic", False)
 
     def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
-        if self._first_action:
-            action = action + self._first_action
-        shown, reward, terminated, truncated, _ = self._simulators[index].step(action)
-        self._encode(shown, observation)
-        return reward, terminated, truncated
+        try:
+            shown, reward, terminated, truncated, _ = self._simulators[index].step(self._read(action))
+        except (ValueError, TypeError) as error:
+            _explain(error, "step returns five values (observation, reward, terminated, truncated, info)")
+            raise
+        self._write(shown, observation)
+        if type(reward) is not float:
+            reward = self._number(reward, index)
+        return reward, bool(terminated), bool(truncated)
+
+    def _number(self, reward: Any, index: int) -> float:
+        """Take a reward that is a number of another type, or an array of one."""
+        values = np.asarray(reward)
+        if values.size == 1 and values.dtype.kind in "biuf":
+            return float(values.item())
+        step = self._episodes.lengths[index] + 1
+        raise Misconduct(
+            f"gave a reward of {' '.join(str(reward).split())} in step {step:,} of its episode (expected a "
+            "number)"
+        )
 
     def _restart_one(self, index: int, seed: int | None, observation: NDArray[Any]) -> None:
-        shown, _ = self._simulators[index].reset(seed=seed)
-        self._encode(shown, observation)
+        try:
+            shown, _ = self._simulators[index].reset(seed=seed)
+        except (ValueError, TypeError) as error:
+            _explain(error, "reset returns two values (observation, info)")
+            raise
+        self._write(shown, observation)
 
     def _render_one(self, index: int) -> NDArray[np.uint8]:
         return self._simulators[index].render()
@@ -146,69 +205,18 @@ class GymnasiumEnv(SerialEnv):
         super().close(raise_if_closed=raise_if_closed)
 
 
-def _observation(
-    env_id: str, space: Any, num_envs: int
-) -> tuple[TensorSpec, Callable[[Any, NDArray[Any]], None]]:
-    """Describe observations, and give the function that writes one into its row."""
-    if isinstance(space, spaces.Discrete):
-        first = int(space.start)
-
-        def one_hot(shown: Any, row: NDArray[Any]) -> None:
-            row[:] = 0
-            row[int(shown) - first] = 1
-
-        return Unbounded((num_envs, int(space.n)), dtype=torch.float32), one_hot
-    if not isinstance(space, spaces.Box):
-        raise UserError(
-            f"{env_id!r} has observations of type {type(space).__name__}; expected Box or Discrete"
-        )
-    if space.dtype == np.uint8 and len(space.shape) == 3:
-        if _has_channels_last(env_id, space.shape):
-            height, width, channels = space.shape
-            return Unbounded((num_envs, channels, height, width), dtype=torch.uint8), _channels_first
-        return Unbounded((num_envs, *space.shape), dtype=torch.uint8), _copy
-    return Unbounded((num_envs, *(space.shape or (1,))), dtype=torch.float32), _copy
-
-
-def _has_channels_last(env_id: str, shape: tuple[int, ...]) -> bool:
-    """Say whether images have their channels as the last axis, or else as the first."""
-    if shape[-1] in _CHANNELS:
-        return True
-    if shape[0] <= _MOST_FRAMES:
-        return False
-    raise UserError(
-        f"{env_id!r} has images of shape {shape}; expected (height, width, channels) with 1, 3 or 4 "
-        f"channels, or (channels, height, width) with at most {_MOST_FRAMES}"
-    )
-
-
-def _channels_first(shown: Any, row: NDArray[Any]) -> None:
-    row[:] = shown.transpose(2, 0, 1)
-
-
-def _copy(shown: Any, row: NDArray[Any]) -> None:
-    row[:] = shown
-
-
-def _action(env_id: str, space: Any, num_envs: int) -> TensorSpec:
-    if isinstance(space, spaces.Discrete):
-        return discrete_action(int(space.n), num_envs)
-    if (
-        isinstance(space, spaces.Box)
-        and np.issubdtype(space.dtype, np.floating)
-        and len(space.shape) == 1
-        and np.isfinite([space.low, space.high]).all()
-    ):
-        return continuous_action(space.low, space.high, num_envs)
-    raise UserError(f"{env_id!r} has actions {space}; expected Discrete, or a flat Box with finite bounds")
-
-
 def _picture_shape(env_id: str, simulator: Any) -> tuple[int, ...]:
     try:
         simulator.reset()
         return np.shape(simulator.render())
     except Exception as error:
         raise UserError(f"{env_id!r} cannot be rendered: {_first_line(error)}") from error
+
+
+def _explain(error: Exception, expected: str) -> None:
+    """Say which values gymnasium expects of a function, if the error is that others came."""
+    if "unpack" in str(error):
+        raise Misconduct(f"raised {in_one_line(error)}; gymnasium's {expected}") from error
 
 
 def _unavailable(env_id: str, error: Exception) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torchrl.data import MultiCategorical
 from torchrl.envs import EnvBase
 
 
@@ -16,14 +17,17 @@ class EnvSpec:
         env_id: The id it was made with.
         observation_shape: Shape of one observation; ``(channels, height, width)`` for pixels.
         observation_dtype: ``"float32"``, ``"uint8"`` or ``"bool"``.
-        num_actions: How many discrete actions there are; ``None`` if actions are continuous.
-        action_low: Smallest value of each action dimension; ``None`` if actions are discrete.
-        action_high: Largest value of each action dimension; ``None`` if actions are discrete.
+        num_actions: How many discrete actions there are; ``None`` if an action is more than one of them.
+        action_low: Smallest value of each dimension of a continuous action, minus infinity where there is no
+            bound; ``None`` if actions are discrete.
+        action_high: Largest value of each dimension of a continuous action; ``None`` if actions are discrete.
         frame_skip: Simulator frames per environment step.
         is_frame_stack: Whether an observation is the last few frames, newest last, and differs from the one
             before by a frame at its end: replay then stores each frame once. Of environments that are a
             user's own it is not assumed.
         max_episode_steps: Steps after which an episode is truncated; ``None`` where that is not known.
+        action_choices: Where an action is several discrete choices at once, how many there are of each;
+            ``None`` for other actions.
     """
 
     env_id: str
@@ -35,10 +39,11 @@ class EnvSpec:
     frame_skip: int
     is_frame_stack: bool = False
     max_episode_steps: int | None = None
+    action_choices: tuple[int, ...] | None = None
 
     @property
     def is_discrete(self) -> bool:
-        """Whether an action is one of ``num_actions``."""
+        """Whether an action is one of ``num_actions``, and no more than that."""
         return self.num_actions is not None
 
     @property
@@ -48,8 +53,8 @@ class EnvSpec:
 
     @property
     def action_dim(self) -> int:
-        """Numbers in a continuous action; 1 for the index of a discrete one."""
-        return 1 if self.action_low is None else len(self.action_low)
+        """Numbers in an action; 1 for the index of a discrete one."""
+        return len(self.action_low or self.action_choices or (None,))
 
     @classmethod
     def from_env(cls, env: EnvBase) -> EnvSpec:
@@ -61,15 +66,20 @@ class EnvSpec:
         batched: Any = env
         observation = batched.observation_spec["observation"]
         action = batched.action_spec_unbatched
-        discrete = not action.dtype.is_floating_point
+        continuous = action.dtype.is_floating_point
+        choices = tuple(action.nvec.tolist()) if isinstance(action, MultiCategorical) else None
+        bounds = getattr(batched, "action_bounds", None)
+        if continuous and bounds is None:
+            bounds = (action.space.low, action.space.high)
         return cls(
             env_id=batched.env_id,
             observation_shape=tuple(observation.shape[1:]),
             observation_dtype=str(observation.dtype).removeprefix("torch."),
-            num_actions=int(action.space.n) if discrete else None,
-            action_low=None if discrete else tuple(action.space.low.tolist()),
-            action_high=None if discrete else tuple(action.space.high.tolist()),
+            num_actions=None if continuous or choices else int(action.space.n),
+            action_low=None if bounds is None else tuple(bounds[0].tolist()),
+            action_high=None if bounds is None else tuple(bounds[1].tolist()),
             frame_skip=batched.frame_skip,
             is_frame_stack=getattr(batched, "stacks_frames", False),
             max_episode_steps=getattr(batched, "time_limit", None),
+            action_choices=choices,
         )

@@ -212,6 +212,7 @@ class Fake(gymnasium.Env[Any, Any]):
 
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
+IMAGE = spaces.Box(0, 1, (64, 64, 3), np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -230,11 +231,11 @@ def test_discrete_spaces_that_do_not_start_at_zero() -> None:
 
 
 def test_images_of_bytes_have_their_channels_first() -> None:
-    image = spaces.Box(0, np.arange(24, dtype=np.uint8).reshape(2, 4, 3), dtype=np.uint8)
+    image = spaces.Box(0, np.arange(48, dtype=np.uint8).reshape(4, 4, 3), dtype=np.uint8)
     env = make_env("Fake-v0", 1, observation=image, action=BOX)
     shown = env.reset()["observation"]
     assert shown.dtype == torch.uint8
-    assert shown[0].permute(1, 2, 0).flatten().tolist() == list(range(24))
+    assert shown[0].permute(1, 2, 0).flatten().tolist() == list(range(48))
     assert EnvSpec.from_env(env).is_pixels
     check_env_specs(env)
 
@@ -245,40 +246,60 @@ def test_images_of_bytes_have_their_channels_first() -> None:
         ((84, 80, 1), (1, 84, 80)),
         ((84, 80, 3), (3, 84, 80)),
         ((84, 80, 4), (4, 84, 80)),
-        ((4, 80, 4), (4, 4, 80)),
+        ((84, 84, 2), (2, 84, 84)),
+        ((64, 64, 6), (6, 64, 64)),
+        ((6, 7, 2), (2, 6, 7)),
+        ((10, 10, 9), (9, 10, 10)),
+        ((5, 5, 20), (20, 5, 5)),
+        ((20, 5, 5), (20, 5, 5)),
         ((1, 84, 80), (1, 84, 80)),
         ((4, 84, 80), (4, 84, 80)),
-        ((16, 84, 80), (16, 84, 80)),
+        ((17, 84, 80), (17, 84, 80)),
     ],
 )
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.int64])
 def test_channels_are_the_first_axis_whichever_they_were(
-    shape: tuple[int, ...], expected: tuple[int, ...]
+    shape: tuple[int, ...], expected: tuple[int, ...], dtype: Any
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
-    env = make_env("Fake-v0", 1, observation=spaces.Box(0, pixels, dtype=np.uint8), action=BOX)
+    pixels = np.random.default_rng(0).integers(2, 254, shape).astype(dtype)
+    env = make_env("Fake-v0", 1, observation=spaces.Box(0, pixels, dtype=dtype), action=BOX)
 
     shown = env.reset()["observation"][0].numpy()
 
     assert shown.shape == expected == EnvSpec.from_env(env).observation_shape
+    assert shown.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
     np.testing.assert_array_equal(shown, pixels if shape == expected else pixels.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("shape", [(17, 84, 80), (84, 84, 2), (84, 4, 84)])
-def test_images_that_are_neither_are_refused(shape: tuple[int, ...]) -> None:
-    message = rf"'Fake-v0' has images of shape \({', '.join(map(str, shape))}\); expected \(height, width, "
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, bool])
+@pytest.mark.parametrize(
+    "shape", [(84, 4, 84), (4, 80, 4), (10, 10, 10), (9, 10, 14), (2, 4, 3), (64, 4, 80)]
+)
+def test_axes_that_are_not_clear_are_asked_for(shape: tuple[int, ...], dtype: Any) -> None:
+    box = spaces.Box(0, 1, shape, dtype)
+    message = (
+        rf"'Fake-v0' shows arrays of shape \({', '.join(map(str, shape))}\).*env_options.image_axes, 'hwc' or"
+    )
     with pytest.raises(UserError, match=message):
-        make_env("Fake-v0", 1, observation=spaces.Box(0, 255, shape, np.uint8), action=BOX)
+        make_env("Fake-v0", 1, observation=box, action=BOX)
+    for axes, expected in (
+        ("hwc", (shape[2], shape[0], shape[1])),
+        ("chw", shape),
+        ("none", (shape[0] * shape[1] * shape[2],)),
+    ):
+        env = make_env("Fake-v0", 1, observation=box, action=BOX, image_axes=axes)
+        assert EnvSpec.from_env(env).observation_shape == expected
 
 
 class Skipping(gymnasium.Env[Any, Any]):
     """Shows every other frame: a stack is not the one before with a new frame at its end."""
 
-    observation_space = spaces.Box(0, 255, (4, 5, 6), np.uint8)
+    observation_space = spaces.Box(0, 255, (4, 8, 9), np.uint8)
     action_space = spaces.Discrete(2)
 
     def show(self) -> Any:
         numbers = np.arange(2 * self.steps, 2 * self.steps + 8, 2, dtype=np.uint8)
-        return np.broadcast_to(numbers[:, None, None], (4, 5, 6)).copy()
+        return np.broadcast_to(numbers[:, None, None], (4, 8, 9)).copy()
 
     def reset(self, **options: Any) -> Any:
         self.steps = 0
@@ -294,7 +315,7 @@ def test_stacks_of_a_users_own_are_replayed_as_they_came() -> None:
     env = make_env("Skipping-v0", 2)
     gymnasium.registry.pop("Skipping-v0")
     spec = EnvSpec.from_env(env)
-    assert spec.observation_shape == (4, 5, 6)
+    assert spec.observation_shape == (4, 8, 9)
     assert not spec.is_frame_stack
     buffer = make_replay_buffer(spec, capacity=100, num_envs=2, batch_size=8)
     rollout = env.rollout(8).exclude("episode_return")
@@ -310,13 +331,11 @@ def test_stacks_of_a_users_own_are_replayed_as_they_came() -> None:
 @pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
-        (spaces.Dict({"a": BOX}), BOX, "Dict"),
-        (spaces.Tuple([BOX]), BOX, "Tuple"),
-        (BOX, spaces.MultiDiscrete([2, 3]), "MultiDiscrete"),
-        (BOX, spaces.Dict({"a": BOX}), "Dict"),
-        (BOX, spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
-        (BOX, spaces.Box(-1, 1, (2, 2)), "flat Box"),
-        (BOX, spaces.Box(0, 5, (2,), np.int64), "flat Box"),
+        (spaces.Sequence(BOX), BOX, "Sequence that cannot be flattened"),
+        (spaces.Tuple([BOX, spaces.Sequence(BOX)]), BOX, "Tuple that cannot be flattened"),
+        (spaces.Tuple([BOX, IMAGE]), BOX, r"Tuple with an image, 1 of shape \(64, 64, 3\)"),
+        (BOX, spaces.Dict({"a": BOX}), "Dict.*expected Discrete, MultiDiscrete, MultiBinary or a Box of"),
+        (BOX, spaces.Box(0, 5, (2,), np.int64), "expected Discrete, MultiDiscrete, MultiBinary or a Box of"),
     ],
 )
 def test_spaces_of_other_kinds(observation: Any, action: Any, message: str) -> None:

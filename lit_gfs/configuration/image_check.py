@@ -1,0 +1,49 @@
+"""Whether a configuration that was made for vectors is used on images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_gfs.envs import EnvSpec, make_env
+from lit_gfs.errors import EnvironmentFault, UserError
+
+
+def vectors_of(contents: Sequence[Mapping[str, Any]], spec: EnvSpec) -> str | None:
+    """Name the environment of a configuration that shows vectors, where the run's own one shows images.
+
+    Network, learning rate and length of such a configuration are chosen for vectors.
+
+    Args:
+        contents: What each of the run's configurations says.
+        spec: The run's environment.
+
+    Returns:
+        The environment's id; ``None`` if there is none.
+    """
+    if not spec.is_pixels:
+        return None
+    for content in contents:
+        env_id = _env_id(content)
+        # A module is imported only for the environment that the run has in the end.
+        if env_id not in (None, spec.env_id) and ":" not in str(env_id) and _shows_vectors(str(env_id)):
+            return env_id
+    return None
+
+
+def _env_id(content: Mapping[str, Any]) -> str | None:
+    data = content.get("data")
+    arguments = data.get("init_args", data) if isinstance(data, dict) else {}
+    env_id = arguments.get("env_id") if isinstance(arguments, dict) else None
+    return env_id if isinstance(env_id, str) else None
+
+
+def _shows_vectors(env_id: str) -> bool:
+    try:
+        env = make_env(env_id)
+    except (UserError, EnvironmentFault):
+        return False
+    try:
+        return not EnvSpec.from_env(env).is_pixels
+    finally:
+        env.close()
