@@ -34,7 +34,7 @@ LEARNERS = {
         *("--config=quickstart", *STEPS, "--data.learning_starts=40", "--data.steps_per_update=4"),
         *("--data.batch_size=16", "--data.buffer_size=500", "--model.target_sync_every=60"),
     ],
-    "ppo": ["--config=ppo_cartpole", *ROLLOUTS, "--model.normalize_observation=true"],
+    "ppo": ["--config=ppo_cartpole", *ROLLOUTS],
     "pqn": ["--config=pqn_cartpole", *ROLLOUTS],
     "classifier": [
         *("--config=label_shuffle", "--data.samples=64", "--data.batch_size=16"),
@@ -57,6 +57,11 @@ SUITES = {
     "swingup, continuous": [
         "--data.env_id=dm_control/cartpole-swingup-v0",
         "--data.env_options={action_repeat: 50}",
+        "--model.normalize_observation=true",
+    ],
+    "minatar": [
+        *("--data.env_id=MinAtar/Breakout-v1", "--data.env_options={max_episode_steps: 40}"),
+        "--model.encoder=MinAtarCNN",
     ],
 }
 RECIPES = ("baseline", "gfs", "multiskip_kron")

@@ -179,8 +179,10 @@ class Learner(LightningModule):
             scores: By tag, ``()`` each; the same ones in all processes.
         """
         # Lightning would log against optimizer steps; checkpoints still need the value under its name. The
-        # largest of equal values is exact, which their mean need not be.
-        self.log_dict(dict(scores), logger=False, batch_size=1, sync_dist=True, reduce_fx="max")
+        # largest of equal values is exact, which their mean need not be. What joins several GPUs reduces
+        # nothing that is on a CPU.
+        on_device = {tag: value.to(self.device) for tag, value in scores.items()}
+        self.log_dict(on_device, logger=False, batch_size=1, sync_dist=True, reduce_fx="max")
         if self.trainer.validating:
             self.write({tag: float(value) for tag, value in scores.items()})
 

@@ -397,15 +397,15 @@ class BatchedEnv(EnvBase):
     def _begin(self, indices: NDArray[np.int64]) -> None:
         """Begin episodes in some simulators, or in none of them."""
         if len(indices) > 0:
-            self._show(indices, self._have(self._restart, indices, None))
+            self._show_first(indices, self._have(self._restart, indices, None))
 
     def _begin_with(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
         """Begin episodes in some simulators with a seed for each."""
-        self._show(indices, self._have(self._restart_seeded, indices, seeds))
+        self._show_first(indices, self._have(self._restart_seeded, indices, seeds))
         if self._history is not None:
             self._history.begin(indices, seeds)
 
-    def _show(self, indices: NDArray[np.int64], first: Arrays) -> None:
+    def _show_first(self, indices: NDArray[np.int64], first: Arrays) -> None:
         """Have some simulators show the first observations of an episode, one row per index."""
         # Earlier arrays stay as they are: they have been handed out.
         shown = {key: self._episodes.shown[key].copy() for key in first}
@@ -520,7 +520,7 @@ class BatchedEnv(EnvBase):
         for time in range(len(actions) + 1):
             due = np.flatnonzero(begins_at == time)
             if time and len(due):
-                self._show(due, self._have(self._restart_seeded, due, seeds[due]))
+                self._show_first(due, self._have(self._restart_seeded, due, seeds[due]))
             if time < len(actions):
                 action = actions[time].astype(np.int64) if discrete else actions[time]
                 self._account(self._have(self._simulate, action))

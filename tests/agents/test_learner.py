@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,3 +120,15 @@ def test_the_probe_shows_all_environments_alike(num_envs: int, steps: int) -> No
     else:
         assert shares.max() == 1
         assert probe[:, 0].diff().max() <= -(-num_envs // 256)
+
+
+def test_scores_are_logged_on_the_modules_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What joins several GPUs reduces nothing that is on a CPU."""
+    agent = DQN(SPEC).to("meta")
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(agent, "log_dict", lambda scores, **options: logged.update(scores))
+    agent.trainer = SimpleNamespace(validating=False)  # type: ignore[assignment]
+
+    agent.report_evaluation({"eval/episode_return": torch.tensor(1.0)})
+
+    assert logged["eval/episode_return"].device.type == "meta"

@@ -186,7 +186,7 @@ def test_specs(env_id: str) -> None:
     simulator = Environment(MODULES[name])
     actions = len(simulator.minimal_action_set()) if version == "v1" else 6
     channels = simulator.state_shape()[2]
-    expected = EnvSpec(env_id, (channels, 10, 10), "bool", actions, None, None, 1)
+    expected = EnvSpec(env_id, (channels, 10, 10), "bool", actions, None, None, 1, max_episode_steps=10_000)
     assert EnvSpec.from_env(env) == expected
     assert human_normalized_score(env_id, 1.0) is None
 

@@ -20,6 +20,11 @@ SUITES: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {"max_episode_steps": 9},
     "ALE/Breakout-v5": {"max_frames": 160},
     "dm_control/cartpole-swingup-v0": {"action_repeat": 50},
+    "MinAtar/Breakout-v1": {},
+    "MinAtar/Asterix-v1": {"max_episode_steps": 40},
+    "MinAtar/Freeway-v1": {"max_episode_steps": 40},
+    "MinAtar/SpaceInvaders-v1": {},
+    "MinAtar/Seaquest-v1": {"max_episode_steps": 60},
 }
 
 
@@ -27,7 +32,7 @@ SUITES: dict[str, dict[str, Any]] = {
 def _short_lived_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give simulators new seeds every few episodes."""
     monkeypatch.setattr(BatchedEnv, "steps_per_seed", 40)
-    monkeypatch.setattr(AtariEnv, "steps_per_seed", 60)
+    monkeypatch.setattr(AtariEnv, "steps_per_seed", 100)
 
 
 def make(env_id: str, seed: int) -> BatchedEnv:
@@ -164,6 +169,8 @@ def test_an_episode_that_never_ends_does_not_fill_the_memory(monkeypatch: pytest
         ("ALE/Pong-v5", {}, 27_000),
         ("ALE/Pong-v5", {"max_frames": 161}, 41),
         ("dm_control/cartpole-swingup-v0", {"action_repeat": 3}, 334),
+        ("MinAtar/Breakout-v1", {}, 10_000),
+        ("MinAtar/Breakout-v1", {"max_episode_steps": None}, None),
     ],
 )
 def test_the_time_limit_is_known(env_id: str, options: dict[str, Any], limit: int | None) -> None:

@@ -18,6 +18,7 @@ from lit_gfs.envs.minatar.game import SIZE, STAY, Game, State
 from lit_gfs.envs.minatar.pictures import PICTURE, pictures
 from lit_gfs.envs.minatar.space_invaders import SpaceInvaders
 from lit_gfs.errors import require_between
+from lit_gfs.seeding import generator_state, set_generator_state
 
 BATCHED_GAMES: dict[str, type[Game]] = {
     "Asterix": Asterix,
@@ -103,6 +104,23 @@ class MinAtarEnv(BatchedEnv):
             for name, values in opening.items():
                 self._state[name][indices] = values
         return self._show(opening)
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is truncated."""
+        return None if math.isinf(self._limit) else int(self._limit)
+
+    def _save_simulators(self) -> dict[str, Any]:
+        return {
+            "state": {name: torch.from_numpy(values.copy()) for name, values in self._state.items()},
+            "generator": generator_state(self._generator),
+        }
+
+    def _load_simulators(self, state: dict[str, Any]) -> None:
+        self._state = {name: values.numpy().copy() for name, values in state["state"].items()}
+        set_generator_state(self._generator, state["generator"])
+        self._episodes.shown = self._show(self._state)
+        self._episodes.lengths = self._state["steps"]
 
     def _draw(self, rows: NDArray[np.int64], count: int) -> NDArray[np.float64]:
         return self._generator.random((len(rows), count))

@@ -73,6 +73,11 @@ class SeaquestEnv(SerialEnv):
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._limit = math.inf if max_episode_steps is None else max_episode_steps
 
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is truncated."""
+        return None if math.isinf(self._limit) else int(self._limit)
+
     def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
         simulator = self._simulators[index]
         reward, terminated = simulator.act(action)
