@@ -18,6 +18,7 @@ from lit_gfs.callbacks.gradient_probe import GradientProbe, probes_for
 from lit_gfs.callbacks.norm_history import NormHistory
 from lit_gfs.callbacks.protocol import layers_of, write_scalars, x_axis
 from lit_gfs.callbacks.step_guard import unscale_gradients
+from lit_gfs.callbacks.step_witness import StepWitness
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
@@ -81,6 +82,7 @@ class GradientFlowMonitor(Callback):
         self._probes: list[GradientProbe] = []
         self._history = NormHistory([], max_columns)
         self._restored: dict[str, Any] | None = None
+        self._witness = StepWitness(type(self).__name__)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,6 +100,7 @@ class GradientFlowMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._witness.begin(trainer)
         if self._restored is None:
             return
         self._history.load_state_dict(self._restored["history"])
@@ -109,6 +112,7 @@ class GradientFlowMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        self._witness.see()
         # On all ranks: a loss scaler's state is the same everywhere.
         if unscale_gradients(trainer, optimizer) and trainer.is_global_zero:
             self._probes[trainer.optimizers.index(optimizer)].observe(self.every_n_steps)
@@ -132,6 +136,7 @@ class GradientFlowMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.figure_every == 0 or self._history.measurements % self.figure_every:
             self._draw(trainer, pl_module)
+        self._witness.end(trainer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.optimizer_part import OptimizerPart
 from lit_gfs.callbacks.protocol import is_log_step, layers_of, trained_parameters, write_scalars
-from lit_gfs.callbacks.step_guard import require_whole_gradients, unscale_gradients
+from lit_gfs.callbacks.step_guard import forget_skip, require_whole_gradients, unscale_gradients
+from lit_gfs.callbacks.step_skipper import MOST_UNREAD, StepSkipper
+from lit_gfs.callbacks.step_witness import StepWitness
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import LayerwiseScaling
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
@@ -26,10 +29,13 @@ class GradientIntervention(Callback):
 
     Each optimizer has an algorithm of its own, which sees the layers that this optimizer holds. Gradients are
     those of a whole step: accumulated, without loss scale, and under DDP averaged over the ranks, which
-    therefore all do the same. Nothing is read from the device but on log steps; on the CPU reading is free.
+    therefore all do the same. Nothing is read from the device but on log steps, and every 50 steps where this
+    callback skips; on the CPU reading is free.
 
-    Where any gradient is not finite, none is scaled and nothing enters an algorithm's state; to skip such a
-    step is up to `lit_gfs.callbacks.NaNGuard`, which comes before. Parameters of no layer stay as they are.
+    Where any gradient is not finite, none is scaled and nothing enters an algorithm's state. Such a step is
+    skipped, with a warning that names the layers at the first, the tenth, the hundredth ... of them: by
+    `lit_gfs.callbacks.NaNGuard`, which comes before, else by the last of these callbacks. Parameters of no
+    layer stay as they are.
 
     Every ``Trainer(log_every_n_steps)`` steps it writes ``intervention/<name>/*``.
 
@@ -44,6 +50,9 @@ class GradientIntervention(Callback):
         self._parts: list[OptimizerPart] = []
         self._restored: dict[str, Any] | None = None
         self._written_at = 0
+        self._skipper = StepSkipper(name)
+        self._skips = False
+        self._witness = StepWitness(type(self).__name__)
 
     def make_algorithm(self) -> LayerwiseScaling:
         """Build the algorithm for one optimizer."""
@@ -89,6 +98,11 @@ class GradientIntervention(Callback):
             )
         self._parts = [OptimizerPart(self.make_algorithm()) for _ in trainer.optimizers]
         self._written_at = trainer.global_step
+        self._skipper.forget()
+        callbacks = cast(Any, trainer).callbacks
+        others = [each for each in callbacks if isinstance(each, GradientIntervention)]
+        # One is enough. The last: on a device a skip may leave gradients of zero, which others would count.
+        self._skips = others[-1] is self and not any(isinstance(each, NaNGuard) for each in callbacks)
         self._find_layers(trainer, pl_module)
         if not any(part.parameters for part in self._parts):
             raise UserError(
@@ -98,6 +112,7 @@ class GradientIntervention(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._witness.begin(trainer)
         if self._restored is None:
             return
         for part, state in zip(self._parts, self._restored["algorithms"], strict=False):
@@ -111,12 +126,15 @@ class GradientIntervention(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        self._witness.see()
         part = self._parts[trainer.optimizers.index(optimizer)]
         if [id(parameter) for parameter in trained_parameters(optimizer)] != part.trained:
             # Frozen, thawed or handed to the optimizer since its last step, by whatever hook.
             self._find_layers(trainer, pl_module)
         if part.has_gradients and unscale_gradients(trainer, optimizer):
             part.apply(self._grouped(part.parameters))
+        if self._skips:
+            self._skipper.before_step(trainer, pl_module, optimizer)
 
     @override
     def on_train_batch_end(
@@ -125,11 +143,22 @@ class GradientIntervention(Callback):
         if is_log_step(trainer, self._written_at):
             self._written_at = trainer.global_step
             self._write(trainer, pl_module)
+            self._skipper.read(pl_module)
+        elif len(self._skipper.unread) >= MOST_UNREAD:
+            self._skipper.read(pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._write(trainer, pl_module)
+        self._skipper.read(pl_module)
+        self._witness.end(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._skips:
+            for optimizer in trainer.optimizers:
+                forget_skip(optimizer)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -6,36 +6,19 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lit_gfs.callbacks.protocol import is_log_step, trained_parameters, write_scalars, x_axis
-from lit_gfs.callbacks.skipped_steps import (
-    SkippedSteps,
-    Step,
-    listed,
-    nonfinite_weights,
-    owners,
-    source_of_skip,
-)
-from lit_gfs.callbacks.step_guard import (
-    forget_skip,
-    loss_scaler,
-    require_whole_gradients,
-    skip_step_where,
-    unscale_gradients,
-)
+from lit_gfs.callbacks.protocol import is_log_step, unit_of, write_scalars, x_axis
+from lit_gfs.callbacks.skipped_steps import SkippedSteps, listed, nonfinite_weights
+from lit_gfs.callbacks.step_guard import forget_skip, require_whole_gradients
+from lit_gfs.callbacks.step_skipper import MOST_UNREAD, StepSkipper
+from lit_gfs.callbacks.step_witness import StepWitness
 from lit_gfs.errors import TrainingDiverged, UserError, require_between
-from lit_gfs.gradients.finiteness import all_finite, nonfinite_tensors
-
-_MOST_UNREAD = 50
-"""Steps on a device other than the CPU after which the host reads how they went."""
 
 
 class NaNGuard(Callback):
@@ -74,14 +57,17 @@ class NaNGuard(Callback):
     def __init__(self, patience: int = 500) -> None:
         require_between(1, math.inf, patience=patience)
         self.patience = patience
-        self.skips = SkippedSteps()
-        """What was skipped, as far as it has been read from the device."""
+        self._skipper = StepSkipper("nan_guard")
+        self._witness = StepWitness(type(self).__name__)
         self._is_restored = False
-        self._losses: list[Tensor] = []
-        self._unread: list[Step] = []
         self._lost_weights: list[str] = []
         self._clip_value: int | float | None = None
         self._written_at = 0
+
+    @property
+    def skips(self) -> SkippedSteps:
+        """What was skipped, as far as it has been read from the device."""
+        return self._skipper.skips
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -91,13 +77,15 @@ class NaNGuard(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_restored and trainer.global_step == 0:  # else the same Trainer fits on
-            self.skips = SkippedSteps()
+            self._skipper.skips = SkippedSteps()
         self._is_restored = False
-        self._losses, self._unread, self._lost_weights = [], [], []
+        self._skipper.forget()
+        self._lost_weights = []
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._written_at = trainer.global_step
+        self._witness.begin(trainer)
         if names := nonfinite_weights(pl_module):
             source = f"checkpoint {str(trainer.ckpt_path)!r}" if trainer.ckpt_path else "initialization"
             raise UserError(
@@ -108,41 +96,19 @@ class NaNGuard(Callback):
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         # Accumulated gradients, or those of several backward passes, belong to one step.
-        self._losses.append(loss.detach())
+        self._skipper.losses.append(loss.detach())
 
     @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        losses, self._losses = self._losses, []
-        parameters = [p for p in trained_parameters(optimizer) if p.grad is not None]
-        if not parameters or not unscale_gradients(trainer, optimizer):
-            return
-        tensors = [*losses, *(_gradient(parameter) for parameter in parameters)]
-        is_read = tensors[-1].device.type == "cpu"
-        is_fine = is_read and all_finite(tensors)
-        if is_fine and trainer.world_size == 1:
-            self.skips.in_a_row = 0
-            return
-        flags = torch.zeros(len(tensors), dtype=torch.bool) if is_fine else nonfinite_tensors(tensors)
-        bad_loss, bad_gradients = flags[: len(losses)].any(), flags[len(losses) :]
-        if trainer.world_size > 1:
-            # Gradients are alike on all ranks, losses are not.
-            bad_loss = trainer.strategy.reduce(bad_loss.float(), reduce_op="sum") > 0
-        scaler = loss_scaler(trainer)
-        if scaler is not None:
-            # Above 1 an overflow may be the scale's doing; the scaler then lowers it.
-            assert scaler._scale is not None
-            bad_gradients = bad_gradients & (scaler._scale <= 1)
-        is_bad = bad_loss | bad_gradients.any()
-        skip_step_where(optimizer, is_bad, scaler)
-        at = x_axis(trainer, pl_module)
-        self._unread.append(Step(at, parameters, torch.cat([bad_loss.reshape(1), bad_gradients])))
-        if is_read:
-            if is_bad and scaler is None:
-                # Clipping by value takes it for an error that no gradient is left.
-                self._clip_value, trainer.gradient_clip_val = trainer.gradient_clip_val, None
-            self._read(pl_module)
+        self._witness.see()
+        total = self.skips.total
+        if self._skipper.before_step(trainer, pl_module, optimizer):
+            # Clipping by value takes it for an error that no gradient is left.
+            self._clip_value, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+        if self.skips.total > total:
+            self._lost_weights = nonfinite_weights(pl_module)
 
     @override
     def on_train_batch_end(
@@ -153,7 +119,7 @@ class NaNGuard(Callback):
         if is_log_step(trainer, self._written_at):
             self._written_at = trainer.global_step
             self._write(trainer, pl_module)
-        elif len(self._unread) >= _MOST_UNREAD:
+        elif len(self._skipper.unread) >= MOST_UNREAD:
             self._read(pl_module)
         self._end_if_lost(trainer, pl_module)
 
@@ -168,6 +134,7 @@ class NaNGuard(Callback):
         if trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._write(trainer, pl_module)
         self._end_if_lost(trainer, pl_module)
+        self._witness.end(trainer)
 
     @override
     def on_save_checkpoint(
@@ -198,33 +165,14 @@ class NaNGuard(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skips = SkippedSteps(**state_dict)
+        self._skipper.skips = SkippedSteps(**state_dict)
         self._is_restored = True
 
     # ----------------------------------------------------------------------------------------------------
 
     def _read(self, pl_module: LightningModule) -> None:
         """Count and report the steps since the last time."""
-        if not self._unread:
-            return
-        steps, self._unread = self._unread, []
-        sizes = [len(step.flags) for step in steps]
-        every_flag = torch.cat([step.flags for step in steps]).cpu()  # the only transfer to the host
-        report = None
-        for step, flags in zip(steps, every_flag.split(sizes), strict=True):
-            bad_loss, *bad_gradients = flags.tolist()
-            if not (bad_loss or any(bad_gradients)):
-                self.skips.in_a_row = 0
-                continue
-            bad = [p for p, flag in zip(step.parameters, bad_gradients, strict=True) if flag]
-            source = source_of_skip(bad_loss, owners(pl_module, bad))
-            self.skips.add(step.at, bad_loss, source)
-            # The first, the tenth, the hundredth ... or every step of a run that is lost would be a line.
-            if self.skips.total == 10 ** (len(str(self.skips.total)) - 1):
-                report = f"the step at {_unit(pl_module)} {step.at:,} is skipped, not finite: {source}"
-        if report:
-            rank_zero_warn(f"nan_guard: {report} ({self.skips.total:,} skipped so far)")
-        if self.skips.in_a_row:
+        if self._skipper.read(pl_module):
             self._lost_weights = nonfinite_weights(pl_module)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -240,7 +188,7 @@ class NaNGuard(Callback):
     def _end_if_lost(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._lost_weights:
             raise TrainingDiverged(
-                f"training diverged: at {_unit(pl_module)} {x_axis(trainer, pl_module):,} the weights of "
+                f"training diverged: at {unit_of(pl_module)} {x_axis(trainer, pl_module):,} the weights of "
                 f"{listed(self._lost_weights)} are not finite, after steps with finite gradients; earlier "
                 "checkpoints are kept. Try a smaller learning rate, or a larger eps of the optimizer",
                 weights_are_lost=True,
@@ -249,7 +197,7 @@ class NaNGuard(Callback):
             # Who resumes with other settings has patience again.
             in_a_row, self.skips.in_a_row = self.skips.in_a_row, 0
             raise TrainingDiverged(
-                f"training diverged: since {_unit(pl_module)} {self.skips.began_at:,} no step was finite; "
+                f"training diverged: since {unit_of(pl_module)} {self.skips.began_at:,} no step was finite; "
                 f"{in_a_row:,} in a row were skipped, the first for {self.skips.began_with}. The weights are "
                 f"those from before. Try {_remedies(self.skips.began_with_loss)}"
             )
@@ -259,12 +207,3 @@ def _remedies(loss: bool) -> str:
     if loss:
         return "rewards and observations that are finite and smaller, or a smaller learning rate"
     return "a smaller learning rate, and no root, logarithm or quotient near 0 in the loss"
-
-
-def _unit(pl_module: LightningModule) -> str:
-    return "step" if getattr(pl_module, "env_steps", None) is None else "environment step"
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad._values() if parameter.grad.is_sparse else parameter.grad

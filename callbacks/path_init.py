@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 from typing_extensions import override
 
 from lit_gfs.callbacks.protocol import write_scalars
+from lit_gfs.callbacks.skipped_steps import listed
 from lit_gfs.errors import UserError
 from lit_gfs.init import PathReport, path_sensitive_
 
@@ -74,6 +75,10 @@ class PathSensitiveInit(Callback):
         rank_zero_info(
             f"PathSensitiveInit: {', '.join(f'{tag} {value:g}' for tag, value in scalars.items())}"
         )
+        left = self.report.left_alone
+        for reason in dict.fromkeys(left.values()):
+            names = [name for name, its in left.items() if its == reason]
+            rank_zero_warn(f"PathSensitiveInit leaves {listed(names)} as they were: {reason}")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,7 +17,8 @@ from lit_gfs.networks.layers import named_layers
 def layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
     """Return the module's layers by name: its ``named_layers()``, else all that own trained parameters.
 
-    Parameters that the module itself owns directly stand under its class name.
+    A module's own list is taken as it is: what it leaves out is no layer. Parameters that the module itself
+    owns directly stand under its class name.
     """
     own = getattr(pl_module, "named_layers", None)
     layers = own() if callable(own) else named_layers(pl_module)
@@ -33,6 +34,11 @@ def x_axis(trainer: Trainer, pl_module: LightningModule) -> int:
     """Return where the run stands: the module's ``env_steps``, else the Trainer's ``global_step``."""
     env_steps = getattr(pl_module, "env_steps", None)
     return trainer.global_step if env_steps is None else int(env_steps)
+
+
+def unit_of(pl_module: LightningModule) -> str:
+    """Name what `x_axis` counts."""
+    return "step" if getattr(pl_module, "env_steps", None) is None else "environment step"
 
 
 def is_log_step(trainer: Trainer, written_at: int) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +42,7 @@ def summary_rows(
     best_checkpoints: Sequence[str] = (),
     last_checkpoints: Sequence[str] = (),
     run_directory: str | None = None,
+    logger_directories: Sequence[str] = (),
     tensorboard_root: str | None = None,
 ) -> list[tuple[str, str]]:
     """Say what a run came to, leaving out what there is nothing to say about.
@@ -58,6 +61,7 @@ def summary_rows(
         best_checkpoints: Paths of the best checkpoints.
         last_checkpoints: Paths of the latest checkpoints.
         run_directory: Where the run wrote.
+        logger_directories: Where loggers wrote; those other than the run's directory are told.
         tensorboard_root: Directory to point TensorBoard at.
 
     Returns:
@@ -78,6 +82,9 @@ def summary_rows(
     rows += [("last checkpoint", relative_path(path)) for path in last_checkpoints]
     if run_directory is not None:
         rows.append(("run directory", relative_path(run_directory)))
+    told = None if run_directory is None else relative_path(run_directory)
+    elsewhere = (path for path in map(relative_path, logger_directories) if path != told)
+    rows += [("logger directory", path) for path in elsewhere]
     if tensorboard_root is not None:
         rows.append(("curves", f"tensorboard --logdir {shlex.quote(relative_path(tensorboard_root))}"))
     return rows
@@ -162,6 +169,7 @@ class RunSummary(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         score = score_tag(trainer.lightning_module)
         best_eval_return, best_checkpoints, last_checkpoints = _checkpoints(trainer, score)
+        logger_directories = _distinct(filter(None, map(_directory_of, trainer.loggers)))
         rows = summary_rows(
             status=status,
             steps=steps,
@@ -175,9 +183,8 @@ class RunSummary(Callback):
             score=score,
             best_checkpoints=best_checkpoints,
             last_checkpoints=last_checkpoints,
-            # Not `trainer.log_dir`: it waits for the other ranks, which are not here.
-            run_directory=getattr(trainer.logger, "log_dir", None)
-            or getattr(trainer.logger, "save_dir", None),
+            run_directory=_run_directory(trainer, logger_directories),
+            logger_directories=logger_directories,
             tensorboard_root=next(
                 (logger.save_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None
             ),
@@ -199,6 +206,25 @@ def _checkpoints(trainer: Trainer, score: str) -> tuple[float | None, list[str],
         (best if callback.monitor else last).append(callback.best_model_path)
         last.append(callback.last_model_path)
     return max(scores, default=None), _distinct(best), _distinct(last)
+
+
+def _directory_of(logger: Logger) -> str | None:
+    # Not `trainer.log_dir`: it waits for the other ranks, which are not here.
+    directory = getattr(logger, "log_dir", None) or logger.save_dir
+    return None if directory is None else str(directory)
+
+
+def _run_directory(trainer: Trainer, logger_directories: Sequence[str]) -> str | None:
+    """Return where checkpoints are: a logger's directory if they are in it, else the last callback's own."""
+    kept = [
+        Path(os.path.abspath(each.dirpath))
+        for each in trainer.checkpoint_callbacks
+        if isinstance(each, ModelCheckpoint) and each.dirpath is not None
+    ]
+    for directory in logger_directories:
+        if any(path.is_relative_to(os.path.abspath(directory)) for path in kept):
+            return directory
+    return str(kept[-1]) if kept else next(iter(logger_directories), None)
 
 
 def _distinct(paths: Iterable[str]) -> list[str]:

@@ -20,13 +20,16 @@ from typing import Any, ClassVar, NoReturn, cast
 
 import jsonargparse
 from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.spike import TrainingSpikeException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_gfs.agents
 import lit_gfs.classifier
+import lit_gfs.configuration.yaml_values
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
 from lit_gfs.callbacks import (
     CurvatureMonitor,
@@ -274,7 +277,13 @@ class GradientFlowCLI(LightningCLI):
         else:
             config["logger"] = False
             config["enable_checkpointing"] = False
-        if config["enable_progress_bar"] is not False:
+        for callback in config["callbacks"]:
+            # Evaluations come now and then: checked after each epoch, one score would use up the patience,
+            # and before the first of them there is none.
+            if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is None:
+                callback._check_on_train_epoch_end = False
+        has_bar = any(isinstance(each, ProgressBar) for each in config["callbacks"])
+        if config["enable_progress_bar"] is not False and not has_bar:
             callbacks.append(StepProgressBar())
         try:
             trainer = self._instantiate_trainer(config, callbacks)
@@ -310,6 +319,11 @@ class GradientFlowCLI(LightningCLI):
             raise
         except Exception as error:
             if str(error).startswith("Early stopping conditioned on metric"):
+                raise UserError(f"trainer.callbacks: {error}") from error
+            if isinstance(error, TrainingSpikeException):
+                raise UserError(f"trainer.callbacks: SpikeDetection ended the run: {error}") from error
+            if isinstance(error, ImportError) and is_by_default(_raised_in(error)):
+                self._discard_run()
                 raise UserError(f"trainer.callbacks: {error}") from error
             if not is_misfit(error):
                 raise
@@ -369,6 +383,14 @@ def _as_list(values: Any) -> list[Any]:
     if values is None:
         return []
     return values if isinstance(values, list) else [values]
+
+
+def _raised_in(error: BaseException) -> str:
+    """Name the module whose code raised an error."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
 
 
 def _foreseen_in(error: BaseException | None) -> UserError | RunFault | None:

@@ -51,6 +51,8 @@ class Learner(LightningModule):
         self.example_input_array = torch.zeros(1, *env_spec.observation_shape)
         self.latest_return: float | None = None
         self.recorded = RecordedMeans()
+        self._reported: dict[str, float] = {}
+        """The scores of the last evaluation."""
         self._clock: tuple[float, int] | None = None
         self._written_at = 0
         self._validation_began: float | None = None
@@ -206,6 +208,9 @@ class Learner(LightningModule):
         """Start the clock; in a resumed run, take back what was written after the checkpoint."""
         self._clock = (time.monotonic(), self.steps)
         forget_begun_evaluation(self.trainer)
+        # Callbacks may ask for them before the next evaluation.
+        for tag, value in self._reported.items():
+            self.trainer.callback_metrics.setdefault(tag, torch.tensor(value))
         note_written_checkpoints(self.trainer)
         # A module that was trained before has counted other steps than this Trainer.
         self._written_at = min(self._written_at, self.trainer.global_step)
@@ -270,6 +275,7 @@ class Learner(LightningModule):
             "class": type(self).__name__,
             "optimizers": self._optimizer_names(),
             "recorded": self._recorded_by_all_ranks(),
+            "reported": self._reported_scores(),
             "written_at": self._written_at,
             "latest_return": self.latest_return,
             "event_files": self._event_file_sizes(),
@@ -289,10 +295,16 @@ class Learner(LightningModule):
         # What was pending on all ranks, for one of them to go on with.
         if "recorded" in saved and self.global_rank == 0:
             self.recorded.load_state_dict(saved["recorded"])
+        self._reported = saved.get("reported", {})
         self._written_at = saved.get("written_at", 0)
         self.latest_return = saved.get("latest_return")
         self._saved_event_files = saved.get("event_files", [])
         self._saved_optimizers = saved.get("optimizers")
+
+    def _reported_scores(self) -> dict[str, float]:
+        """Return what callbacks find of the last evaluation, averaged over the ranks."""
+        metrics = self.trainer.callback_metrics
+        return {tag: float(value) for tag, value in metrics.items() if tag.startswith("eval/")}
 
     def _optimizer_names(self) -> list[str]:
         kinds = (type(optimizer) for optimizer in self.trainer.optimizers)

@@ -214,9 +214,10 @@ class PPO(Agent):
         return self.actor_critic.policy_network(self.actor_critic.normalize(observation))
 
     def named_layers(self) -> dict[str, nn.Module]:
-        """Layers named from the two networks down; the policy's free standard deviation is no layer."""
+        """Layers named from the two networks down; the policy's free standard deviation is one, `log_std`."""
         layers = named_layers(self.actor_critic)
-        return {name: layer for name, layer in layers.items() if layer is not self.actor_critic}
+        # It belongs to the whole, which owns nothing else directly.
+        return {"log_std" if layer is self.actor_critic else name: layer for name, layer in layers.items()}
 
     # -- acting ------------------------------------------------------------------------------------------
 

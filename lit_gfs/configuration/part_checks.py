@@ -7,6 +7,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    BatchSizeFinder,
     EarlyStopping,
     LambdaCallback,
     LearningRateFinder,
@@ -18,7 +21,7 @@ from torch import nn
 from torch.optim import SparseAdam
 
 from lit_gfs.agents.learner import Learner
-from lit_gfs.configuration.config_trust import is_trusted
+from lit_gfs.configuration.config_trust import is_by_default, is_trusted
 from lit_gfs.configuration.named_classes import NamedClass, named_classes
 from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.errors import UserError, nearest
@@ -26,6 +29,9 @@ from lit_gfs.machine import require_memory
 from lit_gfs.networks import Encoder, Trunk
 
 _UNUSABLE = {
+    BackboneFinetuning: "needs an attribute backbone of the model; expected none of its kind",
+    BaseFinetuning: "is not finished; expected none of its kind",
+    BatchSizeFinder: "needs a batch size that may change while training; expected none of its kind",
     LearningRateFinder: "needs an attribute lr of the model; set model.optimizer.lr",
     StochasticWeightAveraging: "needs a model that can be copied; expected none of its kind",
     WeightAveraging: "needs a model that can be copied; expected none of its kind",
@@ -47,7 +53,7 @@ def check_parts(config: Namespace) -> None:
     for part in parts:
         place = part.place.removesuffix(".")
         path = f"{part.cls.__module__}.{part.cls.__qualname__}"
-        if reason := _UNUSABLE.get(part.cls):
+        if reason := _reason_against(part.cls):
             raise UserError(f"{place} is {path!r}, which {reason}")
         if inspect.isclass(part.cls) and issubclass(part.cls, Trunk | Encoder) and _is_unfinished(part.cls):
             example = "PlainTrunk" if issubclass(part.cls, Trunk) else "VectorEncoder or NatureCNN"
@@ -62,6 +68,13 @@ def check_parts(config: Namespace) -> None:
         require_memory(f"eval_episodes {episodes}", _EPISODE_BYTES * episodes)
     if model is not None:
         _check_monitors(model.cls, [part for part in parts if part.place.startswith("trainer.callbacks.")])
+
+
+def _reason_against(cls: Any) -> str | None:
+    """Say why a class of a library, or one of the same library that is based on it, cannot be used."""
+    if not inspect.isclass(cls) or not is_by_default(cls.__module__):
+        return None
+    return next((_UNUSABLE[base] for base in cls.__mro__ if base in _UNUSABLE), None)
 
 
 def _is_unfinished(cls: type[nn.Module]) -> bool:

@@ -257,6 +257,26 @@ class PathNetwork(TorchFunctionMode):
         return constant**2 if isinstance(constant, (int, float)) else constant
 
 
+def modules_run(
+    module: nn.Module, example_input: Any, factors: Mapping[nn.Parameter, Tensor]
+) -> tuple[set[nn.Module], set[nn.Parameter]]:
+    """Find which modules a module's forward calls, and which weights it reads.
+
+    Args:
+        module: Any module; nothing of it changes.
+        example_input: What its forward takes.
+        factors: The weights to look for, each with a factor of 1.
+    """
+    called: set[nn.Module] = set()
+    handles = [each.register_forward_pre_hook(lambda m, _: called.add(m)) for each in module.modules()]
+    try:
+        network = PathNetwork(factors).run(module, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called, {reading.weight for reading in network.readings}
+
+
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, then each of its submodules back into the mode it was in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Container
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.init.mirrored import can_mirror, mirror_
+from lit_gfs.init.path_network import modules_run
 from lit_gfs.init.paths import LAYERS, Chain, Paths, branch_scales, layer_weights, measure_paths
+from lit_gfs.init.plain_weights import plain_weights
 from lit_gfs.networks.heads import LinearHead
 from lit_gfs.networks.trunks import MultiSkipTrunk
 
@@ -29,6 +32,8 @@ class PathReport(NamedTuple):
     """The factor on the weight of each optional layer that was scaled."""
     mirrored: list[str]
     """The layers whose output is mirrored."""
+    left_alone: dict[str, str]
+    """The trainable layers whose weights are as they were, each with the reason."""
 
 
 @torch.no_grad()
@@ -59,8 +64,11 @@ def path_sensitive_(
       All that normalizations hide the scale of is one such chain: there a gradient is the smaller the larger
       the weights are.
 
-    The last layers come after that, with gains of their own. Frozen parameters stay as they are, shared ones
-    are initialized once. Weights are drawn on the CPU, from torch's global generator.
+    The last layers come after that, with gains of their own. Frozen parameters stay as they are, and so do
+    layers that forward does not run, such as a GAN's discriminator; shared ones are initialized once. A
+    parametrized weight is set through its parametrization's ``right_inverse``, and without one the layer
+    stays as it is; spectral normalization hides the scale. Weights are drawn on the CPU, from torch's global
+    generator.
 
     Args:
         module: Any module of linear and convolutional layers, activations, normalizations, sums, products,
@@ -85,14 +93,38 @@ def path_sensitive_(
         raise UserError(f"mirrored is {mirrored!r}; expected True, False or 'auto'")
     if growth <= 1:
         raise UserError(f"growth is {growth}; expected a number above 1")
+    with plain_weights(module, LAYERS) as fixed:
+        return _initialize_(module, example_input, fixed, mirrored, head_gain, growth)
+
+
+def _initialize_(
+    module: nn.Module,
+    example_input: Any,
+    fixed: set[nn.Parameter],
+    mirrored: bool | Literal["auto"],
+    head_gain: float,
+    growth: float,
+) -> PathReport:
     all_names = layer_weights(module)
     names = {weight: name for weight, name in all_names.items() if weight.requires_grad}
+    computed = {layer: name for name, layer in module.named_modules() if _is_computed(layer)}
+    left_alone = dict.fromkeys(computed.values(), "the weight is computed of other parameters")
+    left_alone |= {all_names[weight]: "its parametrization has no inverse" for weight in fixed}
+    if names:
+        ones = {weight: torch.ones((), dtype=torch.float64, device=weight.device) for weight in all_names}
+        run, read = modules_run(module, example_input, ones)
+        left_alone |= {name: "forward does not run it" for w, name in names.items() if w not in read}
+        names = {weight: name for weight, name in names.items() if weight in read}
     if not names:
+        reasons = (
+            f" ({'; '.join(f'{name}: {why}' for name, why in left_alone.items())})" if left_alone else ""
+        )
         raise UserError(
             f"{type(module).__name__} has no layer to initialize: expected at least one linear or "
-            "convolutional layer with a trainable weight"
+            f"convolutional layer with a trainable weight{reasons}"
         )
-    _start_(module, names)
+    alone = computed.keys() | {each for each in module.modules() if _has_one_of(fixed, each)}
+    _start_(module, names, run - alone)
     paths = measure_paths(module, example_input)
     scales = branch_scales(module, example_input, paths, growth)
     heads = {origin.weight: head_gain for origin in paths.outputs if origin and origin.activation is None}
@@ -111,13 +143,27 @@ def path_sensitive_(
         shares={name: paths.shares[weight] for weight, name in names.items()},
         branch_scales={name: scales[weight] for weight, name in names.items() if weight in scales},
         mirrored=mirrored_names,
+        left_alone=left_alone,
     )
 
 
-def _start_(module: nn.Module, names: dict[nn.Parameter, str]) -> None:
+def _has_one_of(weights: Container[nn.Parameter], layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight in weights
+
+
+def _is_computed(layer: nn.Module) -> bool:
+    """Whether a layer's weight is no parameter, as older functions than parametrizations make it."""
+    return isinstance(layer, LAYERS) and not isinstance(layer.weight, nn.Parameter)
+
+
+def _start_(module: nn.Module, names: dict[nn.Parameter, str], run: set[nn.Module]) -> None:
     for weight in names:
         _orthogonal_(weight, _GAIN)
     for layer in module.modules():
+        # Some networks use a layer's weight without calling the layer.
+        if layer not in run and not _has_one_of(names, layer):
+            continue
         owned = {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
         if isinstance(layer, _NORMS) and "weight" in owned:
             nn.init.ones_(owned["weight"])

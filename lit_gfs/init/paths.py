@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.init.path_network import End, Origin, PathNetwork, Reading
+from lit_gfs.init.plain_weights import plain_weights
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers whose paths are measured."""
@@ -82,9 +83,10 @@ def path_shares(module: nn.Module, example_input: Any) -> dict[str, float]:
     Raises:
         UserError: If the forward does not run on path energies.
     """
-    names = layer_weights(module)
-    shares = measure_paths(module, example_input).shares
-    return {name: shares[weight] for weight, name in names.items()}
+    with plain_weights(module, LAYERS):
+        names = layer_weights(module)
+        shares = measure_paths(module, example_input).shares
+        return {name: shares[weight] for weight, name in names.items()}
 
 
 @torch.enable_grad()

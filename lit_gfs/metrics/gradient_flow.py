@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lit_gfs.networks.layers import own_parameters
+
 LayerParameters = Mapping[str, Sequence[nn.Parameter]]
 LayerGradients = Mapping[str, Sequence[Tensor | None]]
 
@@ -34,7 +36,7 @@ def parameters_by_layer(
     seen: set[int] = set()
     owned: dict[str, list[nn.Parameter]] = {}
     for name, layer in layers.items():
-        for parameter in layer.parameters(recurse=False):
+        for parameter in own_parameters(layer):
             kept = parameter.requires_grad and (wanted is None or id(parameter) in wanted)
             if kept and id(parameter) not in seen:
                 seen.add(id(parameter))

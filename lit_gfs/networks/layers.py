@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+
+def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """List the parameters that a module owns directly, with those that its own are computed of.
+
+    Args:
+        module: Any module. Where its weight is parametrized (weight or spectral normalization ...), what the
+            weight is made of belongs to it, although other modules hold it.
+    """
+    yield from module.parameters(recurse=False)
+    if is_parametrized(module):
+        yield from cast(nn.ModuleDict, module.parametrizations).parameters()
 
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
@@ -10,7 +26,8 @@ def named_layers(module: nn.Module) -> dict[str, nn.Module]:
 
     A layer is a Linear, a convolution, a normalization and so on, its weight and bias together; containers
     are not layers. Frozen layers (a target network) are left out, and so is a module whose parameters all
-    belong to layers before it: what is shared is listed once, under its first name.
+    belong to layers before it: what is shared is listed once, under its first name. A layer whose weight is
+    parametrized is one layer.
 
     Args:
         module: Any module, not only the networks of this package.
@@ -22,7 +39,7 @@ def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     seen: set[nn.Parameter] = set()
     layers: dict[str, nn.Module] = {}
     for name, child in module.named_modules():
-        owned = [p for p in child.parameters(recurse=False) if p.requires_grad and p not in seen]
+        owned = [p for p in own_parameters(child) if p.requires_grad and p not in seen]
         if owned:
             layers[name or type(module).__name__] = child
             seen.update(owned)

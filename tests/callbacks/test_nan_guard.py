@@ -464,7 +464,7 @@ def test_what_is_read_late_is_accounted_for_in_order() -> None:
     for at, (loss, first, middle) in enumerate(
         [(0, 0, 0), (0, 1, 0), (0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 1, 1)]
     ):
-        guard._unread.append(Step(at, parameters, torch.tensor([loss, first, middle]).bool()))
+        guard._skipper.unread.append(Step(at, parameters, torch.tensor([loss, first, middle]).bool()))
     checkpoint: dict[str, Any] = {"callbacks": {}}
     trainer: Any = SimpleNamespace(global_step=6)
 

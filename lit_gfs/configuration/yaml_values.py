@@ -1,0 +1,23 @@
+"""Values that YAML has no word for, and that classes have as defaults: written as a parser reads it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import Enum
+from pathlib import PurePath
+
+import yaml
+
+
+def _represent_enum(dumper: yaml.SafeDumper, value: Enum) -> yaml.Node:
+    # A parser takes members of plain enums by their names; those that are strings as well, by their values.
+    return dumper.represent_data(value.value if isinstance(value, str) else value.name)
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: PurePath | timedelta) -> yaml.Node:
+    return dumper.represent_str(str(value))
+
+
+yaml.SafeDumper.add_multi_representer(Enum, _represent_enum)
+yaml.SafeDumper.add_multi_representer(PurePath, _represent_text)
+yaml.SafeDumper.add_multi_representer(timedelta, _represent_text)
