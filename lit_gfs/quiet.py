@@ -49,6 +49,8 @@ LOG_LINES: dict[str, tuple[str, ...]] = {
         r"💡 Tip: ",  # advertises Lightning's hosted products
         # What hardware there is. That a GPU is left unused is a warning of its own, and stays.
         r"(GPU|TPU|IPU|HPU) available: ",
+        # How precisely it multiplies matrices is nothing that a configuration can change.
+        r"You are using a CUDA device \(",
         r"-+\ndistributed_backend=",  # how many processes there are, in a frame
         r"`Trainer\.fit` stopped: `max_epochs=",  # a run of so many epochs has ended as it should
     ),

@@ -17,9 +17,10 @@ from lightning.pytorch import Trainer
 
 from fakes import CountingEnv
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell has what it starts in the background ignore Ctrl-C; what is tested here heeds it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell starts in the background, or under nohup, ignores these; what is tested here heeds them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,6 @@ OPTIONS: list[tuple[str, str]] = [
     ("--data.env_id=", r"unknown environment ''"),
     ("--data.env_id=ALE/Breakuot-v5", r"'ALE/Breakuot-v5'.*'ALE/Breakout-v5'"),
     ("--data.env_id=dm_control/cheeta-run-v0", r"cheeta-run.*cheetah-run"),
-    ("--data.env_id=Blackjack-v1", r"'Blackjack-v1' has observations of type Tuple; expected Box"),
     ("--data.env_id=[a]", r"data.env_id is \"\['a'\]\"; expected str"),
     ("--data.env_id=null", r"data.env_id has no value; expected one"),
     ("--data.env_id=evil:CartPole-v1", r"data.env_id is 'evil:CartPole-v1', .* --trust evil"),

@@ -295,7 +295,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_newest_intact_checkpoint(tmp_path: Path) -> None:
     # Where nothing can be mounted, a limit to the size of files stands in, of what is written in the end.
     (tmp_path / "runs").mkdir()
-    with full_disk(tmp_path / "runs", 200 << 10) as mounted:
+    with full_disk(tmp_path / "runs", 290 << 10) as mounted:
         ended = run([*PPO, options("none", 0, 0)], tmp_path, None if mounted else small_files)
 
         assert ended.status == 5
@@ -303,7 +303,7 @@ def test_a_full_disk_leaves_the_newest_intact_checkpoint(tmp_path: Path) -> None
         assert reason in one_line(ended)
         checkpoints = list((tmp_path / RUN).glob("*.ckpt"))
         assert all(is_intact(path) for path in checkpoints)
-        # There was room for one, and not for a second.
+        # There was room for the best and the last, and not for another.
         assert bool(checkpoints) == mounted
         assert ("to go on: python -m lit_gfs fit --ckpt_path" in one_line(ended)) == mounted
         assert list((tmp_path / RUN).glob(f"*{PARTIAL}")) == []

@@ -22,7 +22,7 @@ from lit_gfs.configuration.config_trust import trusted_packages
 from lit_gfs.envs.base import Misconduct
 from lit_gfs.envs.serial import SerialEnv
 from lit_gfs.envs.spaces import ImageAxes, read_action, read_observation
-from lit_gfs.errors import UserError, in_one_line
+from lit_gfs.errors import UserError, in_one_line, nearest
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 # Pictures are drawn off screen: there is no window system to look for, or to complain about.
@@ -51,12 +51,17 @@ def is_registered(env_id: str) -> bool:
         UserError: If a module cannot be imported.
     """
     module, _, name = env_id.rpartition(":")
+    missing = ""
     for package in [module] if module else trusted_packages():
         if module or name not in gymnasium.registry:
             try:
                 _register_from(package, name)
             except ImportError as error:
-                raise UserError(f"{package!r} cannot be imported, for {env_id!r}: {error}") from error
+                missing = f"{package!r} cannot be imported, for {env_id!r}: {error}"
+                if module:
+                    raise UserError(missing) from error
+    if missing and name not in gymnasium.registry:
+        raise UserError(f"unknown environment {env_id!r}{nearest(env_id, gymnasium_ids())}; {missing}")
     return name in gymnasium.registry
 
 

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import UserError
+from lit_gfs.formats import relative_path
 from lit_gfs.ranks import is_first_process
 from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.runs.event_files import wait_for_a_later_name
@@ -161,6 +162,9 @@ class RunDirectory:
             # The run goes on here: its configuration is that of the whole run, not of its last part.
             config = config.clone()
             config.ckpt_path = None
+        elif config.ckpt_path is not None:
+            config = config.clone()
+            config.ckpt_path = relative_path(config.ckpt_path)
         text = parser.dump(config, skip_none=False, skip_validation=True)
         with replacing_text(directory / CONFIG_NAME) as file:
             file.write(CONFIG_HEADER + job_line(self.arguments) + text)
