@@ -70,6 +70,7 @@ from lit_gfs.formats import format_return, relative_path
 from lit_gfs.heap import ReleaseFreedMemory, keep_freed_memory
 from lit_gfs.lasting_output import outlasting_readers
 from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
+from lit_gfs.plain_warnings import plain_warnings
 from lit_gfs.ranks import is_first_process
 from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
 from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
@@ -425,7 +426,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 2 after a user's mistake, told in one line on stderr; with another one after a
             run that a fault or a signal ended, and a study that was stopped or of which a run failed.
     """
-    with outlasting_readers(), keeping_working_directory():
+    with outlasting_readers(), keeping_working_directory(), plain_warnings():
         _main(sys.argv[1:] if args is None else args)
 
 

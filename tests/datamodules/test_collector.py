@@ -379,3 +379,29 @@ def test_checkpoints_at_one_step_count_draw_differently(updates: int, alike: boo
     experience.request_barrier()
     experience.pass_barrier(updates)
     assert torch.rand(3).equal(drawn) == alike
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+def test_barriers_that_cut_many_episodes_are_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, cuts: bool
+) -> None:
+    env = make_env("Acrobot-v1", 3, seed=0, max_episode_steps=7)
+    monkeypatch.setattr(type(env), "is_repeatable", False)
+    agent = make_agent(PPO, env)
+    agent.announce_objective_shift = lambda reason: None  # type: ignore[method-assign]
+    experience = Experience(env, agent, 7 if cuts else 70, 0, rank=0, world_size=1, precision=nullcontext)
+    told: list[str] = []
+    monkeypatch.setattr("lit_gfs.datamodules.experience.rank_zero_warn", told.append)
+
+    for _ in range(2):
+        experience.pass_barrier(0)
+        experience.collect()
+        if cuts:
+            experience.collect(steps=3)
+        assert experience.state_dict() == {}
+    experience.pass_barrier(0)
+
+    expected = (
+        "checkpoints have cut 3 of 6 episodes of Acrobot-v1; a larger data.checkpoint_every leaves them"
+    )
+    assert [line.startswith(expected) for line in told] == [True] * cuts

@@ -38,3 +38,13 @@ def test_frames_of_the_first_environment_are_handed_over_until_the_last_episode_
     run_episodes(Filming([3]), POLICY, 2, on_frame=frames.append)
 
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 4])
+def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(episodes: int) -> None:
+    played = run_episodes(CountingEnv([3, 10**9]), POLICY, episodes, limit=10)
+
+    lengths = [(3, 10)[index % 2] for index in range(episodes)]
+    assert played["episode_length"].tolist() == lengths
+    assert played["episode_return"].tolist() == [length * (length + 1) / 2 for length in lengths]
+    assert played["cut"].tolist() == [length == 10 for length in lengths]
