@@ -149,8 +149,7 @@ class StepProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() >= self._next_refresh:
-            self._refresh()
+        self._refresh_if_due()
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,9 +157,14 @@ class StepProgressBar(ProgressBar):
             self._pace.record(count_steps(trainer)[0], time.monotonic())
             self._pace.pause(time.monotonic())
             self._evaluating = True
-            # No hook runs during an evaluation that is one batch: this is the time to say what is going on.
-            if isinstance(self._display, _TerminalDisplay) or time.monotonic() >= self._next_refresh:
+            # No hook runs during an evaluation that is one batch: a datamodule that has steps in it calls.
+            datamodule = getattr(trainer, "datamodule", None)
+            if hasattr(datamodule, "while_evaluating"):
+                datamodule.while_evaluating = self._refresh_if_due
+            if isinstance(self._display, _TerminalDisplay):
                 self._refresh()
+            else:
+                self._refresh_if_due()
         elif trainer.state.fn == TrainerFn.VALIDATING:
             self._announce_evaluation()
 
@@ -201,6 +205,10 @@ class StepProgressBar(ProgressBar):
 
     def _description(self) -> str:
         return run_description(self.trainer) if self.description is None else self.description
+
+    def _refresh_if_due(self) -> None:
+        if time.monotonic() >= self._next_refresh:
+            self._refresh()
 
     def _refresh(self) -> None:
         now = time.monotonic()

@@ -147,6 +147,8 @@ class EnvDataModule(LightningDataModule):
         self.experience: Experience | None = None
         self._watchdog = None if step_timeout is None else Watchdog(step_timeout, self._give_up)
         self._interrupted = False
+        self.while_evaluating: Callable[[], None] = lambda: None
+        """Called before each step of an evaluation, which no hook of Lightning's runs in."""
         self._evaluation_env: EnvBase | None = None
         self._restored_steps = 0
         self._restored_experience: dict[str, Any] = {}
@@ -384,7 +386,7 @@ class EnvDataModule(LightningDataModule):
                     episodes,
                     agent.device,
                     None if frames is None else frames.append,
-                    self._raise_if_interrupted,
+                    self._before_evaluation_step,
                     self.eval_step_limit,
                 )
             except EnvironmentFault as fault:
@@ -396,6 +398,10 @@ class EnvDataModule(LightningDataModule):
     def interrupt(self) -> None:
         """Have an evaluation, or the next piece of experience, end the run with a ``SIGTERMException``."""
         self._interrupted = True
+
+    def _before_evaluation_step(self) -> None:
+        self._raise_if_interrupted()
+        self.while_evaluating()
 
     def _raise_if_interrupted(self) -> None:
         if self._interrupted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -54,6 +55,9 @@ def run(arguments: list[str], directory: Path, setup: Any = None) -> Ended:
 
 def _main(commands: list[list[str]], directory: Path, setup: Any) -> None:
     os.chdir(directory)
+    # A study may have begun the server that this process is forked from, with these ignored.
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
     for stream, name, descriptor in ((sys.stdout, "out.txt", 1), (sys.stderr, "err.txt", 2)):
         stream.flush()
         with (directory / name).open("wb") as file:

@@ -67,6 +67,25 @@ def test_two_processes_count_together_and_learn_alike(
     assert not torch.equal(first["observations"], second["observations"])
 
 
+@pytest.mark.parametrize("agent", [DQN, PPO, PQN])
+def test_two_processes_end_with_the_vector_step_that_reaches_the_runs_steps(
+    agent: Any, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"num_envs": 3, "total_steps": 101, "eval_every": 1000, "eval_episodes": 2}
+    torch.manual_seed(0)
+    data: Any
+    if agent is DQN:
+        data = ReplayDataModule("CartPole-v1", learning_starts=20, batch_size=8, seed=1, **arguments)
+    else:
+        data = RolloutDataModule("CartPole-v1", rollout_steps=8, epochs=1, minibatches=2, seed=1, **arguments)
+
+    make_trainer(strategy="ddp_fork", devices=2, callbacks=[Report(tmp_path)]).fit(agent(data.env_spec), data)
+
+    for rank in (0, 1):
+        report = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert report["env_steps"] == 102  # six environments step at once
+
+
 class Evaluations(Callback):
     """Writes what each process made of every evaluation, and what it was told of it."""
 

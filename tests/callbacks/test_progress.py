@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from accelerator import ACCELERATOR
+from lit_gfs.agents import PPO
 from lit_gfs.callbacks import progress
 from lit_gfs.callbacks.progress import StepProgressBar
 from lit_gfs.callbacks.progress_line import Pace, ProgressLine
+from lit_gfs.datamodules import RolloutDataModule
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -386,3 +388,18 @@ def test_a_batch_without_refresh_costs_a_comparison(
 
     fit(bar, DQN(measure), Counting(), limit_val_batches=0)
     assert costs[0] < 3e-6
+
+
+def test_a_long_evaluation_is_told_of_while_it_lasts(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lit_gfs.callbacks.progress._PlainDisplay.seconds_between", 0.0)
+    data = RolloutDataModule(
+        "Acrobot-v1", num_envs=1, rollout_steps=8, total_steps=8, eval_episodes=1, eval_step_limit=20
+    )
+    options = {"enable_progress_bar": True, "callbacks": [StepProgressBar()]}
+
+    make_trainer(**options).fit(PPO(data.env_spec), data)
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if "evaluating" in line]
+    assert len(lines) >= 20
