@@ -42,7 +42,7 @@ LEARNERS = {
     ],
 }
 MORE = {"classifier": ["--data.epochs=6"]}
-"""What a run is made longer by; otherwise by steps."""
+"""The options that make a run longer, where that is not its number of steps."""
 SUITES = {
     "cartpole": ["--data.env_id=CartPole-v1"],
     "acrobot": ["--data.env_id=Acrobot-v1", "--data.env_options={max_episode_steps: 40}"],

@@ -319,9 +319,14 @@ class ReplayDataModule(EnvDataModule):
         if state is None:
             return
         if "replay" not in state:
+            because = (
+                "it is for evaluating"
+                if "is_for_evaluating" in state
+                else "no ModelCheckpoint said where to write them"
+            )
             rank_zero_warn(
-                "the checkpoint holds no transitions, as no ModelCheckpoint said where to write them; "
-                f"the run first collects learning_starts {self.learning_starts} steps"
+                f"the checkpoint holds no transitions, as {because}; the run first collects "
+                f"learning_starts {self.learning_starts} steps"
             )
             return
         trainer = cast(Any, self.trainer)

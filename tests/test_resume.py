@@ -276,6 +276,27 @@ def test_a_checkpoint_says_nothing_about_files_elsewhere(name: str) -> None:
     assert Path("precious.ckpt").read_text() == "mine"
 
 
+def test_the_best_checkpoint_is_for_evaluating_and_gone_on_from_only_by_its_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    state = read_sealed(run / "best.ckpt")["ReplayDataModule"]
+    assert state["is_for_evaluating"]
+    assert not {"experience", "replay"} & state.keys()
+    for name in ("last.ckpt", "previous.ckpt"):
+        (run / name).unlink()
+
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--ckpt_path", str(run)])
+    assert ended.value.code == 2
+    assert "best.ckpt is for evaluating" in capsys.readouterr().err
+    main(["validate", "--ckpt_path", str(run)])
+
+    with pytest.warns(UserWarning, match="no transitions, as it is for evaluating; the run first collects"):
+        main(["fit", "--ckpt_path", str(run / "best.ckpt"), "--data.total_steps=640"])
+    assert read_sealed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 640
+
+
 @pytest.mark.parametrize("change", ["--data.num_envs=3", "--data.buffer_size=99", "--model.trunk.width=8"])
 def test_a_resume_that_is_refused_leaves_no_file(change: str) -> None:
     run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)

@@ -167,7 +167,7 @@ class Companions:
         return None if rank == self._trainer.global_rank else self._with_status(status)
 
     def _with_status(self, status: int) -> OtherProcessFailed:
-        # A signal to another process alone is told by the first one, as are those to all of them.
+        # The first process tells of a signal to another one alone, as it does of one to all of them.
         if status > 128 and self._trainer.is_global_zero:
             return OtherProcessFailed(status, f"stopped by {signal.Signals(status - 128).name}")
         return OtherProcessFailed(status)
