@@ -158,7 +158,7 @@ class StepProgressBar(ProgressBar):
             self._pace.pause(time.monotonic())
             self._evaluating = True
             # No hook runs during an evaluation that is one batch: a datamodule that has steps in it calls.
-            datamodule = getattr(trainer, "datamodule", None)
+            datamodule: Any = getattr(trainer, "datamodule", None)
             if hasattr(datamodule, "while_evaluating"):
                 datamodule.while_evaluating = self._refresh_if_due
             if isinstance(self._display, _TerminalDisplay):
