@@ -114,7 +114,9 @@ def test_a_few_lines_are_no_speed(beside: ModuleType, count: int) -> None:
 def test_a_script_runs_with_its_options_until_the_time_is_over(
     beside: ModuleType, clone: Path, clock: str
 ) -> None:
-    known = beside.run_script(arguments(clone, script="dqn", clock=clock, their_option=["buffer-size=50"]))
+    # Long enough for a few segments of processor time, of which the script takes next to none.
+    options = {"clock": clock, "seconds": 1.5, "their_option": ["buffer-size=50"]}
+    known = beside.run_script(arguments(clone, script="dqn", **options))
 
     run = told(clone, "dqn")
     assert run["options"] == ["--no-cuda", "--learning-starts=1000", "--start-e=0.05", "--buffer-size=50"]
