@@ -25,7 +25,7 @@ from lit_gfs.agents import DQN, PPO, Agent
 from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import make_env
 from lit_gfs.envs.gymnasium import is_natively_batched, quietly
-from lit_gfs.losses import gaussian_entropy, gaussian_log_prob
+from lit_gfs.functional.losses import gaussian_entropy, gaussian_log_prob
 
 Clock = Callable[[], float]
 Work = Callable[[], Any]

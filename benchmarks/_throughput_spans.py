@@ -15,8 +15,8 @@ from unittest import mock
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer import call
 
-from lit_gfs.datamodules.experience import Experience
-from lit_gfs.policy import Policy
+from lit_gfs.collectors.env_runner import Experience
+from lit_gfs.collectors.policy import Policy
 
 BASE = "lightning"
 """What no inner span accounts for: Lightning's loop."""

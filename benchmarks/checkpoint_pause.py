@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from replay_memory import make_noise
 
-from lit_gfs.datamodules.frame_storage import FrameStackStorage
-from lit_gfs.runs.replay_pieces import ReplayPieces
-from lit_gfs.runs.sealed import read_sealed, write_sealed
+from lit_gfs.buffers.frame_stacks import FrameStackStorage
+from lit_gfs.buffers.shards import ReplayPieces
+from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
 
 
 def write_checkpoint(pieces: ReplayPieces, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:

@@ -5,7 +5,7 @@ turns within one run on one thread, so that a busy machine slows all of them. Wh
 time, which goes on while it runs only:
 
 - bare: the simulator and the policy's function in a loop that keeps nothing;
-- direct: `lit_gfs.datamodules.collector.DirectCollector`;
+- direct: `lit_gfs.collectors.direct.DirectCollector`;
 - torchrl: `torchrl.collectors.Collector`.
 
     python benchmarks/collector.py --seconds 20 --json collector.json
@@ -32,10 +32,10 @@ from torch import Tensor
 from torchrl.collectors import Collector
 
 from lit_gfs.agents import PPO
-from lit_gfs.datamodules.collector import DirectCollector
+from lit_gfs.collectors.direct import DirectCollector
+from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
-from lit_gfs.policy import Policy
 
 Turn = Callable[[], object]
 """Takes the vector steps of one turn."""

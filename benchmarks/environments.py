@@ -2,7 +2,7 @@
 
 Every ratio compares two ways that take turns within one run, so that a busy machine slows both. The policy is
 the same everywhere: actions drawn beforehand, so that neither side pays for a network. The last comparison is
-of the same environments under `lit_gfs.datamodules.collector.DirectCollector`, as in training.
+of the same environments under `lit_gfs.collectors.direct.DirectCollector`, as in training.
 
     python benchmarks/environments.py --seconds 20 --json environments.json
 """
@@ -29,9 +29,9 @@ from torchrl.collectors import Collector
 from torchrl.data import TensorSpec
 from torchrl.envs import EnvBase
 
-from lit_gfs.datamodules.collector import DirectCollector
+from lit_gfs.collectors.direct import DirectCollector
+from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import make_env
-from lit_gfs.policy import Policy
 
 Advance = Callable[[], int]
 """Takes some environment steps and says how many."""

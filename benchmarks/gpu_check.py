@@ -178,8 +178,8 @@ def live(row: Row, directory: str) -> None:
             os.dup2(file.fileno(), descriptor)
     import torch
 
-    from lit_gfs.cli import main
-    from lit_gfs.runs.sealed import read_sealed
+    from lit_gfs.main import main
+    from lit_gfs.utils.checksummed_files import read_sealed
 
     torch.set_num_threads(1)
     reached = []

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lit_gfs.optim import Kron
-from lit_gfs.seeding import derive_seed
+from lit_gfs.utils.seeding import derive_seed
 
 INPUTS, OUTPUTS = 64, 6
 UPDATE_SHARE = 0.03  # of the steps, from step 4,000 on

@@ -18,8 +18,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.optim import Adam
 
+from lit_gfs.agents.classifier import Classifier
 from lit_gfs.callbacks import GradientNormalization, TemporalGradientClipping
-from lit_gfs.classifier import Classifier
 from lit_gfs.datamodules import LabelShuffleDataModule
 from lit_gfs.networks import PlainTrunk
 

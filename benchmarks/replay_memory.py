@@ -23,7 +23,7 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from tensordict import TensorDict
 
-from lit_gfs.datamodules.frame_storage import frame_replay_buffer
+from lit_gfs.buffers.frame_stacks import frame_replay_buffer
 
 STACK = 4
 

@@ -39,7 +39,7 @@ from lit_gfs.callbacks import (
 )
 from lit_gfs.envs import EnvSpec
 from lit_gfs.networks import PlainTrunk
-from lit_gfs.quiet import silence_library_noise
+from lit_gfs.utils.library_noise import silence_library_noise
 
 ACTIONS = 6
 WARMUP = 6  # steps that are not counted, an even number

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
-from lit_gfs.callbacks.protocol import trained_parameters, write_scalars
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.curvature import hutchinson_trace, largest_eigenvalue, loss_gradients
+from lit_gfs.metrics.module_protocol import trained_parameters, write_scalars
 
 
 class CurvatureMonitor(Callback):

@@ -20,9 +20,9 @@ from typing_extensions import override
 from lit_gfs.errors import EnvironmentFault, RunStopped, TrainingDiverged
 from lit_gfs.runs.checkpoint_io import last_checkpoint
 from lit_gfs.runs.checkpoints import newest_intact
-from lit_gfs.runs.endings import keep_traceback, resume_advice
-from lit_gfs.runs.sealed import UnwritableFile
-from lit_gfs.stop_signals import unclaimed_signals
+from lit_gfs.runs.exit_status import keep_traceback, resume_advice
+from lit_gfs.utils.checksummed_files import UnwritableFile
+from lit_gfs.utils.stop_signals import unclaimed_signals
 
 
 class GracefulStop(Callback):

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lit_gfs.callbacks.gradient_probe import GradientProbe, probes_for
-from lit_gfs.callbacks.norm_history import NormHistory
-from lit_gfs.callbacks.protocol import layers_of, write_scalars, x_axis
-from lit_gfs.callbacks.step_guard import unscale_gradients
-from lit_gfs.callbacks.step_witness import StepWitness
 from lit_gfs.errors import UserError
+from lit_gfs.gradients.step_guard import unscale_gradients
+from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
+from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
+from lit_gfs.metrics.module_protocol import layers_of, write_scalars, x_axis
+from lit_gfs.metrics.norm_history import NormHistory
 
 _ROUNDING = 1e-5
 """Two norms of one gradient may differ by as much, relatively."""

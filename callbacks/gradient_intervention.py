@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_gfs.callbacks.nan_guard import NaNGuard
-from lit_gfs.callbacks.optimizer_part import OptimizerPart
-from lit_gfs.callbacks.protocol import is_log_step, layers_of, trained_parameters, write_scalars
-from lit_gfs.callbacks.step_guard import forget_skip, require_whole_gradients, unscale_gradients
-from lit_gfs.callbacks.step_skipper import MOST_UNREAD, StepSkipper
-from lit_gfs.callbacks.step_witness import StepWitness
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import LayerwiseScaling
+from lit_gfs.gradients.optimizer_part import OptimizerPart
+from lit_gfs.gradients.step_guard import forget_skip, require_whole_gradients, unscale_gradients
+from lit_gfs.gradients.step_skipper import MOST_UNREAD, StepSkipper
+from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
+from lit_gfs.metrics.module_protocol import is_log_step, layers_of, trained_parameters, write_scalars
 
 
 class GradientIntervention(Callback):

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 from typing_extensions import override
 
-from lit_gfs.callbacks.protocol import write_scalars
-from lit_gfs.callbacks.skipped_steps import listed
 from lit_gfs.errors import UserError
+from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.init import PathReport, path_sensitive_
+from lit_gfs.metrics.module_protocol import write_scalars
 
 
 class PathSensitiveInit(Callback):

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.live import Live
 from typing_extensions import override
 
-from lit_gfs.callbacks.progress_line import Pace, ProgressLine
-from lit_gfs.callbacks.protocol import score_tag
+from lit_gfs.metrics.module_protocol import score_tag
+from lit_gfs.utils.progress_line import Pace, ProgressLine
 
 REFRESH_SECONDS = 0.2
 PLAIN_LINE_SECONDS = 10.0

@@ -16,10 +16,10 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lit_gfs.action_distributions import logits_by_part
-from lit_gfs.callbacks.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
-from lit_gfs.callbacks.protocol import write_scalars
 from lit_gfs.errors import UserError, require_between
+from lit_gfs.functional.action_distributions import logits_by_part
+from lit_gfs.metrics.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
+from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.metrics.representation import (
     dormant_share,
     effective_rank,

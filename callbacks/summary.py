@@ -19,9 +19,9 @@ from rich.text import Text
 from typing_extensions import override
 
 from lit_gfs.callbacks.progress import StepProgressBar, count_steps, counts_env_steps, run_description
-from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.errors import OtherProcessFailed
-from lit_gfs.formats import format_duration, format_rate, format_return, relative_path
+from lit_gfs.metrics.module_protocol import score_tag
+from lit_gfs.utils.formats import format_duration, format_rate, format_return, relative_path
 
 MAX_COLUMNS = 90
 STATUS_STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}

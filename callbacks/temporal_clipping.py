@@ -24,7 +24,7 @@ class TemporalGradientClipping(GradientIntervention):
     itself changes (a DQN's target network is synchronized, a PPO or PQN collects a new rollout, labels are
     shuffled) the statistics are re-opened, so that a legitimate jump is not mistaken for a spike. Our agents
     and `LabelShuffleDataModule` announce it; any LightningModule or datamodule can, with
-    `lit_gfs.objective_shift.announce_objective_shift`.
+    `lit_gfs.gradients.objective_shift.announce_objective_shift`.
 
     It writes, below ``intervention/<name>/``: ``clipped_layers``, the share of layers shortened per step;
     ``clipped/<layer>``, the share of steps in which one was; ``scale``, the mean factor.

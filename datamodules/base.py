@@ -18,31 +18,31 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from lit_gfs.datamodules.closing import close_env, leave_open
-from lit_gfs.datamodules.evaluation import (
+from lit_gfs.collectors.env_runner import Experience
+from lit_gfs.collectors.evaluation import (
     DEFAULT_LIMIT,
     Evaluation,
     EvaluationLoader,
     no_episodes,
     run_episodes,
 )
-from lit_gfs.datamodules.experience import Experience
-from lit_gfs.datamodules.trainer_checks import (
+from lit_gfs.collectors.step_timeout import Watchdog, end_process
+from lit_gfs.envs import EnvSpec, make_env
+from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.closing import close_env, leave_open
+from lit_gfs.envs.make import complete_options
+from lit_gfs.errors import STOPS, EnvironmentFault, UserError, in_one_line
+from lit_gfs.runs.announcements import announce
+from lit_gfs.runs.trainer_checks import (
     require_evaluation_between_epochs,
     require_precision,
     require_whole_passes,
 )
-from lit_gfs.datamodules.watchdog import Watchdog, end_process
-from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.envs.base import BatchedEnv
-from lit_gfs.envs.make import complete_options
-from lit_gfs.errors import STOPS, EnvironmentFault, UserError, in_one_line
-from lit_gfs.machine import require_memory
-from lit_gfs.ranks import gather, share
-from lit_gfs.runs.announcements import announce
-from lit_gfs.seeding import derive_seed, isolated_generators, run_seed, seed_generators
-from lit_gfs.video import write_video
-from lit_gfs.working_directory import working_directory
+from lit_gfs.utils.memory import require_memory
+from lit_gfs.utils.ranks import gather, share
+from lit_gfs.utils.seeding import derive_seed, isolated_generators, run_seed, seed_generators
+from lit_gfs.utils.video import write_video
+from lit_gfs.utils.working_directory import working_directory
 
 
 def require_positive(**values: int) -> None:

@@ -10,15 +10,15 @@ from torch import Tensor
 from lit_gfs.datamodules.base import require_positive
 from lit_gfs.datamodules.image_sets import CLASSES, load_images
 from lit_gfs.datamodules.shuffled_labels import EpochLoader, EvaluationLoader, ShuffledLabels
-from lit_gfs.datamodules.trainer_checks import (
+from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import UserError
+from lit_gfs.gradients.objective_shift import announce_objective_shift
+from lit_gfs.runs.trainer_checks import (
     require_evaluation_between_epochs,
     require_precision,
     require_whole_passes,
 )
-from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError
-from lit_gfs.objective_shift import announce_objective_shift
-from lit_gfs.seeding import run_seed
+from lit_gfs.utils.seeding import run_seed
 
 
 class LabelShuffleDataModule(LightningDataModule):
@@ -120,7 +120,7 @@ class LabelShuffleDataModule(LightningDataModule):
         if hasattr(trainer.lightning_module, "collection_policy"):
             raise UserError(
                 f"{name} learns from environments; expected data RolloutDataModule or ReplayDataModule, or "
-                "model lit_gfs.classifier.Classifier"
+                "model lit_gfs.agents.classifier.Classifier"
             )
         require_precision(trainer)
         if stage != "fit":

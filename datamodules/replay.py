@@ -12,18 +12,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer
 
+from lit_gfs.buffers.frame_stacks import frame_replay_buffer
+from lit_gfs.buffers.ring import RowStorage
+from lit_gfs.buffers.shards import ReplayPieces, find_replay, replay_name
+from lit_gfs.buffers.transitions import TransitionStorage
+from lit_gfs.buffers.writer import uniform_replay_buffer
+from lit_gfs.collectors.env_runner import Experience
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
-from lit_gfs.datamodules.experience import Experience
-from lit_gfs.datamodules.frame_storage import frame_replay_buffer
-from lit_gfs.datamodules.rollout_writer import uniform_replay_buffer
-from lit_gfs.datamodules.row_storage import RowStorage
-from lit_gfs.datamodules.transition_storage import TransitionStorage
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
-from lit_gfs.machine import require_memory
-from lit_gfs.ranks import gather
 from lit_gfs.runs.checkpoint_io import last_checkpoint
-from lit_gfs.runs.replay_pieces import ReplayPieces, find_replay, replay_name
+from lit_gfs.utils.memory import require_memory
+from lit_gfs.utils.ranks import gather
 
 
 def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:

@@ -9,11 +9,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from lit_gfs.collectors.env_runner import CollectingAgent, Experience
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
-from lit_gfs.datamodules.experience import CollectingAgent, Experience
 from lit_gfs.errors import UserError
-from lit_gfs.machine import require_memory
-from lit_gfs.ranks import gather
+from lit_gfs.utils.memory import require_memory
+from lit_gfs.utils.ranks import gather
 
 
 class OnPolicyAgent(CollectingAgent, Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_gfs.errors import UserError
-from lit_gfs.seeding import derive_seed
+from lit_gfs.utils.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(batch, *shape)`` and labels ``(batch,)``."""

@@ -7,10 +7,10 @@ def run() -> None:
     """Run the command line; a Ctrl-C while everything is being imported is told like a later one.
 
     Raises:
-        SystemExit: With the status of `lit_gfs.cli.main`.
+        SystemExit: With the status of `lit_gfs.main.main`.
     """
     try:
-        from lit_gfs.cli import main
+        from lit_gfs.main import main
 
         main()
     except KeyboardInterrupt:

@@ -7,14 +7,12 @@ directory, and a user's mistakes told in one line.
 # ruff: noqa: E402 - what the libraries below print while they are imported is silenced first.
 from __future__ import annotations
 
-from lit_gfs.quiet import silence_library_noise
+from lit_gfs.utils.library_noise import silence_library_noise
 
 silence_library_noise()
 
 import re
-import signal
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -28,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_gfs.agents
-import lit_gfs.classifier
+import lit_gfs.agents.classifier
 import lit_gfs.configuration.yaml_values
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
 from lit_gfs.callbacks import (
@@ -42,7 +40,6 @@ from lit_gfs.callbacks import (
 )
 from lit_gfs.callbacks.graceful_stop import GracefulStop
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
-from lit_gfs.callbacks.protocol import score_tag
 from lit_gfs.callbacks.summary import RunSummary, print_summary
 from lit_gfs.configuration.config_checks import (
     check_empty_keys,
@@ -52,42 +49,33 @@ from lit_gfs.configuration.config_checks import (
     check_values,
     read_configs,
 )
-from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, take_trust, trusting
 from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import (
-    EnvironmentFault,
     OtherProcessFailed,
     RunFault,
-    RunStopped,
-    StorageFault,
     UserError,
 )
-from lit_gfs.formats import format_return, relative_path
-from lit_gfs.heap import ReleaseFreedMemory, keep_freed_memory
-from lit_gfs.lasting_output import outlasting_readers
-from lit_gfs.lean_hooks import Untimed, drop_empty_hooks
-from lit_gfs.plain_warnings import plain_warnings
-from lit_gfs.ranks import is_first_process
+from lit_gfs.metrics.module_protocol import score_tag
 from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
 from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.runs.companions import ending_together
-from lit_gfs.runs.endings import keep_traceback, told_in_one_line
+from lit_gfs.runs.exit_status import told_in_one_line
 from lit_gfs.runs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
-from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
-from lit_gfs.study import command as study_command
-from lit_gfs.threads import set_threads
-from lit_gfs.working_directory import absolute_path, keeping_working_directory, working_directory
+from lit_gfs.utils.formats import format_return, relative_path
+from lit_gfs.utils.lightning_overhead import Untimed, drop_empty_hooks
+from lit_gfs.utils.memory import ReleaseFreedMemory, keep_freed_memory
+from lit_gfs.utils.torch_setup import set_threads
+from lit_gfs.utils.working_directory import absolute_path, keeping_working_directory, working_directory
 
 # A spec is handed over whole, from the datamodule; it is not a group of options.
 jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
 
 
-_BEFORE_SUBCOMMANDS = ("-h", "--help")
 _WRAPPED = re.compile(r"(?:Problem with given class_path |Given value: Namespace\(class_path=)'([^']+)'")
 
 
@@ -103,7 +91,13 @@ class RaisingParser(LightningArgumentParser):
 
 
 class GradientFlowCLI(LightningCLI):
-    """Subcommands ``fit``, ``validate`` and ``test`` over any agent and any datamodule."""
+    """Subcommands ``fit``, ``validate`` and ``test`` over any agent and any datamodule.
+
+    Args:
+        args: Arguments, beginning with the subcommand.
+        others: Subcommands of other programs that the help lists: a line about each, and what makes its
+            parser.
+    """
 
     interventions: ClassVar[dict[str, type[Callback]]] = {
         "gradient_flow": GradientFlowMonitor,
@@ -119,7 +113,12 @@ class GradientFlowCLI(LightningCLI):
     on_by_default: ClassVar[tuple[str, ...]] = ("nan_guard",)
     """Those of them that only ``null`` switches off."""
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        others: Mapping[str, tuple[str, Callable[[], jsonargparse.ArgumentParser]]] | None = None,
+    ) -> None:
+        self._others = others or {}
         arguments, packages = take_trust(args)
         with trusting(packages), keeping_working_directory():
             self._run(arguments)
@@ -156,12 +155,12 @@ class GradientFlowCLI(LightningCLI):
         return {name: {*skip, "weights_only"} for name, skip in offered.items() if name != "predict"}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Add those of studies too, for the help; `main` hands them on."""
+        """Add the other programs' subcommands too, so that the help shows them."""
         super()._add_subcommands(parser, **kwargs)
         offered = parser._subcommands_action
         assert offered is not None
-        for name, subcommand in study_command.SUBCOMMANDS.items():
-            offered.add_subcommand(name, subcommand.parser(), help=subcommand.help)
+        for name, (description, make_parser) in self._others.items():
+            offered.add_subcommand(name, make_parser(), help=description)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory, the interventions, and the link from environment to agent."""
@@ -414,70 +413,3 @@ def _refusal_in(error: BaseException | None) -> UserError | None:
             return UserError(f"{named} cannot be made: {reason}")
         error = error.__cause__ or error.__context__
     return None
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Args:
-        args: Arguments after the program's name; ``None`` takes the process's own.
-
-    Raises:
-        SystemExit: With status 2 after a user's mistake, told in one line on stderr; with another one after a
-            run that a fault or a signal ended, and a study that was stopped or of which a run failed.
-    """
-    with outlasting_readers(), keeping_working_directory(), plain_warnings():
-        _main(sys.argv[1:] if args is None else args)
-
-
-def _main(arguments: Sequence[str]) -> None:
-    try:
-        _check_order(arguments)
-        if arguments and arguments[0] in study_command.SUBCOMMANDS:
-            if status := study_command.run(arguments):
-                raise SystemExit(status)
-        else:
-            GradientFlowCLI(complete_arguments(arguments))
-        sys.stdout.flush()
-    except (UserError, MisconfigurationException) as error:
-        _fail(str(error), 2)
-    except RunFault as fault:
-        if isinstance(fault, EnvironmentFault) and not fault.advice:
-            keep_traceback(fault, working_directory())  # there was no run yet
-        _fail(str(fault), fault.status)
-    except OSError as error:
-        if not is_storage_error(error):
-            raise
-        _fail(describe_storage_error(error, "stdout"), StorageFault.status)
-    except RunStopped as stopped:
-        print("lit_gfs:", stopped, file=sys.stderr)
-        raise
-    except OtherProcessFailed as failed:
-        if failed.message:
-            print("lit_gfs:", failed.message, file=sys.stderr)
-        raise SystemExit(failed.status) from None
-    except KeyboardInterrupt:
-        if is_first_process():
-            print("lit_gfs: stopped by SIGINT", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
-
-
-def _check_order(arguments: Sequence[str]) -> None:
-    # What stands before the subcommand is of another parser, whose configurations nobody has checked.
-    if arguments and arguments[0].startswith("-") and arguments[0] not in _BEFORE_SUBCOMMANDS:
-        option = arguments[0].partition("=")[0]
-        raise UserError(
-            f"{option} stands before the subcommand; expected it after, as in: fit --config quickstart"
-        )
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print("lit_gfs: error:", _printable(" ".join(message.split())), file=sys.stderr)
-    raise SystemExit(status)
-
-
-def _printable(text: str) -> str:
-    """Escape what would steer the terminal: keys and values are shown as somebody wrote them."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
-    )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from lit_gfs.runs import sealed
+from lit_gfs.utils import checksummed_files as sealed
 
 
 class Records(Logger):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.cli import main
+from lit_gfs.main import main
 
 DQN = [
     "fit",

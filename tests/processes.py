@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT: Any = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["lit_gfs.cli", "faulty_envs"])
+_CONTEXT.set_forkserver_preload(["lit_gfs.main", "faulty_envs"])
 
 
 @dataclass
@@ -64,8 +64,8 @@ def _main(commands: list[list[str]], directory: Path, setup: Any) -> None:
             os.dup2(file.fileno(), descriptor)
     import torch
 
-    from lit_gfs.cli import main
     from lit_gfs.configuration.config_trust import trust
+    from lit_gfs.main import main
 
     trust("faulty_envs")
     torch.set_num_threads(1)

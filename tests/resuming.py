@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from accelerator import TOLERANCE
-from lit_gfs.cli import main
+from lit_gfs.buffers.shards import ReplayPieces, find_replay
 from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.runs.replay_pieces import ReplayPieces, find_replay
-from lit_gfs.runs.sealed import read_sealed
+from lit_gfs.main import main
+from lit_gfs.utils.checksummed_files import read_sealed
 
 _LEFT_OUT = {"event_files", "replay", "current_score", "on_device"}
 """Entries of a checkpoint that name files and sizes, that Lightning neither restores nor uses, or that the

@@ -15,8 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_gfs.errors import UserError
-from lit_gfs.runs.sealed import write_sealed
 from lit_gfs.study.worker import Fitted
+from lit_gfs.utils.checksummed_files import write_sealed
 
 TAG = "eval/episode_return"
 CHECKPOINT = {"state_dict": {}, "loops": {}, "optimizer_states": []}

@@ -19,13 +19,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.agents import DQN
-from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.errors import UserError
+from lit_gfs.main import main
 from lit_gfs.networks import PlainTrunk
 from lit_gfs.runs.run_directory import RunDirectory
-from lit_gfs.runs.sealed import read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
 
 trust(__name__)
 
@@ -400,7 +401,7 @@ MISTAKES = {
         "DQN learns from environments; expected data RolloutDataModule or ReplayDataModule",
     ),
     "environments for a classifier": (
-        ["--model", "lit_gfs.classifier.Classifier"],
+        ["--model", "lit_gfs.agents.classifier.Classifier"],
         "Classifier learns from labels, not from ReplayDataModule; use LabelShuffleDataModule",
     ),
     "negative depth": (["--model.trunk.depth", "-1"], "depth.*-1"),

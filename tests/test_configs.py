@@ -11,9 +11,10 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from fakes import write_cifar10
-from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import complete_arguments, find_config, shipped_configs
 from lit_gfs.errors import UserError
+from lit_gfs.main import main
 
 SMALL_ROLLOUT = [
     "--data.num_envs=2",

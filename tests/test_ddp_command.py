@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-import lit_gfs.datamodules.watchdog
-from lit_gfs.runs.sealed import is_intact, read_sealed
+import lit_gfs.collectors.step_timeout
+from lit_gfs.utils.checksummed_files import is_intact, read_sealed
 from processes import finish, start
 from resuming import scalars
 
@@ -38,7 +38,7 @@ def become(rank: int, port: int, setup: Callable[[int], None] | None) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         with open(f"{name}_{rank}.txt", "wb") as file:
             os.dup2(file.fileno(), descriptor)
-    lit_gfs.datamodules.watchdog.GRACE_SECONDS = 0.3
+    lit_gfs.collectors.step_timeout.GRACE_SECONDS = 0.3
     if setup is not None:
         setup(rank)
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-import lit_gfs.datamodules.watchdog
+import lit_gfs.collectors.step_timeout
 from lit_gfs.errors import UserError
-from lit_gfs.runs.sealed import is_intact, read_sealed
-from lit_gfs.runs.whole_files import PARTIAL
+from lit_gfs.utils.atomic_files import PARTIAL
+from lit_gfs.utils.checksummed_files import is_intact, read_sealed
 from processes import Ended, run
 
 FAULTY = "faulty_envs:Faulty-v0"
@@ -36,7 +36,7 @@ def options(fault: str, number: int, at: int) -> str:
 
 
 def quick_grace() -> None:
-    lit_gfs.datamodules.watchdog.GRACE_SECONDS = 0.3
+    lit_gfs.collectors.step_timeout.GRACE_SECONDS = 0.3
 
 
 def one_line(ended: Ended) -> str:

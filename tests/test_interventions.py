@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_gfs.cli import main
+from lit_gfs.main import main
 
 KEYS = ("path_init", "temporal_clipping", "gradient_normalization")
 SUBSETS = [subset for size in range(4) for subset in combinations(KEYS, size)]

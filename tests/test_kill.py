@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.runs.replay_pieces import ReplayPieces
-from lit_gfs.runs.sealed import is_intact, read_sealed
+from lit_gfs.buffers.shards import ReplayPieces
+from lit_gfs.utils.checksummed_files import is_intact, read_sealed
 from resuming import fit_in_child, run_differences
 
 FIT = [
@@ -47,7 +47,7 @@ def newest_intact(run: Path) -> Path | None:
 
 
 def kill_and_compare(directory: Path, kills: int, seed: int) -> None:
-    _SERVER.set_forkserver_preload(["lit_gfs.cli", "lit_gfs.envs.gymnasium", "resuming"])
+    _SERVER.set_forkserver_preload(["lit_gfs.main", "lit_gfs.envs.gymnasium", "resuming"])
     generator = random.Random(seed)
     run = directory / "runs/killed/run"
     began = time.monotonic()

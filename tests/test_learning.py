@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fakes import MatchingEnv
 from lit_gfs.agents import DQN, PPO, PQN
-from lit_gfs.cli import main
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
+from lit_gfs.main import main
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.callbacks.timer import Interval
 
 from lit_gfs.callbacks.progress import StepProgressBar
-from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import complete_arguments
+from lit_gfs.main import main
 from mistakes import DQN, refused
 
 Color = Enum("Color", ["RED"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from lit_gfs.cli import main
+from lit_gfs.main import main
 from mistakes import COMMANDS, DQN, FILES, OPTIONS, refused
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_gfs.cli import main
 from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.envs import EnvSpec
+from lit_gfs.main import main
 
 SMALL = [
     "--data.num_envs=2",

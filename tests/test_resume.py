@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_gfs.cli import main
 from lit_gfs.configuration.config_trust import trusting
-from lit_gfs.runs.sealed import read_sealed, write_sealed
+from lit_gfs.main import main
+from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
 from resuming import replay_content, run_differences, scalars
 
 NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.cli import GradientFlowCLI
-from lit_gfs.datamodules.experience import Experience
+from lit_gfs.collectors.env_runner import Experience
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 

@@ -1,6 +1,6 @@
 """Agents: LightningModules, one algorithm a file."""
 
-from lit_gfs.agents.base import Agent
+from lit_gfs.agents.agent import Agent
 from lit_gfs.agents.dqn import DQN
 from lit_gfs.agents.ppo import PPO
 from lit_gfs.agents.pqn import PQN

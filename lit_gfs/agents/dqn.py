@@ -12,13 +12,13 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.optim import Adam
 
-from lit_gfs.agents.base import EncoderFactory, Initialization, OptimizerFactory, TrunkFactory
+from lit_gfs.agents.learner import OptimizerFactory
 from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
-from lit_gfs.losses import double_q_value, max_q_value
-from lit_gfs.networks import PlainTrunk
-from lit_gfs.returns import td_target
+from lit_gfs.functional.losses import double_q_value, max_q_value
+from lit_gfs.functional.returns import td_target
+from lit_gfs.networks import EncoderFactory, Initialization, PlainTrunk, TrunkFactory
 
 
 class DQN(QLearningAgent):

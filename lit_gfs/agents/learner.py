@@ -14,15 +14,15 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_gfs.compilation import require_compiler
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
+from lit_gfs.gradients.objective_shift import announce_objective_shift
+from lit_gfs.metrics.recorded_means import RecordedMeans, united
 from lit_gfs.networks import named_layers
-from lit_gfs.objective_shift import announce_objective_shift
-from lit_gfs.ranks import gather
-from lit_gfs.recorded_means import RecordedMeans, united
 from lit_gfs.runs.event_files import cut_event_files, event_file_sizes
 from lit_gfs.runs.loop_states import complete_loop_states, forget_begun_evaluation, note_written_checkpoints
+from lit_gfs.utils.ranks import gather
+from lit_gfs.utils.torch_setup import require_compiler
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Builds an optimizer over parameters; in YAML any optimizer's ``class_path`` with ``init_args``."""

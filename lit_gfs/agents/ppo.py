@@ -11,27 +11,34 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lit_gfs.action_distributions import ActionDistribution, Categorical, Gaussian, MultiCategorical
-from lit_gfs.agents.base import (
-    Agent,
-    EncoderFactory,
-    Initialization,
-    Network,
-    OptimizerFactory,
-    Policy,
-    TrunkFactory,
-)
-from lit_gfs.bootstrap import next_values
+from lit_gfs.agents.agent import Agent
+from lit_gfs.agents.learner import OptimizerFactory
+from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.losses import (
+from lit_gfs.functional.action_distributions import (
+    ActionDistribution,
+    Categorical,
+    Gaussian,
+    MultiCategorical,
+)
+from lit_gfs.functional.losses import (
     clipped_policy_loss,
     explained_variance,
     normalize_advantage,
     value_loss,
 )
-from lit_gfs.networks import LinearHead, PlainTrunk, RunningNorm, named_layers
-from lit_gfs.returns import generalized_advantage
+from lit_gfs.functional.returns import generalized_advantage, next_values
+from lit_gfs.networks import (
+    EncoderFactory,
+    Initialization,
+    LinearHead,
+    Network,
+    PlainTrunk,
+    RunningNorm,
+    TrunkFactory,
+    named_layers,
+)
 
 
 def policy_outputs(spec: EnvSpec) -> int:
@@ -59,8 +66,10 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_norm = RunningNorm(spec.observation_shape) if normalize_observation else None
-        self.policy_network = Network(spec, encoder, trunk, initialization)
-        self.value_network = None if shared else Network(spec, encoder, trunk, initialization)
+        self.policy_network = Network(spec.observation_shape, encoder, trunk, initialization)
+        self.value_network = (
+            None if shared else Network(spec.observation_shape, encoder, trunk, initialization)
+        )
         features = self.policy_network.out_features
         self.policy_head = LinearHead(features, policy_outputs(spec), gain=0.01)
         self.value_head = LinearHead(features, 1, gain=1.0)
@@ -274,7 +283,7 @@ class PPO(Agent):
         """Compute advantages and value targets once for a rollout ``(num_envs, T)``.
 
         Truncated episodes bootstrap from the value of their true final observation, terminated ones do not.
-        ``("next", "observation")`` may be a `lit_gfs.bootstrap.FinalObservations`.
+        ``("next", "observation")`` may be a `lit_gfs.collectors.final_observations.FinalObservations`.
 
         Returns:
             What minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.

@@ -10,14 +10,15 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.optim import RAdam
 
-from lit_gfs.agents.base import EncoderFactory, Initialization, OptimizerFactory, Policy, TrunkFactory
-from lit_gfs.agents.q_learning import QLearningAgent, epsilon_greedy
-from lit_gfs.bootstrap import next_values
+from lit_gfs.agents.learner import OptimizerFactory
+from lit_gfs.agents.q_learning import QLearningAgent
+from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
-from lit_gfs.losses import max_q_value
-from lit_gfs.networks import PlainTrunk
-from lit_gfs.returns import lambda_return
+from lit_gfs.functional.exploration import epsilon_greedy
+from lit_gfs.functional.losses import max_q_value
+from lit_gfs.functional.returns import lambda_return, next_values
+from lit_gfs.networks import EncoderFactory, Initialization, PlainTrunk, TrunkFactory
 
 
 class PQN(QLearningAgent):
@@ -115,7 +116,7 @@ class PQN(QLearningAgent):
         """Compute targets once for a rollout ``(num_envs, T)``.
 
         Truncated episodes bootstrap from their true final observation, terminated ones do not.
-        ``("next", "observation")`` may be a `lit_gfs.bootstrap.FinalObservations`.
+        ``("next", "observation")`` may be a `lit_gfs.collectors.final_observations.FinalObservations`.
 
         Returns:
             What minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.

@@ -5,24 +5,17 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from lit_gfs.agents.base import (
-    Agent,
-    EncoderFactory,
-    Initialization,
-    Network,
-    OptimizerFactory,
-    Policy,
-    TrunkFactory,
-)
+from lit_gfs.agents.agent import Agent
+from lit_gfs.agents.learner import OptimizerFactory
+from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.losses import q_loss
-from lit_gfs.networks import LinearHead, named_layers
-from lit_gfs.schedules import linear_schedule
+from lit_gfs.functional.exploration import epsilon_greedy, linear_schedule
+from lit_gfs.functional.losses import q_loss
+from lit_gfs.networks import EncoderFactory, Initialization, LinearHead, Network, TrunkFactory, named_layers
 
 
 class QNetwork(Network):
@@ -35,30 +28,13 @@ class QNetwork(Network):
         trunk: TrunkFactory,
         initialization: Initialization,
     ) -> None:
-        super().__init__(spec, encoder, trunk, initialization)
+        super().__init__(spec.observation_shape, encoder, trunk, initialization)
         assert spec.num_actions is not None
         self.head = LinearHead(self.out_features, spec.num_actions, gain=1.0)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map observations ``(*batch, *shape)`` to action values, in float32 under any precision."""
         return self.head(self.features(observation)).float()
-
-
-def epsilon_greedy(q_values: Tensor, epsilon: float) -> Tensor:
-    """Choose the best action, or with probability ``epsilon`` any; every row draws for itself.
-
-    Args:
-        q_values: Action values, ``(num_envs, num_actions)``.
-        epsilon: Probability of a draw from all actions, the best among them.
-
-    Returns:
-        Indices of actions, ``(num_envs,)``.
-    """
-    greedy = q_values.argmax(-1)
-    if epsilon == 0:
-        return greedy
-    explore = torch.rand_like(greedy, dtype=torch.float32) < epsilon
-    return torch.where(explore, torch.randint_like(greedy, q_values.shape[-1]), greedy)
 
 
 class QLearningAgent(Agent):

@@ -32,10 +32,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_gfs.configuration.config_trust import is_trusted
 from lit_gfs.configuration.named_classes import named_classes
-from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import LONGEST_SHOWN, UserError, nearest
+from lit_gfs.utils.trust import is_trusted
+from lit_gfs.utils.yaml_files import read_yaml
 
 KINDS = (
     nn.Module,

@@ -17,6 +17,7 @@ from typing import Any
 import jsonargparse
 
 from lit_gfs.errors import UserError
+from lit_gfs.utils.trust import TRUSTED
 
 LIBRARIES = (
     "lightning",
@@ -38,8 +39,6 @@ _SCRIPTS = (
 )
 _OPTION = "--trust"
 
-_trusted: set[str] = set()
-
 
 def trust(*packages: str) -> None:
     """Let configurations name classes of more packages, for as long as the process lives.
@@ -57,7 +56,7 @@ def trust(*packages: str) -> None:
         jsonargparse.set_parsing_settings(import_path_allowlist=list(packages))
     except ValueError as error:
         raise UserError(f"{_OPTION} {', '.join(packages)}: {error}") from error
-    _trusted.update(packages)
+    TRUSTED.update(packages)
 
 
 @contextlib.contextmanager
@@ -67,12 +66,12 @@ def trusting(packages: Sequence[str]) -> Iterator[None]:
     Args:
         packages: As in `trust`.
     """
-    added = [package for package in packages if package not in _trusted]
+    added = [package for package in packages if package not in TRUSTED]
     trust(*added)
     try:
         yield
     finally:
-        _trusted.difference_update(added)
+        TRUSTED.difference_update(added)
         jsonargparse.set_parsing_settings(
             import_path_denylist=[package for package in added if package not in LIBRARIES]
         )
@@ -130,20 +129,6 @@ def add_trust_option(parser: jsonargparse.ArgumentParser) -> None:
 def trust_options(packages: Sequence[str]) -> list[str]:
     """Return the arguments that have another command line trust the same packages."""
     return [f"{_OPTION}={','.join(packages)}"] if packages else []
-
-
-def is_trusted(path: str) -> bool:
-    """Say whether the user trusts the package of an import path, such as ``my_package.networks.Trunk``.
-
-    Args:
-        path: A module, or something in one.
-    """
-    return any(path == package or path.startswith(f"{package}.") for package in _trusted)
-
-
-def trusted_packages() -> list[str]:
-    """List the packages that the user trusts."""
-    return sorted(_trusted)
 
 
 def is_by_default(path: str) -> bool:

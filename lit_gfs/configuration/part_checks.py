@@ -21,12 +21,13 @@ from torch import nn
 from torch.optim import SparseAdam
 
 from lit_gfs.agents.learner import Learner
-from lit_gfs.configuration.config_trust import is_by_default, is_trusted
+from lit_gfs.configuration.config_trust import is_by_default
 from lit_gfs.configuration.named_classes import NamedClass, named_classes
 from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.errors import UserError, nearest
-from lit_gfs.machine import require_memory
 from lit_gfs.networks import Encoder, Trunk
+from lit_gfs.utils.memory import require_memory
+from lit_gfs.utils.trust import is_trusted
 
 _UNUSABLE = {
     BackboneFinetuning: "needs an attribute backbone of the model; expected none of its kind",

@@ -12,7 +12,7 @@ from torchrl.data import Unbounded
 
 from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, discrete_action
 from lit_gfs.envs.gymnasium import quietly
-from lit_gfs.seeding import generator_state, set_generator_state
+from lit_gfs.utils.seeding import generator_state, set_generator_state
 
 
 def _accelerations(

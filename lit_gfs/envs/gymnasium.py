@@ -18,11 +18,11 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 from torchrl.data import Unbounded
 
-from lit_gfs.configuration.config_trust import trusted_packages
 from lit_gfs.envs.base import Misconduct
 from lit_gfs.envs.serial import SerialEnv
 from lit_gfs.envs.spaces import ImageAxes, read_action, read_observation
 from lit_gfs.errors import UserError, in_one_line, nearest
+from lit_gfs.utils.trust import trusted_packages
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 # Pictures are drawn off screen: there is no window system to look for, or to complain about.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_gfs.seeding import derive_seed
+from lit_gfs.utils.seeding import derive_seed
 
 MOST_STEPS = 200_000
 """Vector steps that a history may hold; an episode that never ends must not fill the memory."""

@@ -11,6 +11,7 @@ from lit_gfs.networks.encoders import (
 )
 from lit_gfs.networks.heads import LinearHead
 from lit_gfs.networks.layers import named_layers
+from lit_gfs.networks.network import EncoderFactory, Initialization, Network, TrunkFactory
 from lit_gfs.networks.normalization import RunningNorm
 from lit_gfs.networks.trunks import (
     DenseTrunk,
@@ -25,18 +26,22 @@ from lit_gfs.networks.trunks import (
 __all__ = [
     "DenseTrunk",
     "Encoder",
+    "EncoderFactory",
     "ImpalaCNN",
+    "Initialization",
     "LinearHead",
     "MinAtarCNN",
     "MultiSkipBranch",
     "MultiSkipTrunk",
     "NatureCNN",
+    "Network",
     "PixelEncoder",
     "PlainTrunk",
     "ResidualBranch",
     "ResidualTrunk",
     "RunningNorm",
     "Trunk",
+    "TrunkFactory",
     "VectorEncoder",
     "default_encoder",
     "named_layers",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
-from lit_gfs.machine import require_memory
 from lit_gfs.networks.components import require_choice
+from lit_gfs.utils.memory import require_memory
 
 ImageNorm = Literal["layer", "none"]
 """Normalization of images: over channels and positions together, or nothing."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
-from lit_gfs.machine import require_memory
 from lit_gfs.networks.components import Activation, Norm, make_activation, make_norm, require_choice
+from lit_gfs.utils.memory import require_memory
 
 LARGEST_DEPTH = 10_000
 """More layers are not built: every one costs time and memory beside its weights."""

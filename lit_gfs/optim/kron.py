@@ -16,7 +16,7 @@ from lit_gfs.errors import UserError, nearest, require_between
 from lit_gfs.optim.draws import Draws
 from lit_gfs.optim.kronecker import MemorySaveMode
 from lit_gfs.optim.parameter_stack import ParameterStack, initial_state, stack_key
-from lit_gfs.seeding import derive_seed, run_seed
+from lit_gfs.utils.seeding import derive_seed, run_seed
 
 Precision = Literal["float32", "bfloat16"]
 

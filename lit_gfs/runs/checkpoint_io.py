@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from lit_gfs.runs.sealed import UnwritableFile, is_intact, read_sealed, write_sealed
-from lit_gfs.runs.whole_files import PARTIAL, replacing
+from lit_gfs.utils.atomic_files import PARTIAL, replacing
+from lit_gfs.utils.checksummed_files import UnwritableFile, is_intact, read_sealed, write_sealed
 
 LAST_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"

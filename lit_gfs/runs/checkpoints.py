@@ -10,10 +10,10 @@ from typing import Any
 
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 
+from lit_gfs.buffers.shards import ReplayPieces, find_replay
 from lit_gfs.errors import UserError
 from lit_gfs.runs.checkpoint_io import LAST_NAME, PREVIOUS_NAME
-from lit_gfs.runs.replay_pieces import ReplayPieces, find_replay
-from lit_gfs.runs.sealed import read_sealed
+from lit_gfs.utils.checksummed_files import read_sealed
 
 LAST = "last"
 """The name that stands for the newest intact checkpoint of the latest run."""

@@ -16,15 +16,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import UserError
-from lit_gfs.formats import relative_path
-from lit_gfs.ranks import is_first_process
 from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.runs.event_files import wait_for_a_later_name
 from lit_gfs.runs.slurm import job_line
-from lit_gfs.runs.whole_files import replacing_text
-from lit_gfs.working_directory import absolute_path, working_directory
+from lit_gfs.utils.atomic_files import replacing_text
+from lit_gfs.utils.formats import relative_path
+from lit_gfs.utils.ranks import is_first_process
+from lit_gfs.utils.working_directory import absolute_path, working_directory
+from lit_gfs.utils.yaml_files import read_yaml
 
 _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
 

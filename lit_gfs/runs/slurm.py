@@ -18,8 +18,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
-from lit_gfs.formats import relative_path
 from lit_gfs.runs.checkpoints import CONFIG_NAME, newest_intact
+from lit_gfs.utils.formats import relative_path
 
 
 class _NamedCheckpoints(_CheckpointConnector):

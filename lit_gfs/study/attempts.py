@@ -12,8 +12,8 @@ from typing import NamedTuple
 from lit_gfs.runs.checkpoint_io import PREVIOUS_NAME
 from lit_gfs.runs.checkpoints import newest_intact
 from lit_gfs.runs.event_files import SUPERSEDED
-from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.collect import RESULT_NAME
+from lit_gfs.utils.atomic_files import replacing_text
 
 ATTEMPTS_NAME = "attempts.json"
 

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score, human_normalized_score, instability, normalized_score
-from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.plan import Cell, Score, Study
 from lit_gfs.study.table import FINISHED, MISSING, Curve, GradientNorms, Run, Table
+from lit_gfs.utils.atomic_files import replacing_text
 
 RESULT_NAME = "result.json"
 MAX_BINS = 40

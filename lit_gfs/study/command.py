@@ -22,7 +22,6 @@ from lit_gfs.configuration.parser_errors import one_line
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.run_directory import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
-from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.collect import Result, make_table
 from lit_gfs.study.environment import environment
 from lit_gfs.study.execute import (
@@ -47,6 +46,7 @@ from lit_gfs.study.table import (
     read_table,
     write_table,
 )
+from lit_gfs.utils.atomic_files import replacing_text
 
 STUDY_NAME = "study.yaml"
 ORIGIN_NAME = "origin.json"

@@ -23,13 +23,13 @@ from typing import Protocol
 from lit_gfs.configuration.config_trust import trust_options
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.storage_errors import is_storage_error
-from lit_gfs.stop_signals import STOP_SIGNALS, unclaimed_signals
 from lit_gfs.study.attempts import forget_attempts, prepare
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.factors import Where, matches
 from lit_gfs.study.plan import Cell, Score, Study
 from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.study.worker import LOG_NAME, Fit, Task, describe_exit, fit, work
+from lit_gfs.utils.stop_signals import STOP_SIGNALS, unclaimed_signals
 
 CELLS_DIRECTORY = "cells"
 LOCK_NAME = ".lock"

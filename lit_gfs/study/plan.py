@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from lit_gfs.configuration.config_trust import take_trust
-from lit_gfs.configuration.yaml_files import read_yaml
 from lit_gfs.errors import UserError
-from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.factors import Factors, Where, matches, read_factors, read_where
 from lit_gfs.study.sections import check_known, read_section
+from lit_gfs.utils.atomic_files import replacing_text
+from lit_gfs.utils.yaml_files import read_yaml
 
 MAX_CELLS = 100_000
 """The most cells of a study, those that are skipped included."""

@@ -13,11 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lit_gfs.formats import format_duration, format_return
 from lit_gfs.metrics.scores import final_score
 from lit_gfs.study.collect import Result
 from lit_gfs.study.plan import Cell, Study
 from lit_gfs.study.table import FAILED, FINISHED
+from lit_gfs.utils.formats import format_duration, format_return
 
 BAR_WIDTH = 30
 SHOWN_CELLS = 8

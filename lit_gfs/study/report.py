@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.comparisons import AIMS
 from lit_gfs.study.figures import curve_figure, data_uri, heat_map_figure, scale_figure
 from lit_gfs.study.page import (
@@ -24,6 +23,7 @@ from lit_gfs.study.plan import Study
 from lit_gfs.study.report_tables import FEW_STRATA, aggregates, has_both_sets, headline_section, runs_section
 from lit_gfs.study.summary import ALL, HELD_OUT, Summary
 from lit_gfs.study.table import GradientNorms, Table
+from lit_gfs.utils.atomic_files import replacing_text
 
 REPORT_FILE = "report.html"
 _CHIPS = {"met": "met", "met by the estimate alone": "alone", "not met": "unmet", "undefined": ""}

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from lit_gfs.metrics.intervals import Floats, interquartile_means
-from lit_gfs.runs.whole_files import replacing_text
 from lit_gfs.study.comparisons import NO_SPEED, Comparison, Figure, compare, figure, headline, missing
 from lit_gfs.study.curves import GroupCurve
 from lit_gfs.study.groups import Group, failed, read_stratum, stratum_names
 from lit_gfs.study.plan import Study
 from lit_gfs.study.table import FINISHED, MISSING, Table
+from lit_gfs.utils.atomic_files import replacing_text
 
 SUMMARY_FILE = "summary.json"
 TUNED, HELD_OUT, ALL, STRATUM = "tuned tasks", "held-out tasks", "all tasks", "stratum"

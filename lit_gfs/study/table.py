@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lit_gfs.errors import UserError
-from lit_gfs.runs.whole_files import replacing_text
+from lit_gfs.utils.atomic_files import replacing_text
 
 RUNS_FILE = "runs.csv"
 CURVES_FILE = "curves.csv"

@@ -17,11 +17,11 @@ from typing import NamedTuple
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import StorageFault, TrainingDiverged, UserError
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
-from lit_gfs.stop_signals import STOP_SIGNALS
 from lit_gfs.study.attempts import Attempt, begin_attempt, clear_up, seconds_in
 from lit_gfs.study.collect import Result, read_events, write_result
 from lit_gfs.study.plan import Cell, Score
 from lit_gfs.study.table import FAILED, FINISHED
+from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
 LOG_NAME = "log.txt"
 MAX_ERROR_LENGTH = 300
@@ -66,8 +66,8 @@ def fit(command: list[str]) -> Fitted:
         command: Its arguments, beginning with ``fit``.
     """
     # The command line offers studies, and so imports this package.
-    from lit_gfs.callbacks.protocol import trained_parameters
     from lit_gfs.cli import GradientFlowCLI
+    from lit_gfs.metrics.module_protocol import trained_parameters
 
     class TimedFit(GradientFlowCLI):
         started_at = ended_at = 0.0

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.agents.learner import Learner
 from lit_gfs.callbacks import CurvatureMonitor, RepresentationMonitor
-from lit_gfs.compilation import require_compiler
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 from lit_gfs.errors import UserError
 from lit_gfs.networks import PlainTrunk
+from lit_gfs.utils.torch_setup import require_compiler
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from torch import nn
 
 from lit_gfs.agents import DQN
-from lit_gfs.callbacks.step_guard import can_skip_exactly
 from lit_gfs.envs import EnvSpec
+from lit_gfs.gradients.step_guard import can_skip_exactly
 from lit_gfs.optim import Kron
 
 SPEC = EnvSpec(

@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_gfs.cli import main
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.datamodules.base import EnvDataModule
-from lit_gfs.runs.sealed import read_sealed
-from lit_gfs.stop_signals import STOP_SIGNALS
+from lit_gfs.main import main
+from lit_gfs.utils.checksummed_files import read_sealed
+from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
 trust(__name__)
 

@@ -27,9 +27,9 @@ from lit_gfs.callbacks import (
     NaNGuard,
     TemporalGradientClipping,
 )
-from lit_gfs.callbacks.step_guard import forget_skip, skip_step_where
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import GradientNormalizer, PercentileClipper, ZScoreClipper
+from lit_gfs.gradients.step_guard import forget_skip, skip_step_where
 from lit_gfs.metrics.gradient_flow import gradients_by_layer, parameters_by_layer
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from accelerator import ACCELERATOR
 from fakes import CountingEnv, Records
 from lit_gfs.callbacks import GradientFlowMonitor, GradientNormalization, NaNGuard, TemporalGradientClipping
-from lit_gfs.cli import main
 from lit_gfs.errors import TrainingDiverged, UserError
+from lit_gfs.main import main
 from lit_gfs.optim import Kron
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -457,7 +457,7 @@ def test_a_step_reads_nothing_from_the_device_and_a_log_step_does(fused: bool) -
 
 @pytest.mark.filterwarnings("ignore:nan_guard")
 def test_what_is_read_late_is_accounted_for_in_order() -> None:
-    from lit_gfs.callbacks.skipped_steps import Step
+    from lit_gfs.gradients.skipped_steps import Step
 
     module, guard = make_net(), NaNGuard(patience=3)
     parameters = [module.first.weight, module.middle.weight]

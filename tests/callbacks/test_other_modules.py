@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from lit_gfs.agents import PPO
 from lit_gfs.callbacks import GradientNormalization, NaNGuard, PathSensitiveInit, TemporalGradientClipping
-from lit_gfs.callbacks.protocol import layers_of
 from lit_gfs.envs import EnvSpec
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
+from lit_gfs.metrics.module_protocol import layers_of
 
 both = pytest.mark.parametrize("make", [TemporalGradientClipping, GradientNormalization])
 

@@ -20,8 +20,8 @@ from accelerator import ACCELERATOR
 from lit_gfs.agents import PPO
 from lit_gfs.callbacks import progress
 from lit_gfs.callbacks.progress import StepProgressBar
-from lit_gfs.callbacks.progress_line import Pace, ProgressLine
 from lit_gfs.datamodules import RolloutDataModule
+from lit_gfs.utils.progress_line import Pace, ProgressLine
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

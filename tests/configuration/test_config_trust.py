@@ -10,11 +10,12 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from lit_gfs.cli import GradientFlowCLI, main
+from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_checks import check_values
 from lit_gfs.configuration.config_files import complete_arguments, find_config
 from lit_gfs.configuration.config_trust import take_trust
 from lit_gfs.errors import UserError
+from lit_gfs.main import main
 from lit_gfs.study.execute import fit_command
 from lit_gfs.study.plan import Cell
 from mistakes import DQN, refused

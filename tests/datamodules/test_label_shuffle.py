@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lit_gfs.classifier import Classifier
+from lit_gfs.agents.classifier import Classifier
 from lit_gfs.datamodules import LabelShuffleDataModule
 from lit_gfs.datamodules.image_sets import load_digits
 from lit_gfs.errors import UserError

@@ -13,10 +13,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lit_gfs.agents import DQN, PPO
+from lit_gfs.collectors.evaluation import Evaluation
+from lit_gfs.collectors.policy import Policy
 from lit_gfs.datamodules import ReplayDataModule
-from lit_gfs.datamodules.evaluation import Evaluation
 from lit_gfs.errors import UserError
-from lit_gfs.policy import Policy
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -254,7 +254,7 @@ def test_transitions_move_to_another_device_and_nothing_else_does(monkeypatch: p
 
 
 def test_memory_is_asked_for_for_both_observations_of_a_transition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_gfs.machine.machine_memory", lambda: 24_000)
+    monkeypatch.setattr("lit_gfs.utils.memory.machine_memory", lambda: 24_000)
     small: dict[str, Any] = {"env_id": "CartPole-v1", "num_envs": 1}  # 16 bytes each
 
     make_data(**small, buffer_size=700)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gfs.callbacks.norm_history import NormHistory
 from lit_gfs.metrics.figures import NOT_FINITE_COLOUR, ZERO_COLOUR, gradient_heat_map, short_names
 from lit_gfs.metrics.gradient_flow import (
     gradients_by_layer,
@@ -16,6 +15,7 @@ from lit_gfs.metrics.gradient_flow import (
     max_min_ratio,
     parameters_by_layer,
 )
+from lit_gfs.metrics.norm_history import NormHistory
 from lit_gfs.networks.layers import named_layers
 
 

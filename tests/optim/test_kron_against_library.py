@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_gfs.optim import Kron
-from lit_gfs.seeding import derive_seed
+from lit_gfs.utils.seeding import derive_seed
 
 SHAPES = [(6, 6), (6,), (5, 7), (), (6, 6), (1, 5), (6,), (4, 3, 2, 2), (9, 1), (7, 5), (2, 3, 4), (5, 7)]
 SHAPES += [(4, 3, 2, 2), (6, 6), (), (11,), (1,)]

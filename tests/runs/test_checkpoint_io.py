@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
-from lit_gfs.runs.sealed import DamagedFile, UnwritableFile, read_sealed
+from lit_gfs.utils.checksummed_files import DamagedFile, UnwritableFile, read_sealed
 
 
 def test_the_last_checkpoint_keeps_the_one_before(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gfs.cli import main
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
+from lit_gfs.main import main
 from lit_gfs.runs.checkpoints import damage_of, find_checkpoint, latest_run, newest_intact
-from lit_gfs.runs.sealed import read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
 
 FIT = [
     "fit",

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, Trainer
 
-from lit_gfs.cli import main
 from lit_gfs.configuration.config_trust import trust
-from lit_gfs.runs.sealed import read_sealed
+from lit_gfs.main import main
+from lit_gfs.utils.checksummed_files import read_sealed
 
 trust(__name__)
 

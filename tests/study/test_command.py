@@ -18,8 +18,8 @@ import pytest
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gfs.cli import main
 from lit_gfs.configuration.config_files import find_config
+from lit_gfs.main import main
 from lit_gfs.study.plan import Study
 
 STUDY: dict[str, Any] = yaml.safe_load(

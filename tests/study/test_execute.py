@@ -20,7 +20,6 @@ import pytest
 
 import study_fits
 from lit_gfs.errors import StorageFault, UserError
-from lit_gfs.runs.sealed import write_sealed
 from lit_gfs.study.attempts import begin_attempt, forget_attempts, prepare
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.execute import (
@@ -32,6 +31,7 @@ from lit_gfs.study.execute import (
 )
 from lit_gfs.study.plan import Cell, Score, Study, read_study
 from lit_gfs.study.table import FAILED, FINISHED, Curve
+from lit_gfs.utils.checksummed_files import write_sealed
 
 
 def study(*ends: str, seeds: int = 1, **options: str) -> Study:

@@ -18,7 +18,7 @@ from lit_gfs.envs.minatar.game import SIZE, STAY, Game, State
 from lit_gfs.envs.minatar.pictures import PICTURE, pictures
 from lit_gfs.envs.minatar.space_invaders import SpaceInvaders
 from lit_gfs.errors import require_between
-from lit_gfs.seeding import generator_state, set_generator_state
+from lit_gfs.utils.seeding import generator_state, set_generator_state
 
 BATCHED_GAMES: dict[str, type[Game]] = {
     "Asterix": Asterix,

@@ -1,0 +1,395 @@
+"""Replay memory for stacked frames: each frame is stored once, every stack is rebuilt bit for bit.
+
+An observation of Atari is a stack of the last 4 frames, so neighbouring transitions share nearly all of them.
+Here every environment has a lane of single frames, numbered as they come, and a lane of transitions, each of
+which knows its oldest and its newest frame. Both lanes are rings. Where a stack reaches back before the first
+frame of its episode it repeats that frame: so the three zero frames that begin an episode of ALE's vector
+environment take the room of one, and initial stacks of any other content are stored as they are.
+
+All of it is NumPy's, not torch's: what a vector step costs here is dozens of operations on a few numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+
+from lit_gfs.buffers.ring import RowStorage
+from lit_gfs.buffers.writer import uniform_replay_buffer
+from lit_gfs.errors import UserError
+
+_KEYS: dict[str, str | tuple[str, str]] = {
+    "action": "action",
+    "reward": ("next", "reward"),
+    "done": ("next", "done"),
+    "terminated": ("next", "terminated"),
+    "truncated": ("next", "truncated"),
+    "end_of_life": ("next", "end_of_life"),
+}
+_OPTIONAL = {"end_of_life"}
+_BY_LANE = ("first_kept", "frame_count", "episode_start", "open")
+
+
+class FrameStackStorage(RowStorage):
+    """Transitions of ``num_envs`` environments whose observations are stacks of frames.
+
+    Index ``i < len(storage)`` names the i-th transition that can be sampled: environment by environment, each
+    oldest first. Indices shift as old transitions are dropped, so they suit uniform sampling, not priorities.
+
+    Memory is reserved by the first ``extend`` and used as it fills: a frame and some 40 bytes per transition,
+    and ``episode_slack`` more frames. An episode needs as many frames more than transitions as its initial
+    stack has, leading repetitions not counted: 2 on Atari. Where episodes are so short that the slack runs
+    out (on Atari below 67 steps on average), oldest transitions are dropped early, and the storage is full
+    with fewer than ``capacity`` ones.
+
+    Args:
+        capacity: Most transitions kept, in equal parts for all environments: rounded down to a multiple of
+            ``num_envs``.
+        num_envs: Environments that are stored side by side.
+        episode_slack: Share of additional frames, for episode starts.
+
+    Raises:
+        UserError: If there is less than one transition per environment, or the slack is negative.
+    """
+
+    def __init__(self, capacity: int, num_envs: int, episode_slack: float = 0.03) -> None:
+        if num_envs < 1:
+            raise UserError(f"num_envs is {num_envs}; expected a whole number of at least 1")
+        if capacity < num_envs:
+            raise UserError(
+                f"capacity is {capacity}; expected at least one transition for each of {num_envs} envs"
+            )
+        if episode_slack < 0:
+            raise UserError(f"episode_slack is {episode_slack}; expected 0 or more, such as 0.03")
+        self._lane = capacity // num_envs
+        super().__init__(self._lane * num_envs)
+        self._slack = episode_slack
+        self._envs = np.arange(num_envs)
+        self._empty()
+
+    def _empty(self) -> None:
+        """Forget everything and give the memory back."""
+        zeros = np.zeros_like(self._envs)
+        self._stack = 0
+        self._ring = 0
+        self._frames: NDArray[Any] = np.empty(0)
+        # By transition: its columns, and the frames that its stacks show, from "oldest" to "newest".
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._count = 0  # vector steps stored so far, and so the number of the next transition of each lane
+        self._first_kept = zeros  # number of each lane's oldest transition that can be sampled
+        self._frame_count = zeros  # number of each lane's next frame
+        self._episode_start = zeros  # number of the first frame of each lane's latest episode
+        self._open = zeros.astype(np.bool_)  # whether each lane's latest episode goes on
+        self._number_transitions()
+
+    def _allocate(self, stack: int, frames: NDArray[Any], columns: dict[str, NDArray[Any]]) -> None:
+        """Reserve memory for rows like those of ``frames`` and ``columns``, all ``(num_envs, T, *row)``."""
+        self._stack = stack
+        self._ring = self._ring_size(stack)
+        self._frames = _reserve(len(self._envs) * self._ring, frames)
+        self._columns = {name: _reserve(self.max_size, rows) for name, rows in columns.items()}
+
+    def _ring_size(self, stack: int) -> int:
+        # A lane full of transitions from one episode needs a stack of frames before their newest ones.
+        return self._lane + stack + math.ceil(self._slack * self._lane)
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def extend(self, rollout: TensorDictBase) -> Tensor:
+        """Append what a collector hands out.
+
+        Args:
+            rollout: ``(num_envs, T)`` on the CPU, going on where the previous call ended: ``observation``
+                ``(num_envs, T, stack, *frame)``, ``action``, and under ``next`` ``observation``, ``reward``,
+                ``done``, ``terminated``, ``truncated`` and optionally ``end_of_life``. Other keys are
+                dropped.
+
+        Returns:
+            The indices of the appended transitions, ``(num_envs, T)``; -1 for those dropped already.
+
+        Raises:
+            ValueError: If a key is missing, the number of environments differs, or the stream does not go on:
+                outside of episode starts, an observation must be the previous next observation, which in turn
+                is the one before with a new frame at its end. Nothing is stored then.
+        """
+        observation, following = rollout["observation"].numpy(), rollout["next", "observation"].numpy()
+        columns = {
+            name: value.numpy()
+            for name, key in _KEYS.items()
+            if (value := rollout.get(key, None)) is not None
+        }
+        optional = _OPTIONAL & (self._columns or columns).keys()
+        expected = (_KEYS.keys() - _OPTIONAL) | optional
+        if columns.keys() != expected:
+            raise ValueError(f"the rollout holds {sorted(columns)}; expected {sorted(expected)}")
+        if len(observation) != len(self._envs):
+            raise ValueError(f"the rollout has {len(observation)} envs; expected {len(self._envs)}")
+        ends = columns["done"].reshape(len(self._envs), -1)
+        starts = np.concatenate([~self._open[:, None], ends[:, :-1]], 1)
+        self._check_stream(observation, following, starts)
+        if not self._columns:
+            numbers = starts.astype(np.int64)
+            self._allocate(
+                observation.shape[2], observation[:, :, 0], {**columns, "newest": numbers, "oldest": numbers}
+            )
+        steps = starts.shape[1]
+        # However many episodes start in it, a part fits into the rings, so that it can be written at once.
+        part = min(self._lane, self._ring // (self._stack + 1))
+        for begin in range(0, steps, part):
+            at = slice(begin, begin + part)
+            transitions = {name: value[:, at] for name, value in columns.items()}
+            self._append(observation[:, at], following[:, at], starts[:, at], transitions)
+        self._open = ~ends[:, -1]
+        indices = self._ends[:, None] - np.arange(steps, 0, -1)
+        indices[indices < (self._ends - self._lengths)[:, None]] = -1
+        return torch.from_numpy(indices)
+
+    def _append(
+        self,
+        observation: NDArray[Any],
+        following: NDArray[Any],
+        starts: NDArray[np.bool_],
+        columns: dict[str, NDArray[Any]],
+    ) -> None:
+        envs, times = starts.nonzero()
+        initial = observation[envs, times]
+        repeats = _leading_repeats(initial)
+        new_frames = np.ones(starts.shape, dtype=np.int64)
+        new_frames[envs, times] += self._stack - repeats
+        newest = self._frame_count[:, None] + new_frames.cumsum(1) - 1
+        first_frames = np.where(starts, newest - new_frames + 1, self._episode_start[:, None])
+        episode_start = np.maximum.accumulate(first_frames, axis=1)
+
+        self._frames[self._frame_slots(self._envs[:, None], newest)] = following[:, :, -1]
+        if len(envs):
+            position = np.arange(self._stack) - repeats[:, None]
+            numbers = episode_start[envs, times, None] + position
+            slots = self._frame_slots(envs[:, None], numbers)
+            self._frames[slots[position >= 0]] = initial[position >= 0]
+
+        slots = self._slots(self._count + np.arange(starts.shape[1]))
+        oldest = np.maximum(newest - self._stack, episode_start)
+        for name, rows in {**columns, "newest": newest, "oldest": oldest}.items():
+            self._columns[name][slots] = rows
+        self._count += starts.shape[1]
+        self._frame_count = newest[:, -1] + 1
+        self._episode_start = episode_start[:, -1]
+        self._drop_overwritten(int(new_frames.sum(1).max()))
+
+    def _drop_overwritten(self, new_frames: int) -> None:
+        """Drop transitions that were overwritten, or lost frames to the ``new_frames`` at most of a lane."""
+        first_kept = np.maximum(self._first_kept, self._count - self._lane)
+        # Every transition has a newest frame of its own, but the first ones of an episode share their oldest.
+        candidates = first_kept[:, None] + np.arange(new_frames + self._stack)
+        overwritten = (
+            self._columns["oldest"][self._slots(candidates)] < (self._frame_count - self._ring)[:, None]
+        )
+        self._first_kept = first_kept + (overwritten & (candidates < self._count)).sum(1)
+        self._number_transitions()
+
+    def _number_transitions(self) -> None:
+        """Give the transitions that can be sampled the indices ``0 ... len - 1``, lane after lane."""
+        self._lengths = self._count - self._first_kept
+        self._ends = self._lengths.cumsum()
+        self._length = int(self._ends[-1])
+
+    def _check_stream(
+        self, observation: NDArray[Any], following: NDArray[Any], starts: NDArray[np.bool_]
+    ) -> None:
+        continues = starts.copy()
+        continues[:, 1:] |= _equal(observation[:, 1:], following[:, :-1])
+        if self._count:
+            last = self._rebuild(self._envs, self._slots(self._count - 1)[:, 0])[:, None, 1:]
+            continues[:, :1] |= _equal(observation[:, :1], last)
+        wrong = ~(continues & _equal(following[:, :, :-1], observation[:, :, 1:]))
+        if wrong.any():
+            env, time = np.argwhere(wrong)[0].tolist()
+            raise ValueError(
+                f"the frames of env {env} do not go on at step {time} of the rollout; expected each"
+                " observation to be the previous one with a new frame at its end (after a reset from outside,"
+                " call end_episodes() first)"
+            )
+
+    def end_episodes(self) -> None:
+        """Truncate the open episodes, because the environments were reset from outside.
+
+        The last transition of each environment becomes ``truncated`` and ``done``, unless it is done already;
+        its next observation stays. What is appended next starts new episodes.
+        """
+        if self._open.any():
+            last = self._slots(self._count - 1)[self._open, 0]
+            self._columns["truncated"][last] = True
+            self._columns["done"][last] = True
+            self._open = np.zeros_like(self._open)
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    def get(self, index: int | slice | Tensor) -> TensorDict:
+        """Rebuild transitions.
+
+        Args:
+            index: Which of the ``len(storage)`` transitions; a tensor may have any shape.
+
+        Returns:
+            A TensorDict with the shape of ``index``: ``observation``, ``action`` and under ``next``
+            ``observation``, ``reward``, ``done``, ``terminated``, ``truncated`` (and ``end_of_life``). Both
+            observations are views of the same ``stack + 1`` frames: clone one before changing it in place.
+
+        Raises:
+            IndexError: If an index is negative or not less than ``len(storage)``.
+        """
+        at = self._indices(index)
+        env = np.searchsorted(self._ends, at, side="right")
+        number = at + (self._count - self._ends)[env]
+        slots = env * self._lane + number % self._lane
+        frames = torch.from_numpy(self._rebuild(env, slots))
+        entries: dict[str, Any] = {"observation": frames.narrow(at.ndim, 0, self._stack)}
+        following: dict[str, Any] = {"observation": frames.narrow(at.ndim, 1, self._stack)}
+        for name, rows in self._columns.items():
+            if name in _KEYS:
+                (entries if name == "action" else following)[name] = torch.from_numpy(np.asarray(rows[slots]))
+        # The public constructor checks every entry, which takes as long as finding and copying the frames.
+        shape = torch.Size(at.shape)
+        entries["next"] = TensorDict._new_unsafe(source=following, batch_size=shape)
+        return TensorDict._new_unsafe(source=entries, batch_size=shape)
+
+    def _rebuild(self, env: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the frames ``(*slots.shape, stack + 1, *frame)`` of both stacks of transitions."""
+        newest, oldest = (np.asarray(self._columns[name][slots])[..., None] for name in ("newest", "oldest"))
+        numbers = np.maximum(newest + np.arange(-self._stack, 1), oldest)
+        return self._frames[self._frame_slots(np.asarray(env)[..., None], numbers)]
+
+    def _slots(self, numbers: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where each lane's transitions ``numbers`` are, ``(num_envs, 1 or number of numbers)``."""
+        return self._envs[:, None] * self._lane + numbers % self._lane
+
+    def _frame_slots(self, env: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return env * self._ring + numbers % self._ring
+
+    def __len__(self) -> int:
+        """Return how many transitions can be sampled."""
+        return self._length
+
+    @property
+    def write_count(self) -> int:
+        """How many transitions were ever appended."""
+        return self._count * len(self._envs)
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    @property
+    def row_count(self) -> int:
+        """How many vector steps were ever appended, and so the number of the next one."""
+        return self._count
+
+    @property
+    def first_row(self) -> int:
+        """The number of the oldest vector step of which some environment's transition can be sampled."""
+        return int(self._first_kept.min())
+
+    def sizes(self) -> dict[str, int]:
+        """Return the arguments: transitions, environments, and each one's frames for episode starts."""
+        return {
+            "capacity": self.max_size,
+            "num_envs": len(self._envs),
+            "slack_frames": self._ring_size(0) - self._lane,
+        }
+
+    def position(self) -> dict[str, list[int]]:
+        """Return the counts and numbers of all lanes, ``num_envs`` each, and what is common to them."""
+        by_lane = (self._first_kept, self._frame_count, self._episode_start, self._open)
+        return {
+            "row_count": [self._count],
+            "stack": [self._stack],
+            **{
+                name: numbers.astype(np.int64).tolist()
+                for name, numbers in zip(_BY_LANE, by_lane, strict=True)
+            },
+        }
+
+    def rows(self, first: int, last: int) -> dict[str, Any]:
+        """Copy vector steps out, with all the frames that their stacks show; see `RowStorage.rows`.
+
+        Returns:
+            ``columns`` ``(num_envs, last - first, *row)`` of the transitions; ``frames`` ``(n, *frame)``, one
+            environment after the other; ``frame_begin`` and ``frame_end`` ``(num_envs,)``, the numbers of
+            each environment's first frame and of the one after its last.
+        """
+        slots = self._slots(np.arange(first, last))
+        end = self._columns["newest"][slots[:, -1]] + 1
+        # The stacks of transitions that were dropped early reach back to frames that are not there any more.
+        kept = np.maximum(self._columns["oldest"][slots[:, 0]], self._frame_count - self._ring)
+        begin = np.minimum(kept, end)
+        return {
+            "numbers": torch.tensor([first, last]),
+            "columns": {name: torch.from_numpy(column[slots]) for name, column in self._columns.items()},
+            "frames": torch.from_numpy(self._frames[self._frame_ranges(begin, end)]),
+            "frame_begin": torch.from_numpy(begin),
+            "frame_end": torch.from_numpy(end),
+        }
+
+    def _frame_ranges(self, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where frames ``begin`` to ``end`` of each lane are, one lane after the other."""
+        numbers = [np.arange(first, last) for first, last in zip(begin, end, strict=True)]
+        return self._frame_slots(np.repeat(self._envs, end - begin), np.concatenate(numbers))
+
+    def _set_position(self, position: dict[str, list[int]]) -> None:
+        (self._count,), (self._stack,) = position["row_count"], position["stack"]
+        by_lane = (np.array(position[name]).reshape(self._envs.shape) for name in _BY_LANE)
+        self._first_kept, self._frame_count, self._episode_start, is_open = by_lane
+        self._open = is_open.astype(np.bool_)
+        self._number_transitions()
+
+    def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
+        columns = {name: column.numpy() for name, column in rows["columns"].items()}
+        frames, begin, end = (rows[name].numpy() for name in ("frames", "frame_begin", "frame_end"))
+        if not self._columns:
+            self._allocate(self._stack, frames[None], columns)
+        slots = self._slots(np.arange(first, last))
+        for name, column in self._columns.items():
+            column[slots] = columns[name]
+        self._frames[self._frame_ranges(begin, end)] = frames
+
+
+def frame_replay_buffer(capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
+    """Make a replay buffer of stacked frames that samples uniformly, with torch's global generator.
+
+    Args:
+        capacity: Most transitions kept.
+        num_envs: Environments that feed it.
+        batch_size: Transitions in a sample.
+
+    Returns:
+        A buffer whose ``extend`` takes rollouts ``(num_envs, T)`` and whose ``sample`` gives
+        ``(batch_size,)``.
+    """
+    return uniform_replay_buffer(FrameStackStorage(capacity, num_envs), batch_size)
+
+
+def _reserve(length: int, like: NDArray[Any]) -> NDArray[Any]:
+    """Reserve ``length`` rows like those of ``(num_envs, T, *row)``; a page costs nothing until written."""
+    return np.zeros((length, *like.shape[2:]), like.dtype)
+
+
+def _leading_repeats(stacks: NDArray[Any]) -> NDArray[np.int64]:
+    """Count how many frames at the beginning of each stack ``(K, stack, *frame)`` equal their successor."""
+    return _equal(stacks[:, 1:], stacks[:, :-1]).astype(np.int64).cumprod(1).sum(1)
+
+
+def _equal(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.bool_]:
+    """Compare ``(n, m, ...)`` bit for bit, and say which of the ``(n, m)`` are equal."""
+    return (_words(left) == _words(right)).all(-1)
+
+
+def _words(values: NDArray[Any]) -> NDArray[Any]:
+    """View ``(n, m, ...)`` as ``(n, m, words)`` of 8 bytes, or of 1 where 8 do not come out even."""
+    rows = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
+    size = rows.shape[-1] * rows.itemsize
+    return np.ascontiguousarray(rows).view(np.uint8 if size % 8 else np.uint64)

@@ -1,0 +1,1 @@
+"""Environments and policy put together: collection, evaluation, and what acts in them."""

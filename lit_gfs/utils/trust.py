@@ -1,0 +1,20 @@
+"""The packages that a user trusts, besides the libraries that this one is built on."""
+
+from __future__ import annotations
+
+TRUSTED: set[str] = set()
+"""Packages, or modules of them; `lit_gfs.configuration.config_trust` adds them and takes them away."""
+
+
+def is_trusted(path: str) -> bool:
+    """Say whether the user trusts the package of an import path, such as ``my_package.networks.Trunk``.
+
+    Args:
+        path: A module, or something in one.
+    """
+    return any(path == package or path.startswith(f"{package}.") for package in TRUSTED)
+
+
+def trusted_packages() -> list[str]:
+    """List the packages that the user trusts."""
+    return sorted(TRUSTED)

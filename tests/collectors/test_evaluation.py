@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torchrl.data import Unbounded
+
+from fakes import CountingEnv
+from lit_gfs.collectors.evaluation import run_episodes
+
+POLICY = TensorDictModule(
+    lambda observation: torch.zeros(len(observation), dtype=torch.int64), ["observation"], ["action"]
+)
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 3, 4, 5, 7, 9])
+def test_every_environment_plays_its_share(episodes: int) -> None:
+    env = CountingEnv([3, 4, 7])
+
+    played = run_episodes(env, POLICY, episodes)
+
+    expected = [(3, 4, 7)[index % 3] for index in range(episodes)]
+    assert played["episode_length"].tolist() == expected
+    assert played["episode_return"].tolist() == [length * (length + 1) / 2 for length in expected]
+
+
+def test_frames_of_the_first_environment_are_handed_over_until_the_last_episode_ends() -> None:
+    class Filming(CountingEnv):
+        def __init__(self, lengths: list[int]) -> None:
+            super().__init__(lengths)
+            self.observation_spec["pixels"] = Unbounded((len(lengths), 2, 2, 3), dtype=torch.uint8)
+
+        def _observe(self) -> dict[str, torch.Tensor]:
+            frames = self.steps.view(-1, 1, 1, 1).expand(-1, 2, 2, 3).to(torch.uint8)
+            return {**super()._observe(), "pixels": frames.clone()}
+
+    frames: list[torch.Tensor] = []
+    run_episodes(Filming([3]), POLICY, 2, on_frame=frames.append)
+
+    assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 4])
+def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(episodes: int) -> None:
+    played = run_episodes(CountingEnv([3, 10**9]), POLICY, episodes, limit=10)
+
+    lengths = [(3, 10)[index % 2] for index in range(episodes)]
+    assert played["episode_length"].tolist() == lengths
+    assert played["episode_return"].tolist() == [length * (length + 1) / 2 for length in lengths]
+    assert played["cut"].tolist() == [length == 10 for length in lengths]

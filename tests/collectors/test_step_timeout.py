@@ -1,0 +1,72 @@
+"""The watchdog's signal, which is not its own: somebody else may use it too."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+import pytest
+
+from lit_gfs.collectors.step_timeout import Watchdog
+from lit_gfs.envs.base import Activity, Unresponsive
+from lit_gfs.errors import EnvironmentFault
+
+
+def unwanted(fault: EnvironmentFault) -> None:
+    pytest.fail(f"given up: {fault}")
+
+
+def test_a_step_that_takes_too_long_is_interrupted() -> None:
+    watchdog = Watchdog(0.1, unwanted)
+    activity = Activity()
+    watchdog.watch("Slow-v0", activity)
+    try:
+        activity.calls, activity.index = 1, 3
+        with pytest.raises(Unresponsive, match=r"did not come back from a step within 0\.1 s"):
+            time.sleep(30)
+    finally:
+        activity.calls = 2
+        watchdog.stop()
+
+
+def test_somebody_elses_signal_reaches_the_handler_from_before() -> None:
+    seen: list[int] = []
+
+    def requeue(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    watchdog = Watchdog(60.0, unwanted)
+    try:
+        watchdog.watch("Quick-v0", Activity())
+        signal.raise_signal(signal.SIGUSR2)
+        assert seen == [signal.SIGUSR2]
+        watchdog.stop()
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_handler_that_was_set_since_stays() -> None:
+    watchdog = Watchdog(60.0, unwanted)
+    watchdog.watch("Quick-v0", Activity())
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        watchdog.stop()
+        assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    assert before == watchdog._on_signal
+
+
+def test_without_a_handler_the_signal_ends_the_process_as_ever() -> None:
+    program = (
+        "import signal; from lit_gfs.collectors.step_timeout import Watchdog; "
+        "from lit_gfs.envs.base import Activity; "
+        "Watchdog(60.0, print).watch('Quick-v0', Activity()); signal.raise_signal(signal.SIGUSR2)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False)
+    assert ended.returncode == -signal.SIGUSR2

@@ -1,0 +1,59 @@
+"""The packages import each other in one direction, from the top of this list to its bottom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lit_gfs
+
+ROOT = Path(str(lit_gfs.__file__)).resolve().parent.parent
+
+ORDER = (
+    ("errors",),
+    ("utils",),
+    ("envs", "networks"),
+    ("functional", "buffers", "metrics", "configs"),
+    ("gradients", "init", "optim", "collectors"),
+    ("runs",),
+    ("callbacks",),
+    ("agents", "datamodules"),
+    ("configuration",),
+    ("cli",),
+    ("study",),
+    ("main",),
+    ("__main__",),
+)
+"""A package may import from those above it, never from its neighbours in a line or from those below it."""
+
+LEVELS = {name: level for level, names in enumerate(ORDER) for name in names}
+FORMER_PLACES = {"classifier", "objective_shift"}
+"""Modules that only hand on what has moved; nothing of ours imports them."""
+
+FILES = [path for folder in ("lit_gfs", "callbacks", "datamodules") for path in (ROOT / folder).rglob("*.py")]
+
+
+def imported(path: Path) -> set[str]:
+    """List the packages that a file imports, also within functions and for type checkers alone."""
+    packages: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            of_us = node.module is not None and node.module.split(".")[0] == "lit_gfs"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if of_us else []
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        packages |= {name.split(".")[1] for name in names if name.startswith("lit_gfs.")}
+    return packages
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_from_rooms_below(path: Path) -> None:
+    own = path.relative_to(ROOT).with_suffix("").parts
+    package = own[1] if own[0] == "lit_gfs" else own[0]
+    if package == "__init__" or package in FORMER_PLACES:
+        return
+    others = imported(path) - {package}
+    assert {name: LEVELS[name] for name in others if LEVELS[name] >= LEVELS[package]} == {}
