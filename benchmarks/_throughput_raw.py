@@ -26,6 +26,8 @@ from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import make_env
 from lit_gfs.envs.gymnasium import is_natively_batched, quietly
 from lit_gfs.functional.losses import gaussian_entropy, gaussian_log_prob
+from lit_gfs.functional.rewards import learner_reward
+from lit_gfs.optim.factory import make_optimizer
 
 Clock = Callable[[], float]
 Work = Callable[[], Any]
@@ -207,7 +209,7 @@ def bare_update(
     """Return the work of one optimizer step on a fixed batch: loss, gradients, clipping, step."""
     parameters, loss = bare_loss(agent, batch)
     trained = list(parameters)
-    optimizer = agent.make_optimizer(agent.build_optimizer, trained)  # type: ignore[operator, arg-type]
+    optimizer = make_optimizer(agent.build_optimizer, trained)
 
     def work() -> None:
         with precision():
@@ -244,10 +246,12 @@ def _q_loss(agent: QLearningAgent, batch: Any) -> tuple[Iterable[nn.Parameter], 
     return network.parameters(), lambda: error(network(observation).gather(-1, action).squeeze(-1), target())
 
 
-def _bootstrapped_target(agent: DQN, network: nn.Module, following: Any) -> Callable[[], Tensor]:
+def _bootstrapped_target(agent: DQN, network: nn.Module, next_: Any) -> Callable[[], Tensor]:
     target_network = copy.deepcopy(agent.target_network)
-    reward, _, terminated = agent.outcome(following)
-    discount, observation = agent.gamma * (~terminated).float(), following["observation"]
+    reward, _, terminated = learner_reward(
+        next_, agent.reward_scale, agent.clip_reward, agent.end_of_life_is_terminal
+    )
+    discount, observation = agent.gamma * (~terminated).float(), next_["observation"]
 
     @torch.no_grad()
     def target() -> Tensor:

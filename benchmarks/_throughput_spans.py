@@ -15,7 +15,7 @@ from unittest import mock
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer import call
 
-from lit_gfs.collectors.env_runner import Experience
+from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.collectors.policy import Policy
 
 BASE = "lightning"
@@ -145,16 +145,16 @@ class Instruments:
         trainer: Any, agent: LightningModule, unwatched: Callback
     ) -> list[tuple[Any, str, str]]:
         data, loader, kind = trainer.datamodule, trainer.train_dataloader, type(agent)
-        env = type(data.experience.env)
+        env = type(data.runner.env)
         targets = [
-            (Experience, "collect", "collector"),
+            (EnvRunner, "collect", "collector"),
             (env, "step_and_maybe_reset", "environment.around_simulate"),
             (env, "begin", "environment.around_simulate"),
             (env, "finish", "environment.around_simulate"),
             (env, "_send", "environment.simulate"),
             (env, "_receive", "environment.simulate"),
             (Policy, "forward", "policy"),
-            (data.experience._collector, "_act", "policy"),  # where it calls the policy's function itself
+            (data.runner._collector, "_act", "policy"),  # where it calls the policy's function itself
             (kind, "on_collection_start", "agent.on_collection"),
             (kind, "on_collection_end", "agent.on_collection"),
             (type(loader), "__next__", "loader"),

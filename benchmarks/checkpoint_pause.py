@@ -26,11 +26,11 @@ import torch
 from replay_memory import make_noise
 
 from lit_gfs.buffers.frame_stacks import FrameStackStorage
-from lit_gfs.buffers.shards import ReplayPieces
-from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
+from lit_gfs.buffers.shards import ReplayShards
+from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
 
 
-def write_checkpoint(pieces: ReplayPieces, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:
+def write_checkpoint(pieces: ReplayShards, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:
     """Write pieces and checkpoint as a run does; return the seconds of the pause, and those of the CPU."""
     last = pieces.directory.parent / "last.ckpt"
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -39,7 +39,7 @@ def write_checkpoint(pieces: ReplayPieces, storage: FrameStackStorage, weights: 
         previous = last.with_name("previous.ckpt")
         previous.unlink(missing_ok=True)
         os.link(last, previous)
-    write_sealed({"state_dict": {"weights": weights}, "replay": manifest}, last)
+    write_checksummed({"state_dict": {"weights": weights}, "replay": manifest}, last)
     return [time.perf_counter() - start, time.process_time() - cpu_start]
 
 
@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
     num_envs = arguments.num_envs
     noise = make_noise(num_envs, arguments.episode_length)
     weights = torch.rand(arguments.weights_mb * 250_000)
-    pieces = ReplayPieces(run / "replay")
+    pieces = ReplayShards(run / "replay")
     storage = FrameStackStorage(arguments.capacity, num_envs)
 
     def append(transitions: int) -> None:
@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
 
     index = torch.randint(len(storage), (1000,))
     expected = storage.get(index)
-    manifest = read_sealed(run / "last.ckpt")["replay"]
+    manifest = read_checksummed(run / "last.ckpt")["replay"]
     storage._empty()
     start = time.perf_counter()
     pieces.require_intact(manifest)

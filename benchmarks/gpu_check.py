@@ -179,7 +179,7 @@ def live(row: Row, directory: str) -> None:
     import torch
 
     from lit_gfs.main import main
-    from lit_gfs.utils.checksummed_files import read_sealed
+    from lit_gfs.utils.checksummed_files import read_checksummed
 
     torch.set_num_threads(1)
     reached = []
@@ -188,7 +188,7 @@ def live(row: Row, directory: str) -> None:
             main(command)
         elif command[0] == "fit":  # each of its processes has to import everything
             subprocess.run([sys.executable, "-m", "lit_gfs", *command], check=True)
-        reached.append(read_sealed(Path("runs/a/b/last.ckpt"))["global_step"])
+        reached.append(read_checksummed(Path("runs/a/b/last.ckpt"))["global_step"])
     assert 0 < reached[0] < reached[-1], f"optimizer steps after each command: {reached}"
     is_on_gpu = torch.cuda.is_available() and row.accelerator == "auto"
     assert not is_on_gpu or torch.cuda.max_memory_allocated(), "nothing was computed on the GPU"

@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from lit_gfs.collectors.env_runner import Experience
+from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.collectors.evaluation import (
     DEFAULT_LIMIT,
     Evaluation,
@@ -26,7 +26,7 @@ from lit_gfs.collectors.evaluation import (
     no_episodes,
     run_episodes,
 )
-from lit_gfs.collectors.step_timeout import Watchdog, end_process
+from lit_gfs.collectors.step_timeout import StepTimeout, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.closing import close_env, leave_open
@@ -76,7 +76,8 @@ class EnvDataModule(LightningDataModule):
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
         num_envs: Environments stepped together, in each process.
         total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
-        eval_every: Environment steps between evaluations.
+        eval_every: Environment steps between evaluations: rounded up to whole rollouts, or at most so many
+            with replay, where evaluations are evenly spaced.
         eval_episodes: Full episodes in an evaluation, shared out over all processes.
         env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
@@ -86,8 +87,9 @@ class EnvDataModule(LightningDataModule):
         overlap: Whether the environments take their next step while the agent learns. The policy that chose
             its actions is then that of before the update, or before all updates of a rollout: one step of
             policy lag. It saves time on Atari, whose simulator has threads of its own.
-        checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``); ``null`` writes one
-            whenever an evaluation is due, but leaves episodes room where a checkpoint cuts them.
+        checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``), rounded up to the
+            end of a rollout or, with replay, to an evaluation; ``null`` writes one whenever an evaluation is
+            due, but leaves episodes room where a checkpoint cuts them.
         eval_step_limit: Steps after which an evaluation cuts an episode; ``null`` takes the environment's
             time limit or, where that is not known, 10,000.
 
@@ -99,9 +101,10 @@ class EnvDataModule(LightningDataModule):
     def __init__(
         self,
         env_id: str,
-        num_envs: int,
-        total_steps: int,
-        eval_every: int,
+        *,
+        num_envs: int = 1,
+        total_steps: int = 1_000_000,
+        eval_every: int = 50_000,
         eval_episodes: int = 10,
         env_options: dict[str, Any] | None = None,
         seed: int | None = None,
@@ -144,14 +147,14 @@ class EnvDataModule(LightningDataModule):
         """Whether the checkpoint to go on from is to be written at the end of this pass."""
         self.is_for_evaluating = False
         """Whether the checkpoint that is being written is for evaluating: nobody goes on from there."""
-        self.experience: Experience | None = None
-        self._watchdog = None if step_timeout is None else Watchdog(step_timeout, self._give_up)
+        self.runner: EnvRunner | None = None
+        self._step_timeout = None if step_timeout is None else StepTimeout(step_timeout, self._give_up)
         self._interrupted = False
         self.while_evaluating: Callable[[], None] = lambda: None
         """Called before each step of an evaluation, which no hook of Lightning's runs in."""
         self._evaluation_env: EnvBase | None = None
         self._restored_steps = 0
-        self._restored_experience: dict[str, Any] = {}
+        self._restored_runner: dict[str, Any] = {}
         self._evaluated_at = self._checkpointed_at = 0
         probe = self._watched(self._make_env(1))
         try:
@@ -185,7 +188,7 @@ class EnvDataModule(LightningDataModule):
     @property
     def env_steps(self) -> int:
         """Environment steps collected so far, over all processes."""
-        return self._restored_steps if self.experience is None else self.experience.env_steps
+        return self._restored_steps if self.runner is None else self.runner.env_steps
 
     def setup(self, stage: str) -> None:
         """Look at the Trainer's options.
@@ -204,7 +207,7 @@ class EnvDataModule(LightningDataModule):
 
     # -- learning ----------------------------------------------------------------------------------------
 
-    def build_experience(self, steps_per_env: int) -> Experience:
+    def build_runner(self, steps_per_env: int) -> EnvRunner:
         """Make the environments and the collector; the agent must be on its device by now."""
         trainer = cast(Any, self.trainer)
         steps = self.env_steps
@@ -214,10 +217,10 @@ class EnvDataModule(LightningDataModule):
                 f"them after {self.eval_step_limit:,} steps (data.eval_step_limit), and "
                 "data.env_options.max_episode_steps cuts them in training too"
             )
-        if self.experience is not None:
-            close_env(self.experience.env)
-            self.experience.close()
-        experience = Experience(
+        if self.runner is not None:
+            close_env(self.runner.env)
+            self.runner.close()
+        runner = EnvRunner(
             self._watched(self._make_env(self.num_envs)),
             trainer.lightning_module,
             steps_per_env,
@@ -225,14 +228,14 @@ class EnvDataModule(LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             precision=trainer.precision_plugin.forward_context,
-            before_piece=self._raise_if_interrupted,
+            before_rollout=self._raise_if_interrupted,
             runs_ahead=self.overlap,
             env_steps=steps,
         )
-        experience.load_state_dict(self._restored_experience)
-        self._restored_experience = {}
-        self.experience = experience
-        return experience
+        runner.load_state_dict(self._restored_runner)
+        self._restored_runner = {}
+        self.runner = runner
+        return runner
 
     def end_pass(self, evaluates: bool = True) -> None:
         """Say whether a checkpoint is due at the end of the pass whose last batch is handed out now.
@@ -242,19 +245,19 @@ class EnvDataModule(LightningDataModule):
         Args:
             evaluates: Whether an evaluation follows.
         """
-        experience = self.experience
-        assert experience is not None
-        if self.checkpoint_every is None and experience.is_restorable:
+        runner = self.runner
+        assert runner is not None
+        if self.checkpoint_every is None and runner.is_restorable:
             due = evaluates
         else:
-            due = self.env_steps - self._checkpointed_at >= self._steps_between_checkpoints(experience)
+            due = self.env_steps - self._checkpointed_at >= self._steps_between_checkpoints(runner)
         self.checkpoint_is_due = due or self.env_steps >= self.total_steps
         if self.checkpoint_is_due:
             self._checkpointed_at = self.env_steps
-            if not experience.is_restorable:
-                experience.request_barrier()
+            if not runner.is_restorable:
+                runner.request_barrier()
 
-    def _steps_between_checkpoints(self, experience: Experience) -> int:
+    def _steps_between_checkpoints(self, runner: EnvRunner) -> int:
         """Return how long episodes are left alone: what was asked for, or room for some twenty of them.
 
         With fewer than four checkpoints a run would have too much to lose.
@@ -263,7 +266,7 @@ class EnvDataModule(LightningDataModule):
             return self.checkpoint_every
         least_often = max(1, self.total_steps // 4)
         limit = self.env_spec.max_episode_steps
-        return least_often if limit is None else min(least_often, 20 * limit * experience.vector_step)
+        return least_often if limit is None else min(least_often, 20 * limit * runner.vector_step)
 
     @contextmanager
     def saved_for_evaluating(self) -> Iterator[None]:
@@ -299,7 +302,7 @@ class EnvDataModule(LightningDataModule):
             state["is_for_evaluating"] = True
         else:
             state["evaluated_at"], state["checkpointed_at"] = self._evaluated_at, self._checkpointed_at
-            state["experience"] = gather({} if self.experience is None else self.experience.state_dict())
+            state["experience"] = gather({} if self.runner is None else self.runner.state_dict())
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -325,10 +328,10 @@ class EnvDataModule(LightningDataModule):
         if cast(Any, self.trainer).state.fn != TrainerFn.FITTING:
             return
         rank = cast(Any, self.trainer).global_rank
-        self._restored_experience = state_dict["experience"][rank] if "experience" in state_dict else {}
-        if self.experience is not None:
-            self.experience.env_steps = steps
-            self.experience.load_state_dict(self._restored_experience)
+        self._restored_runner = state_dict["experience"][rank] if "experience" in state_dict else {}
+        if self.runner is not None:
+            self.runner.env_steps = steps
+            self.runner.load_state_dict(self._restored_runner)
 
     # -- evaluation --------------------------------------------------------------------------------------
 
@@ -373,16 +376,14 @@ class EnvDataModule(LightningDataModule):
         agent = trainer.lightning_module
         seed = derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps)
         # Evaluating must not change what training draws next.
-        isolation = (
-            isolated_generators(agent.device) if self.experience is None else self.experience.undisturbed()
-        )
+        isolation = isolated_generators(agent.device) if self.runner is None else self.runner.undisturbed()
         with isolation, trainer.precision_plugin.forward_context():
             seed_generators(seed)
             env.set_seed(seed)
             try:
                 return run_episodes(
                     env,
-                    agent.evaluation_policy(),
+                    agent.eval_policy(),
                     episodes,
                     agent.device,
                     None if frames is None else frames.append,
@@ -408,8 +409,8 @@ class EnvDataModule(LightningDataModule):
             raise SIGTERMException
 
     def _watched(self, env: EnvBase) -> EnvBase:
-        if self._watchdog is not None and isinstance(env, BatchedEnv):
-            self._watchdog.watch(env.env_id, env.activity)
+        if self._step_timeout is not None and isinstance(env, BatchedEnv):
+            self._step_timeout.watch(env.env_id, env.activity)
         return env
 
     def _give_up(self, fault: EnvironmentFault) -> None:
@@ -432,13 +433,13 @@ class EnvDataModule(LightningDataModule):
         self._release(leave_open if isinstance(exception, (EnvironmentFault, *STOPS)) else close_env)
 
     def _release(self, let_go: Callable[[EnvBase], None]) -> None:
-        if self._watchdog is not None:
-            self._watchdog.keep_signal()
-        if self.experience is not None:
-            self._restored_steps = self.experience.env_steps
-            let_go(self.experience.env)
-            self.experience.close()
-            self.experience = None
+        if self._step_timeout is not None:
+            self._step_timeout.keep_signal()
+        if self.runner is not None:
+            self._restored_steps = self.runner.env_steps
+            let_go(self.runner.env)
+            self.runner.close()
+            self.runner = None
         if self._evaluation_env is not None:
             let_go(self._evaluation_env)
             self._evaluation_env = None
@@ -446,8 +447,8 @@ class EnvDataModule(LightningDataModule):
 
     def _stop_watching(self) -> None:
         self._interrupted = False
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        if self._step_timeout is not None:
+            self._step_timeout.stop()
 
     def teardown(self, stage: str) -> None:
         """Close every environment."""
@@ -460,5 +461,5 @@ class EnvDataModule(LightningDataModule):
             raise
         except BaseException as error:
             fault = EnvironmentFault(self.env_id, None, f"could not be made: {in_one_line(error)}")
-            fault.env_steps = None if self.experience is None else self.env_steps
+            fault.env_steps = None if self.runner is None else self.env_steps
             raise fault from error

@@ -13,11 +13,11 @@ from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer
 
 from lit_gfs.buffers.frame_stacks import frame_replay_buffer
-from lit_gfs.buffers.ring import RowStorage
-from lit_gfs.buffers.shards import ReplayPieces, find_replay, replay_name
+from lit_gfs.buffers.ring import RingStorage
+from lit_gfs.buffers.shards import ReplayShards, find_replay, replay_name
 from lit_gfs.buffers.transitions import TransitionStorage
 from lit_gfs.buffers.writer import uniform_replay_buffer
-from lit_gfs.collectors.env_runner import Experience
+from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
@@ -51,7 +51,7 @@ class ReplayLoader:
     more update falls due, the rest of the pass is ``None``, which Lightning skips.
 
     Args:
-        experience: Where transitions come from.
+        runner: Where transitions come from.
         buffer: Where they are kept.
         updates_per_epoch: The length of a pass; an evaluation follows each.
         learning_starts: Environment steps before the first update.
@@ -62,7 +62,7 @@ class ReplayLoader:
 
     def __init__(
         self,
-        experience: Experience,
+        runner: EnvRunner,
         buffer: ReplayBuffer,
         updates_per_epoch: int,
         learning_starts: int,
@@ -70,13 +70,13 @@ class ReplayLoader:
         total_steps: int,
         on_last_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        self._experience = experience
+        self._runner = runner
         self.buffer = buffer
         self._updates_per_epoch = updates_per_epoch
         self._steps_per_update = steps_per_update
         # Where a run is resumed without its transitions, it fills the buffer as far as a new run does.
-        self._first_update_at = experience.env_steps + learning_starts
-        self._last_step = whole_steps(total_steps, experience.vector_step)
+        self._first_update_at = runner.env_steps + learning_starts
+        self._last_step = whole_steps(total_steps, runner.vector_step)
         self._on_last_batch = on_last_batch
         self._updates = 0
         self._position = 0
@@ -95,19 +95,19 @@ class ReplayLoader:
     def __next__(self) -> TensorDictBase | None:
         if self._position == len(self):
             raise StopIteration
-        if self._experience.pass_barrier(self._updates):
+        if self._runner.pass_barrier(self._updates):
             self.end_episodes()
         # After the last update, what is left of the run's steps is less than an update asks for.
         wanted = self._due_at(self._updates + 1)
         if self._due_at(self._updates + 2) > self._last_step:
             wanted = self._last_step
-        while self._experience.env_steps < wanted:
-            left = -(-(wanted - self._experience.env_steps) // self._experience.vector_step)
-            self.buffer.extend(self._experience.collect(min(left, self._experience.steps_per_env)))
+        while self._runner.env_steps < wanted:
+            left = -(-(wanted - self._runner.env_steps) // self._runner.vector_step)
+            self.buffer.extend(self._runner.collect(min(left, self._runner.steps_per_env)))
         self._position += 1
         if self._position == len(self):
             self._on_last_batch()
-        if self._experience.env_steps < self._due_at(self._updates + 1):
+        if self._runner.env_steps < self._due_at(self._updates + 1):
             return None
         self._updates += 1
         return self.buffer.sample()
@@ -118,7 +118,7 @@ class ReplayLoader:
 
     def end_episodes(self) -> None:
         """Have the stored episodes end where they are: the environments are reset."""
-        cast(RowStorage, self.buffer.storage).end_episodes()
+        cast(RingStorage, self.buffer.storage).end_episodes()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the pass."""
@@ -158,27 +158,11 @@ class ReplayDataModule(EnvDataModule):
 
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
-        num_envs: Environments stepped together, in each process.
-        total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
-        eval_every: Most environment steps between evaluations, which are evenly spaced.
-        eval_episodes: Full episodes in an evaluation, shared out over all processes.
-        env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
-        seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
-        video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
-        step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
-            waits for ever.
-        overlap: Whether the environments take their next step while the agent learns. The policy that chose
-            its actions is then that of before the update, or before all updates of a rollout: one step of
-            policy lag. It saves time on Atari, whose simulator has threads of its own.
-        checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``), rounded up to
-            an evaluation; ``null`` writes one whenever an evaluation is due, but leaves episodes room where
-            a checkpoint cuts them.
-        eval_step_limit: Steps after which an evaluation cuts an episode; ``null`` takes the environment's
-            time limit or, where that is not known, 10,000.
         buffer_size: Transitions kept, in each process.
         batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         learning_starts: Environment steps collected before the first optimizer step.
         steps_per_update: Environment steps per batch.
+        options: Environments, evaluations and checkpoints, see `EnvDataModule`.
 
     Raises:
         UserError: If a count is not positive, or learning would start after the run's end.
@@ -187,28 +171,16 @@ class ReplayDataModule(EnvDataModule):
     def __init__(
         self,
         env_id: str,
-        num_envs: int = 1,
-        total_steps: int = 1_000_000,
-        eval_every: int = 50_000,
-        eval_episodes: int = 10,
-        env_options: dict[str, Any] | None = None,
-        seed: int | None = None,
-        video: bool = False,
-        step_timeout: float | None = 300.0,
-        overlap: bool = False,
-        checkpoint_every: int | None = None,
-        eval_step_limit: int | None = None,
+        *,
         buffer_size: int = 100_000,
         batch_size: int = 32,
         learning_starts: int = 1_000,
         steps_per_update: int = 4,
+        **options: Any,
     ) -> None:
-        require_positive(
-            total_steps=total_steps,
-            buffer_size=buffer_size,
-            batch_size=batch_size,
-            steps_per_update=steps_per_update,
-        )
+        super().__init__(env_id, **options)
+        require_positive(buffer_size=buffer_size, batch_size=batch_size, steps_per_update=steps_per_update)
+        total_steps = self.total_steps
         if steps_per_update > total_steps:
             raise UserError(
                 f"steps_per_update is {steps_per_update}; expected at most total_steps {total_steps}"
@@ -218,20 +190,6 @@ class ReplayDataModule(EnvDataModule):
                 f"learning_starts is {learning_starts}; expected 0 to {total_steps - steps_per_update}, "
                 f"so that learning begins before total_steps {total_steps}"
             )
-        super().__init__(
-            env_id,
-            num_envs,
-            total_steps,
-            eval_every,
-            eval_episodes,
-            env_options,
-            seed,
-            video,
-            step_timeout,
-            overlap,
-            checkpoint_every,
-            eval_step_limit,
-        )
         require_memory(f"buffer_size {buffer_size}", self._kept_bytes * buffer_size)
         require_memory(f"batch_size {batch_size}", 2 * self.observation_bytes * batch_size)
         self.buffer_size = buffer_size
@@ -239,7 +197,7 @@ class ReplayDataModule(EnvDataModule):
         self.learning_starts = learning_starts
         self.steps_per_update = steps_per_update
         self._loader: ReplayLoader | None = None
-        self._pieces: ReplayPieces | None = None
+        self._pieces: ReplayShards | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -266,11 +224,9 @@ class ReplayDataModule(EnvDataModule):
         if hasattr(agent, "process_rollout"):
             raise UserError(f"{type(agent).__name__} learns from rollouts; use RolloutDataModule")
         # Whole vector steps, and no more of them than one update asks for.
-        experience = self.build_experience(
-            max(1, self.steps_per_update // (self.num_envs * trainer.world_size))
-        )
+        runner = self.build_runner(max(1, self.steps_per_update // (self.num_envs * trainer.world_size)))
         self._loader = ReplayLoader(
-            experience,
+            runner,
             make_replay_buffer(self.env_spec, self.buffer_size, self.num_envs, self.batch_size),
             # A run goes on in the parts that it was begun in, also when it is made longer.
             self.updates_per_epoch if self._restored is None else self._restored["updates_per_epoch"],
@@ -299,8 +255,8 @@ class ReplayDataModule(EnvDataModule):
             # What is written now is not written again when the barrier ends these episodes.
             self._loader.end_episodes()
         if self._pieces is None or self._pieces.directory != directory:
-            self._pieces = ReplayPieces(directory)
-        manifest = self._pieces.save(cast(RowStorage, self._loader.buffer.storage))
+            self._pieces = ReplayShards(directory)
+        manifest = self._pieces.save(cast(RingStorage, self._loader.buffer.storage))
         return {**state, "updates": self._loader.updates_state(), "replay": gather(manifest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -330,8 +286,8 @@ class ReplayDataModule(EnvDataModule):
             )
             return
         trainer = cast(Any, self.trainer)
-        pieces = ReplayPieces(find_replay(Path(trainer.ckpt_path), trainer.global_rank))
-        pieces.load(cast(RowStorage, loader.buffer.storage), state["replay"][trainer.global_rank])
+        pieces = ReplayShards(find_replay(Path(trainer.ckpt_path), trainer.global_rank))
+        pieces.load(cast(RingStorage, loader.buffer.storage), state["replay"][trainer.global_rank])
         loader.load_updates_state(state["updates"])
         self._pieces = pieces
 

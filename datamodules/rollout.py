@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from lit_gfs.collectors.env_runner import CollectingAgent, Experience
+from lit_gfs.collectors.env_runner import CollectingAgent, EnvRunner
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
 from lit_gfs.errors import UserError
 from lit_gfs.utils.memory import require_memory
@@ -33,7 +33,7 @@ class RolloutLoader:
     and in the place of what a last, shorter rollout has fewer minibatches; Lightning then skips the step.
 
     Args:
-        experience: Where rollouts come from.
+        runner: Where rollouts come from.
         agent: Computes returns and advantages.
         epochs: Passes over a rollout.
         minibatches: Parts per pass.
@@ -44,14 +44,14 @@ class RolloutLoader:
 
     def __init__(
         self,
-        experience: Experience,
+        runner: EnvRunner,
         agent: OnPolicyAgent,
         epochs: int,
         minibatches: int,
         total_steps: int,
         on_last_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        self._experience = experience
+        self._runner = runner
         self._agent = agent
         self._epochs = epochs
         self._minibatches = minibatches
@@ -75,11 +75,11 @@ class RolloutLoader:
     def __next__(self) -> TensorDict | None:
         if self._position == len(self):
             raise StopIteration
-        self._experience.pass_barrier(self._position)
+        self._runner.pass_barrier(self._position)
         if self._position == 0:
-            rollout = self._experience.collect(self._rollout_steps)
+            rollout = self._runner.collect(self._rollout_steps)
             # Values of final observations in the precision that the others were computed in.
-            with self._experience.precision():
+            with self._runner.precision():
                 self._transitions = self._agent.process_rollout(rollout)
         assert self._transitions is not None
         part = self._position % self._minibatches
@@ -96,14 +96,14 @@ class RolloutLoader:
     @property
     def _rollout_steps(self) -> int:
         """Vector steps of the next rollout."""
-        experience = self._experience
-        left = -(-(self._total_steps - experience.env_steps) // experience.vector_step)
-        return min(left, experience.steps_per_env) if left > 0 else experience.steps_per_env
+        runner = self._runner
+        left = -(-(self._total_steps - runner.env_steps) // runner.vector_step)
+        return min(left, runner.steps_per_env) if left > 0 else runner.steps_per_env
 
     def _parts(self, transitions: int) -> int:
         """Return how many minibatches a rollout has: those of a short one are as large as others."""
-        experience = self._experience
-        whole = experience.steps_per_env * experience.env.batch_size.numel()
+        runner = self._runner
+        whole = runner.steps_per_env * runner.env.batch_size.numel()
         return max(1, round(self._minibatches * transitions / whole))
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class RolloutLoader:
         self._position = state_dict["position"]
         self._is_restored = True
         if "rollouts" in state_dict:
-            rollout = state_dict["rollouts"][self._experience.rank]
+            rollout = state_dict["rollouts"][self._runner.rank]
             columns = rollout["transitions"]
             self._transitions = TensorDict(columns, [len(next(iter(columns.values())))]).to(
                 cast(Any, self._agent).device
@@ -141,25 +141,10 @@ class RolloutDataModule(EnvDataModule):
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
         num_envs: Environments stepped together, in each process.
-        total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
-        eval_every: Environment steps between evaluations, rounded up to whole rollouts.
-        eval_episodes: Full episodes in an evaluation, shared out over all processes.
-        env_options: Options of the environment's suite, such as ``repeat_action_probability`` on Atari.
-        seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
-        video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
-        step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
-            waits for ever.
-        overlap: Whether the environments take their next step while the agent learns. The policy that chose
-            its actions is then that of before the update, or before all updates of a rollout: one step of
-            policy lag. It saves time on Atari, whose simulator has threads of its own.
-        checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``), rounded up to
-            the end of a rollout; ``null`` writes one whenever an evaluation is due, but leaves episodes room
-            where a checkpoint cuts them.
-        eval_step_limit: Steps after which an evaluation cuts an episode; ``null`` takes the environment's
-            time limit or, where that is not known, 10,000.
         rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions.
         epochs: Passes over a rollout.
         minibatches: Optimizer steps per pass.
+        options: Environments, evaluations and checkpoints, see `EnvDataModule`.
 
     Raises:
         UserError: If a count is not positive, or there are more minibatches than transitions.
@@ -168,20 +153,12 @@ class RolloutDataModule(EnvDataModule):
     def __init__(
         self,
         env_id: str,
+        *,
         num_envs: int = 8,
-        total_steps: int = 1_000_000,
-        eval_every: int = 50_000,
-        eval_episodes: int = 10,
-        env_options: dict[str, Any] | None = None,
-        seed: int | None = None,
-        video: bool = False,
-        step_timeout: float | None = 300.0,
-        overlap: bool = False,
-        checkpoint_every: int | None = None,
-        eval_step_limit: int | None = None,
         rollout_steps: int = 128,
         epochs: int = 4,
         minibatches: int = 4,
+        **options: Any,
     ) -> None:
         require_positive(
             num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches
@@ -191,20 +168,7 @@ class RolloutDataModule(EnvDataModule):
                 f"minibatches is {minibatches}, more than the {num_envs * rollout_steps} transitions of a "
                 f"rollout (num_envs {num_envs} x rollout_steps {rollout_steps}); expected at most that many"
             )
-        super().__init__(
-            env_id,
-            num_envs,
-            total_steps,
-            eval_every,
-            eval_episodes,
-            env_options,
-            seed,
-            video,
-            step_timeout,
-            overlap,
-            checkpoint_every,
-            eval_step_limit,
-        )
+        super().__init__(env_id, num_envs=num_envs, **options)
         require_memory(
             f"a rollout of num_envs {num_envs} x rollout_steps {rollout_steps}",
             self.observation_bytes * num_envs * rollout_steps,
@@ -219,9 +183,9 @@ class RolloutDataModule(EnvDataModule):
         agent = trainer.lightning_module
         if not hasattr(agent, "process_rollout"):
             raise UserError(f"{type(agent).__name__} learns from replay; use ReplayDataModule")
-        experience = self.build_experience(self.rollout_steps)
+        runner = self.build_runner(self.rollout_steps)
         return RolloutLoader(
-            experience, agent, self.epochs, self.minibatches, self.total_steps, self._end_of_rollout
+            runner, agent, self.epochs, self.minibatches, self.total_steps, self._end_of_rollout
         )
 
     def _end_of_rollout(self) -> None:

@@ -50,6 +50,7 @@ from lit_gfs.configuration.config_checks import (
     read_configs,
 )
 from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, take_trust, trusting
+from lit_gfs.configuration.former_options import with_present_arguments
 from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
@@ -60,7 +61,7 @@ from lit_gfs.errors import (
     UserError,
 )
 from lit_gfs.metrics.module_protocol import score_tag
-from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
+from lit_gfs.runs.checkpoint_io import ChecksummedCheckpointIO
 from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
@@ -124,6 +125,7 @@ class GradientFlowCLI(LightningCLI):
             self._run(arguments)
 
     def _run(self, arguments: list[str]) -> None:
+        arguments = with_present_arguments(arguments)
         self._arguments = arguments
         super().__init__(
             model_class=LightningModule,
@@ -256,7 +258,7 @@ class GradientFlowCLI(LightningCLI):
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
         # Before the user's own, so that the first of them sees gradients that nobody has changed.
         config["callbacks"] = [*(each for each in chosen if each is not None), *_as_list(config["callbacks"])]
-        config["plugins"] = [*_as_list(config["plugins"]), SealedCheckpointIO()]
+        config["plugins"] = [*_as_list(config["plugins"]), ChecksummedCheckpointIO()]
         config["default_root_dir"] = config["default_root_dir"] or str(working_directory())
         if config["profiler"] is None:
             config["profiler"] = Untimed()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from lit_gfs.utils import checksummed_files as sealed
+from lit_gfs.utils import checksummed_files
 
 
 class Records(Logger):
@@ -165,7 +165,7 @@ def killed_while(function: Callable[[], Any], moment: int) -> int | None:
         return wrapped
 
     # All of it is this process's own: nothing has to be put back.
-    sealed._HashingFile.write = killing(sealed._HashingFile.write)  # type: ignore[method-assign]
+    checksummed_files._HashingFile.write = killing(checksummed_files._HashingFile.write)  # type: ignore[method-assign]
     os.fsync = killing(os.fsync)
     Path.replace = killing(Path.replace)  # type: ignore[method-assign]
     try:

@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from accelerator import TOLERANCE
-from lit_gfs.buffers.shards import ReplayPieces, find_replay
+from lit_gfs.buffers.shards import ReplayShards, find_replay
 from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.main import main
-from lit_gfs.utils.checksummed_files import read_sealed
+from lit_gfs.utils.checksummed_files import read_checksummed
 
 _LEFT_OUT = {"event_files", "replay", "current_score", "on_device"}
 """Entries of a checkpoint that name files and sizes, that Lightning neither restores nor uses, or that the
@@ -88,7 +88,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def replay_content(checkpoint: Path) -> Any:
     """Return all transitions of a checkpoint's replay memory by index, if it has one."""
-    state = read_sealed(checkpoint).get("ReplayDataModule", {})
+    state = read_checksummed(checkpoint).get("ReplayDataModule", {})
     if "replay" not in state:
         return None
     settings = state["settings"]
@@ -98,7 +98,7 @@ def replay_content(checkpoint: Path) -> Any:
         EnvSpec.from_env(env), settings["buffer_size"], settings["num_envs"], 1
     ).storage
     env.close()
-    ReplayPieces(find_replay(checkpoint)).load(storage, state["replay"][0])
+    ReplayShards(find_replay(checkpoint)).load(storage, state["replay"][0])
     return storage.get(slice(None)).to_dict()
 
 
@@ -112,7 +112,7 @@ def run_differences(run: Path, other: Path, tolerance: float = TOLERANCE) -> lis
     """
     last = "last.ckpt"
     pairs = {
-        "": (read_sealed(run / last), read_sealed(other / last)),
+        "": (read_checksummed(run / last), read_checksummed(other / last)),
         "/transitions": (replay_content(run / last), replay_content(other / last)),
         "/logged": (scalars(run), scalars(other)),
     }

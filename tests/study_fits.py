@@ -16,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_gfs.errors import UserError
 from lit_gfs.study.worker import Fitted
-from lit_gfs.utils.checksummed_files import write_sealed
+from lit_gfs.utils.checksummed_files import write_checksummed
 
 TAG = "eval/episode_return"
 CHECKPOINT = {"state_dict": {}, "loops": {}, "optimizer_states": []}
@@ -64,9 +64,9 @@ def fit(command: list[str]) -> Fitted:
     if ends == "full disk":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / "last.ckpt"))
     if ends == "kill once" and not any(argument.startswith("--ckpt_path=") for argument in command):
-        write_sealed(CHECKPOINT, directory / "last.ckpt")
-        write_sealed(CHECKPOINT, directory / "previous.ckpt")
-        write_sealed({}, directory / "replay" / "replay_000000000000-000000000001.pt")
+        write_checksummed(CHECKPOINT, directory / "last.ckpt")
+        write_checksummed(CHECKPOINT, directory / "previous.ckpt")
+        write_checksummed({}, directory / "replay" / "replay_000000000000-000000000001.pt")
         os.kill(os.getpid(), signal.SIGKILL)
     if ends == "silence":
         curves = {"train/episode_return": [(100, 1.0)]}

@@ -26,7 +26,7 @@ from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.networks import PlainTrunk
 from lit_gfs.runs.run_directory import RunDirectory
-from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
 
 trust(__name__)
 
@@ -515,9 +515,9 @@ def test_an_intact_checkpoint_of_something_else_is_told_in_one_line(
 ) -> None:
     main(FIT)
     path = Path("runs/dqn_CartPole-v1/version_0/last.ckpt")
-    content = read_sealed(path)
+    content = read_checksummed(path)
     change(content)
-    write_sealed(content, path)
+    write_checksummed(content, path)
 
     with pytest.raises(SystemExit) as stop:
         main(["fit", f"--ckpt_path={path}", "--data.total_steps=1000"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lit_gfs.collectors.step_timeout
-from lit_gfs.utils.checksummed_files import is_intact, read_sealed
+from lit_gfs.utils.checksummed_files import is_intact, read_checksummed
 from processes import finish, start
 from resuming import scalars
 
@@ -63,7 +63,7 @@ def test_two_processes_write_into_one_run_directory_and_resume_there(tmp_path: P
     assert statuses == [0, 0]
     assert said == []
     assert list((tmp_path / "runs").glob("*/*")) == [tmp_path / RUN]
-    content = read_sealed(tmp_path / RUN / "last.ckpt")
+    content = read_checksummed(tmp_path / RUN / "last.ckpt")
     assert content["RolloutDataModule"]["env_steps"] == 320
     best = next(
         float(state["best_model_score"])
@@ -77,7 +77,7 @@ def test_two_processes_write_into_one_run_directory_and_resume_there(tmp_path: P
 
     assert statuses == [0, 0], said
     assert list((tmp_path / "runs").glob("*/*")) == [tmp_path / RUN]
-    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 480
+    assert read_checksummed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 480
 
     statuses, said = run_two(["validate", f"--ckpt_path={RUN}/last.ckpt", options("none", 0, 0, 0)], tmp_path)
 

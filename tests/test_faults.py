@@ -19,7 +19,7 @@ import pytest
 import lit_gfs.collectors.step_timeout
 from lit_gfs.errors import UserError
 from lit_gfs.utils.atomic_files import PARTIAL
-from lit_gfs.utils.checksummed_files import is_intact, read_sealed
+from lit_gfs.utils.checksummed_files import is_intact, read_checksummed
 from processes import Ended, run
 
 FAULTY = "faulty_envs:Faulty-v0"
@@ -56,7 +56,7 @@ def test_an_environment_that_raises(number: int, at: int, tmp_path: Path) -> Non
         f"to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt"
     )
     assert "in _raise" in (tmp_path / RUN / "error.txt").read_text()
-    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == steps
+    assert read_checksummed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == steps
 
 
 @pytest.mark.parametrize("number", [LEARNING, EVALUATING])
@@ -69,7 +69,7 @@ def test_an_observation_that_is_not_finite(number: int, tmp_path: Path) -> None:
         f"lit_gfs: error: environment 1 of {FAULTY} showed an observation that is not finite, "
         f"after {steps} environment steps; the traceback is in {RUN}/error.txt"
     )
-    weights = read_sealed(tmp_path / RUN / "last.ckpt")["state_dict"].values()
+    weights = read_checksummed(tmp_path / RUN / "last.ckpt")["state_dict"].values()
     assert all(weight.isfinite().all() for weight in weights)
 
 
@@ -130,12 +130,12 @@ def test_an_environment_that_hangs(fault: str, number: int, at: int, tmp_path: P
     )
     assert "status             failed at step" in ended.out
     assert "faulty_envs.py" in (tmp_path / RUN / "error.txt").read_text()
-    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == steps
+    assert read_checksummed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == steps
 
 
 def test_an_evaluation_that_failed_is_played_after_a_resume(tmp_path: Path) -> None:
     run([*PPO, options("none", 0, 0)], tmp_path)
-    expected = read_sealed(tmp_path / RUN / "last.ckpt")["state_dict"]
+    expected = read_checksummed(tmp_path / RUN / "last.ckpt")["state_dict"]
     (tmp_path / "runs").rename(tmp_path / "whole")
 
     run([*PPO, options("lock", EVALUATING, 5), "--data.step_timeout=1"], tmp_path, quick_grace)
@@ -143,7 +143,7 @@ def test_an_evaluation_that_failed_is_played_after_a_resume(tmp_path: Path) -> N
 
     assert ended.status == 0
     assert (tmp_path / RUN / "best.ckpt").is_file()
-    actual = read_sealed(tmp_path / RUN / "last.ckpt")["state_dict"]
+    actual = read_checksummed(tmp_path / RUN / "last.ckpt")["state_dict"]
     assert all(value.equal(actual[name]) for name, value in expected.items())
 
 
@@ -174,7 +174,7 @@ def test_an_environment_that_does_not_close_is_left_open(
 
     assert ended.status == 0
     assert one_line(ended) == f"lit_gfs: warning: {FAULTY} {what}; it is left open"
-    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 160
+    assert read_checksummed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 160
 
 
 @pytest.mark.parametrize("number", [0, EVALUATING])
@@ -206,7 +206,7 @@ def test_an_environment_that_goes_to_another_directory(at: str, tmp_path: Path) 
     resumed = run(["fit", "--ckpt_path=last", "--data.total_steps=320", fault], tmp_path)
 
     assert resumed.status == 0
-    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 320
+    assert read_checksummed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 320
 
 
 # -- output ----------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_a_run_outlasts_those_who_read_its_output(setup: Any, tmp_path: Path) ->
     ended = run([*PPO, options("none", 0, 0), "--trainer.enable_progress_bar=true"], tmp_path, setup)
 
     assert (ended.status, ended.err) == (0, "")
-    assert read_sealed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 160
+    assert read_checksummed(tmp_path / RUN / "last.ckpt")["RolloutDataModule"]["env_steps"] == 160
 
 
 @pytest.mark.parametrize("setup", [nobody_reads_anything, the_terminal_is_gone])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.buffers.shards import ReplayPieces
-from lit_gfs.utils.checksummed_files import is_intact, read_sealed
+from lit_gfs.buffers.shards import ReplayShards
+from lit_gfs.utils.checksummed_files import is_intact, read_checksummed
 from resuming import fit_in_child, run_differences
 
 FIT = [
@@ -38,10 +38,10 @@ def newest_intact(run: Path) -> Path | None:
     for path in sorted(run.glob("*.ckpt")):
         # What a process that was killed leaves in the place of a checkpoint is a whole one.
         assert is_intact(path), path
-        content = read_sealed(path)
+        content = read_checksummed(path)
         if path.name == "best.ckpt":
             continue  # nobody goes on from there
-        ReplayPieces(run / "replay").require_intact(content["ReplayDataModule"]["replay"][0])
+        ReplayShards(run / "replay").require_intact(content["ReplayDataModule"]["replay"][0])
         checkpoints[content["global_step"]] = path
     return checkpoints[max(checkpoints)] if checkpoints else None
 

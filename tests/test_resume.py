@@ -11,7 +11,7 @@ import torch
 
 from lit_gfs.configuration.config_trust import trusting
 from lit_gfs.main import main
-from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
 from resuming import replay_content, run_differences, scalars
 
 NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
@@ -129,7 +129,7 @@ def test_a_run_whose_rollouts_are_left_early_resumes() -> None:
 
 def is_exhausted(checkpoint: Path) -> bool:
     """Say whether a checkpoint was written where the rest of a rollout is skipped."""
-    (loader,) = read_sealed(checkpoint)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    (loader,) = read_checksummed(checkpoint)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     return bool(loader.get("exhausted"))
 
 
@@ -174,7 +174,8 @@ def test_without_evaluations_there_is_a_checkpoint_too() -> None:
     run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK, "--trainer.limit_val_batches=0")
     whole = run.rename("whole")
     steps = [
-        read_sealed(whole / name)["RolloutDataModule"]["env_steps"] for name in ("previous.ckpt", "last.ckpt")
+        read_checksummed(whole / name)["RolloutDataModule"]["env_steps"]
+        for name in ("previous.ckpt", "last.ckpt")
     ]
     assert steps == [224, 320]  # evaluations would have been due at 128, 224 and 320
     shutil.copytree(whole, run)
@@ -227,7 +228,7 @@ def test_a_place_that_is_typed_beside_a_checkpoint_is_where_the_run_goes_on() ->
 
     assert sorted(run.rglob("*")) == before
     other = Path("elsewhere/resumed/run")
-    content = read_sealed(other / "last.ckpt")
+    content = read_checksummed(other / "last.ckpt")
     assert content["ReplayDataModule"]["env_steps"] >= 400
     assert len(replay_content(other / "last.ckpt")["action"]) == 150
 
@@ -239,14 +240,14 @@ def test_a_run_that_accumulates_gradients_resumes(agent: str) -> None:
 
 def test_the_best_checkpoint_survives_a_move_of_the_run() -> None:
     run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
-    content = read_sealed(run / "last.ckpt")
+    content = read_checksummed(run / "last.ckpt")
     best = next(state for state in content["callbacks"].values() if state.get("monitor"))
     best |= {
         "best_model_score": torch.tensor(1e6),
         "kth_value": torch.tensor(1e6),
         "best_k_models": dict.fromkeys(best["best_k_models"], torch.tensor(1e6)),
     }
-    write_sealed(content, run / "last.ckpt")
+    write_checksummed(content, run / "last.ckpt")
     moved = run.parent.parent.rename("moved") / "resumed" / "run"
     kept = (moved / "best.ckpt").read_bytes()
 
@@ -262,14 +263,14 @@ def test_the_best_checkpoint_survives_a_move_of_the_run() -> None:
 def test_a_checkpoint_says_nothing_about_files_elsewhere(name: str) -> None:
     run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
     Path("precious.ckpt").write_text("mine")
-    content = read_sealed(run / "last.ckpt")
+    content = read_checksummed(run / "last.ckpt")
     outside = str(run.absolute() / "../../../precious.ckpt")
     for state in content["callbacks"].values():
         if "best_model_path" in state:
             state[name] = {outside: torch.tensor(-1e6)} if name == "best_k_models" else outside
             state["best_model_score"] = torch.tensor(-1e6)
             del state["dirpath"]
-    write_sealed(content, run / "last.ckpt")
+    write_checksummed(content, run / "last.ckpt")
 
     main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.total_steps=640"])
 
@@ -280,7 +281,7 @@ def test_the_best_checkpoint_is_for_evaluating_and_gone_on_from_only_by_its_name
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
-    state = read_sealed(run / "best.ckpt")["ReplayDataModule"]
+    state = read_checksummed(run / "best.ckpt")["ReplayDataModule"]
     assert state["is_for_evaluating"]
     assert not {"experience", "replay"} & state.keys()
     for name in ("last.ckpt", "previous.ckpt"):
@@ -294,7 +295,7 @@ def test_the_best_checkpoint_is_for_evaluating_and_gone_on_from_only_by_its_name
 
     with pytest.warns(UserWarning, match="no transitions, as it is for evaluating; the run first collects"):
         main(["fit", "--ckpt_path", str(run / "best.ckpt"), "--data.total_steps=640"])
-    assert read_sealed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 640
+    assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 640
 
 
 @pytest.mark.parametrize("change", ["--data.num_envs=3", "--data.buffer_size=99", "--model.trunk.width=8"])
@@ -311,9 +312,9 @@ def test_a_resume_that_is_refused_leaves_no_file(change: str) -> None:
 
 def test_weights_alone_are_nothing_to_go_on_with(capsys: pytest.CaptureFixture[str]) -> None:
     run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
-    content = read_sealed(run / "last.ckpt")
+    content = read_checksummed(run / "last.ckpt")
     del content["optimizer_states"], content["loops"]
-    write_sealed(content, run / "weights.ckpt")
+    write_checksummed(content, run / "weights.ckpt")
 
     with pytest.raises(SystemExit):
         main(["fit", "--ckpt_path", str(run / "weights.ckpt")])
@@ -330,7 +331,7 @@ def test_another_checkpoint_callback_leaves_the_runs_own_resumable() -> None:
 
     main(["fit", "--ckpt_path", str(run), "--data.total_steps=400"])
 
-    assert read_sealed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] >= 400
+    assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] >= 400
 
 
 def test_a_folder_with_a_configuration_of_the_users_own_is_no_run() -> None:

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.cli import GradientFlowCLI
-from lit_gfs.collectors.env_runner import Experience
+from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 
@@ -67,7 +67,7 @@ ROLLOUT = [
 def test_a_run_accounts_for_its_time(
     throughput: ModuleType, agent: str, options: list[str], updates_per_step: float
 ) -> None:
-    collect = Experience.collect
+    collect = EnvRunner.collect
 
     result = measure(throughput, "--agent", agent, "--env-id", "CartPole-v1", *options)
 
@@ -95,7 +95,7 @@ def test_a_run_accounts_for_its_time(
     assert all(span["seconds_per_step"] > 0 for span in spans.values())
     loader = sum(span["seconds_per_step"] for span in spans.values() if span["part"] == "loader")
     assert parts["loader"]["seconds_per_step"] == pytest.approx(loader, rel=1e-4)
-    assert Experience.collect is collect
+    assert EnvRunner.collect is collect
 
 
 def test_interventions_and_options_of_fit_reach_the_run(throughput: ModuleType) -> None:
@@ -382,7 +382,7 @@ def test_a_span_ends_with_what_it_raises() -> None:
 def test_what_is_to_be_timed_and_is_gone_is_an_error() -> None:
     module = importlib.import_module("_throughput_spans")
     fit = SimpleNamespace(
-        datamodule=SimpleNamespace(experience=SimpleNamespace(env=TensorDict(), _collector=None)),
+        datamodule=SimpleNamespace(runner=SimpleNamespace(env=TensorDict(), _collector=None)),
         **{"train_dataloader": [], "strategy": None, "optimizers": [], "loggers": [], "callbacks": []},
     )
 

@@ -1,8 +1,7 @@
-"""What every agent shares: how it meets the data."""
+"""What every agent shares: how it acts, how it meets the data, and how it is judged."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -16,12 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gfs.agents.learner import Learner
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
+from lit_gfs.errors import require_between
+from lit_gfs.metrics.recent_observations import RecentObservations
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Network
 from lit_gfs.utils.ranks import gather
 
 _PROBE_SIZE = 256
-"""Observations that monitors get to see."""
+"""Observations that monitors probe the networks with."""
 
 
 class ExperienceSource(Protocol):
@@ -36,22 +37,32 @@ class ExperienceSource(Protocol):
 
 
 class Evaluation(Protocol):
-    """What a datamodule hands to an agent in the place of a batch, to be evaluated."""
+    """The datamodule's batch in validation and test: an evaluation that the agent plays."""
 
     def play(self) -> TensorDictBase:
         """Play episodes; return ``episode_return`` and ``episode_length``, ``(episodes,)`` each, raw."""
 
 
 class Agent(Learner):
-    """Base of the agents: a thin LightningModule around pure losses.
+    """Base of the agents.
 
-    A datamodule drives the agent through four methods: `collection_policy` and `evaluation_policy` say how
-    to act, `on_collection_start` and `on_collection_end` frame each piece of experience. What is reported is
-    written against environment steps.
+    A datamodule drives the agent through four methods: `collection_policy` and `eval_policy` say how to act,
+    `on_collection_start` and `on_collection_end` surround each rollout. Everything is reported against
+    environment steps. A subclass computes its loss in `training_step`, and its optimizers in
+    `configure_optimizers`.
 
     Args:
         env_spec: The environment's spaces; the command line fills it in from the datamodule.
-        compile: Whether ``torch.compile`` compiles the networks when fitting starts.
+        gamma: Discount per environment step.
+        reward_scale: Factor on the rewards that the learner sees, to bring values to the order of 1; reported
+            returns stay raw.
+        clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
+        end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
+        anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
+        options: Networks and optimizer, see `Learner`.
+
+    Raises:
+        UserError: If the discount is not between 0 and 1.
     """
 
     score: ClassVar[str] = "eval/episode_return"
@@ -63,13 +74,29 @@ class Agent(Learner):
     )
     """All that an evaluation may report, the last one of Atari games alone."""
 
-    def __init__(self, env_spec: EnvSpec, compile: bool = False) -> None:
-        super().__init__(env_spec, compile)
+    def __init__(
+        self,
+        env_spec: EnvSpec,
+        *,
+        gamma: float = 0.99,
+        reward_scale: float = 1.0,
+        clip_reward: bool = False,
+        end_of_life_is_terminal: bool = False,
+        anneal_learning_rate: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(env_spec, **options)
+        require_between(0, 1, gamma=gamma)
+        self.gamma = gamma
+        self.reward_scale = reward_scale
+        self.clip_reward = clip_reward
+        self.end_of_life_is_terminal = end_of_life_is_terminal
+        self.anneal_learning_rate = anneal_learning_rate
         self._episodes: list[tuple[float, float]] = []
-        self._seen: deque[Tensor] = deque()
-        self._seen_count = 0
-        self._total_steps: int | None = None
-        """How long a resumed run was to last when its checkpoint was written."""
+        """Returns and lengths of episodes that were not reported yet."""
+        self._observations = RecentObservations(_PROBE_SIZE)
+        self._saved_total_steps: int | None = None
+        """The length of the run when its checkpoint was written."""
 
     def networks(self) -> list[nn.Module]:
         """List encoder, trunk and what is on top of them, for every such network."""
@@ -78,30 +105,26 @@ class Agent(Learner):
     # -- acting ------------------------------------------------------------------------------------------
 
     def collection_policy(self) -> Policy:
-        """Return the exploring policy that gathers experience."""
+        """Return the exploring policy that collects rollouts."""
         raise NotImplementedError
 
-    def evaluation_policy(self) -> Policy:
-        """Return the policy that is judged: greedy."""
+    def eval_policy(self) -> Policy:
+        """Return the greedy policy that is evaluated."""
         raise NotImplementedError
 
     def on_collection_start(self) -> None:
-        """Do what is due before the next piece of experience, such as moving along a schedule."""
+        """Prepare for the next rollout, such as by announcing that targets change."""
 
-    def on_collection_end(self, experience: TensorDictBase) -> None:
-        """Note the episodes that ended in a piece of experience, ``(num_envs, T)``."""
-        following = experience["next"]
-        ended = following["done"]
+    def on_collection_end(self, rollout: TensorDictBase) -> None:
+        """Note the episodes that ended in a rollout ``(num_envs, T)``, and its latest observations."""
+        next_ = rollout["next"]
+        ended = next_["done"]
         if ended.any():
-            returns = following["episode_return"][ended].tolist()
-            lengths = following["episode_length"][ended].tolist()
+            returns = next_["episode_return"][ended].tolist()
+            lengths = next_["episode_length"][ended].tolist()
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
-        # A copy: the collector writes the next piece over this one.
-        self._seen.append(_spread(experience["observation"], _PROBE_SIZE).clone())
-        self._seen_count += len(self._seen[-1])
-        while self._seen_count - len(self._seen[0]) >= _PROBE_SIZE:
-            self._seen_count -= len(self._seen.popleft())
+        self._observations.add(rollout["observation"])
 
     # -- learning ----------------------------------------------------------------------------------------
 
@@ -130,14 +153,10 @@ class Agent(Learner):
         """The share of the run that is done, from 0 to 1."""
         return min(1.0, self.env_steps / self.source.total_steps)
 
-    @property
-    def steps(self) -> int:
-        """Environment steps so far."""
-        return self.env_steps
-
     def probe_batch(self) -> Tensor | None:
-        """Return up to 256 recent observations on the agent's device, or ``None`` before any were seen."""
-        return torch.cat(list(self._seen))[-_PROBE_SIZE:].to(self.device) if self._seen else None
+        """Return up to 256 recent observations on the agent's device, or ``None`` before the first."""
+        observations = self._observations.latest()
+        return None if observations is None else observations.to(self.device)
 
     # -- reporting ---------------------------------------------------------------------------------------
 
@@ -160,16 +179,15 @@ class Agent(Learner):
         self._stop_if_done()
 
     def on_train_start(self) -> None:
-        """Leave a run alone that was resumed after its end; start the clock of the others.
+        """Adapt the learning rate to a run that was made longer; stop one that was resumed after its end.
 
         In the middle of its last epoch a run is not over, though all of its steps have been collected.
         """
-        super().on_train_start()
-        if self._total_steps not in (None, self.source.total_steps):
-            # The rate that the checkpoint has is that of a run of another length: 0 if it had ended.
+        if self._saved_total_steps not in (None, self.source.total_steps):
+            # The checkpoint's rate belongs to a run of another length: 0 if that run had ended.
             for each in cast(Any, self.trainer).lr_scheduler_configs:
                 each.scheduler.step()
-        self._total_steps = None
+        self._saved_total_steps = None
         if not cast(Any, self.trainer).fit_loop.restarting:
             self._stop_if_done()
 
@@ -184,7 +202,7 @@ class Agent(Learner):
         super().on_save_checkpoint(checkpoint)
         checkpoint["learner"] |= {
             "episodes": [list(episode) for episode in self._episodes_of_all_ranks()],
-            "seen": torch.cat(list(self._seen))[-_PROBE_SIZE:].clone() if self._seen else None,
+            "seen": self._observations.latest(),
             "total_steps": self.source.total_steps,
         }
 
@@ -195,10 +213,8 @@ class Agent(Learner):
         # Of all ranks, for one of them to go on with.
         pending = saved.get("episodes", []) if self.global_rank == 0 else []
         self._episodes = [(value, length) for value, length in pending]
-        seen = saved.get("seen")
-        self._seen = deque([] if seen is None else [seen])
-        self._seen_count = sum(map(len, self._seen))
-        self._total_steps = saved.get("total_steps")
+        self._observations.restore(saved.get("seen"))
+        self._saved_total_steps = saved.get("total_steps")
 
     # -- evaluation --------------------------------------------------------------------------------------
 
@@ -211,7 +227,7 @@ class Agent(Learner):
         self._report_evaluation(batch.play())
 
     def _report_evaluation(self, played: TensorDictBase) -> None:
-        # In double precision, which returns near the end of float32 have a mean and a deviation in.
+        # In double precision: float32 overflows on the squares of very large returns.
         of_each_rank = gather((played["episode_return"].double(), played["episode_length"].double()))
         returns, lengths = (torch.cat(parts) for parts in zip(*of_each_rank, strict=True))
         scores = {
@@ -223,15 +239,3 @@ class Agent(Learner):
         if normalized is not None:
             scores["eval/human_normalized_score"] = returns.new_tensor(normalized)
         self.report_evaluation(scores)
-
-
-def _spread(observation: Tensor, most: int) -> Tensor:
-    """Return up to so many of the latest observations ``(num_envs, T, *shape)``, of all environments alike.
-
-    Of more environments than that, some are taken at even distances.
-    """
-    num_envs, steps = observation.shape[:2]
-    if num_envs > most:
-        return observation[torch.linspace(0, num_envs - 1, most).long(), -1]
-    latest = observation[:, -min(steps, -(-most // num_envs)) :]
-    return latest.transpose(0, 1).flatten(0, 1)[-most:]

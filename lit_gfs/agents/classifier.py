@@ -8,20 +8,14 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
-from lit_gfs.agents.learner import Learner, OptimizerFactory
+from lit_gfs.agents.learner import Learner
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
-from lit_gfs.networks import (
-    EncoderFactory,
-    Initialization,
-    LinearHead,
-    Network,
-    PlainTrunk,
-    TrunkFactory,
-    named_layers,
-)
+from lit_gfs.metrics.module_protocol import write_scalars
+from lit_gfs.networks import LinearHead, Network, named_layers
+from lit_gfs.optim.factory import make_optimizer
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(batch, *shape)`` and labels ``(batch,)``."""
@@ -49,12 +43,7 @@ class Classifier(Learner):
 
     Args:
         env_spec: The images as observations, the classes as actions; the command line fills it in.
-        encoder: Builds the encoder; ``null`` leaves the choice to `lit_gfs.networks.default_encoder`.
-        trunk: Builds the trunk.
-        optimizer: Builds the optimizer.
-        initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
-        compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
-            C++ compiler.
+        options: Networks and optimizer, see `Learner`.
 
     Raises:
         UserError: If actions are continuous, so that there are no classes.
@@ -64,21 +53,13 @@ class Classifier(Learner):
     scores: ClassVar[tuple[str, ...]] = ("eval/accuracy", "eval/phase_accuracy")
     """All that an evaluation may report."""
 
-    def __init__(
-        self,
-        env_spec: EnvSpec,
-        encoder: EncoderFactory | None = None,
-        trunk: TrunkFactory = PlainTrunk,
-        optimizer: OptimizerFactory = Adam,
-        initialization: Initialization = "orthogonal",
-        compile: bool = False,
-    ) -> None:
-        super().__init__(env_spec, compile)
+    def __init__(self, env_spec: EnvSpec, **options: Any) -> None:
+        super().__init__(env_spec, **options)
         if env_spec.num_actions is None:
             raise UserError(f"Classifier needs classes, but {env_spec.env_id!r} has continuous actions")
-        self.network = Network(env_spec.observation_shape, encoder, trunk, initialization)
+        shape = env_spec.observation_shape
+        self.network = Network(shape, self.build_encoder, self.build_trunk, self.initialization)
         self.head = LinearHead(self.network.out_features, env_spec.num_actions)
-        self.build_optimizer = optimizer
         self._correct: list[Tensor] = []
 
     def networks(self) -> list[nn.Module]:
@@ -118,13 +99,8 @@ class Classifier(Learner):
         """Map images ``(*batch, *shape)`` to logits ``(*batch, classes)``, in float32 under any precision."""
         return self.head(self.network.features(images)).float()
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of images ``(batch, *shape)`` and labels ``(batch,)``."""
-        images, labels = batch
-        return cross_entropy(self(images), labels)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; record it and the accuracy."""
+        """Return the mean cross-entropy of images ``(batch, *shape)`` and labels ``(batch,)``."""
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels)
@@ -133,7 +109,7 @@ class Classifier(Learner):
 
     def configure_optimizers(self) -> Optimizer:
         """Build the optimizer over all parameters."""
-        return self.make_optimizer(self.build_optimizer, self.parameters())
+        return make_optimizer(self.build_optimizer, self.parameters())
 
     def current_values(self, means: Mapping[str, float]) -> dict[str, float]:
         """Return schedules; the progress line shows the accuracy where agents have returns."""
@@ -156,8 +132,7 @@ class Classifier(Learner):
             )
 
     def on_train_start(self) -> None:
-        """Start the clock; evaluate once before the first step of a fresh run."""
-        super().on_train_start()
+        """Evaluate once before the first step of a fresh run."""
         trainer = cast(Any, self.trainer)
         if trainer.global_step == 0 and trainer.enable_validation:
             self.eval()
@@ -165,7 +140,7 @@ class Classifier(Learner):
                 for batch in self.source.val_dataloader():
                     self.validation_step([part.to(self.device) for part in batch], 0)
             self.train()
-            self.write({"eval/accuracy": float(self._take_accuracy())})
+            write_scalars(self.trainer, self, {"eval/accuracy": float(self._take_accuracy())})
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Note which images are classified correctly."""

@@ -1,18 +1,22 @@
-"""Proximal policy optimization (Schulman et al. 2017), for all kinds of actions."""
+"""Proximal policy optimization (Schulman et al. 2017), for all kinds of actions.
+
+The agent collects a rollout with its policy and values the states as it acts in them. Generalized advantage
+estimation then tells how much better each action was than the policy's average. A few passes of minibatches
+make good actions more probable, but the clipped loss gains nothing once a probability has moved further than
+`clip` from that of the policy that acted.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from lit_gfs.agents.agent import Agent
-from lit_gfs.agents.learner import OptimizerFactory
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
@@ -29,16 +33,17 @@ from lit_gfs.functional.losses import (
     value_loss,
 )
 from lit_gfs.functional.returns import generalized_advantage, next_values
+from lit_gfs.functional.rewards import learner_reward
 from lit_gfs.networks import (
     EncoderFactory,
     Initialization,
     LinearHead,
     Network,
-    PlainTrunk,
     RunningNorm,
     TrunkFactory,
     named_layers,
 )
+from lit_gfs.optim.factory import make_optimizer
 
 
 def policy_outputs(spec: EnvSpec) -> int:
@@ -106,14 +111,8 @@ class PPO(Agent):
     sample itself, clipped to the bound that there is.
 
     Args:
-        env_spec: The environment's spaces; the command line fills it in.
-        encoder: Builds the encoder; ``null`` leaves the choice to `lit_gfs.networks.default_encoder`.
-        trunk: Builds the trunk (two of them where policy and value do not share).
-        optimizer: Builds the optimizer; the default is Adam with PyTorch's own settings (rate 1e-3), not
-            those of the shipped configurations.
-        initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
-        shared_network: Whether policy and value share encoder and trunk.
-        gamma: Discount per environment step.
+        env_spec: The environment's spaces; the command line fills it in from the datamodule.
+        shared_network: Whether policy and value share encoder and trunk; otherwise each has its own.
         lambda_: Decay of generalized advantage estimation.
         clip: Half-width of the trusted interval around a probability ratio of 1.
         clip_value: Half-width to which a value may move per rollout; ``null`` does not clip.
@@ -125,14 +124,9 @@ class PPO(Agent):
         anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
         target_kl: Approximate KL divergence from the collecting policy after which the rest of a rollout's
             minibatches is skipped; ``null`` never stops.
-        reward_scale: Factor on the rewards that the learner sees, to bring values to the order of 1; reported
-            returns stay raw.
-        clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
-        end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
         sample_in_evaluation: Whether evaluation samples from the policy instead of taking its mode; usual on
             Atari, where a mode that never presses FIRE again waits for the time limit.
-        compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
-            C++ compiler.
+        options: Rewards and discount, see `Agent`; networks and optimizer, see `Learner`.
 
     Raises:
         UserError: If a number is out of range, or images are to be standardized by running statistics.
@@ -148,12 +142,8 @@ class PPO(Agent):
     def __init__(
         self,
         env_spec: EnvSpec,
-        encoder: EncoderFactory | None = None,
-        trunk: TrunkFactory = PlainTrunk,
-        optimizer: OptimizerFactory = Adam,
-        initialization: Initialization = "orthogonal",
+        *,
         shared_network: bool = False,
-        gamma: float = 0.99,
         lambda_: float = 0.95,
         clip: float = 0.2,
         clip_value: float | None = None,
@@ -163,14 +153,11 @@ class PPO(Agent):
         normalize_observation: bool = False,
         anneal_learning_rate: bool = True,
         target_kl: float | None = None,
-        reward_scale: float = 1.0,
-        clip_reward: bool = False,
-        end_of_life_is_terminal: bool = False,
         sample_in_evaluation: bool = False,
-        compile: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(env_spec, compile)
-        require_between(0, 1, gamma=gamma, lambda_=lambda_)
+        super().__init__(env_spec, anneal_learning_rate=anneal_learning_rate, **options)
+        require_between(0, 1, lambda_=lambda_)
         require_between(0, math.inf, clip=clip, clip_value=clip_value, target_kl=target_kl)
         require_between(
             0, math.inf, value_coefficient=value_coefficient, entropy_coefficient=entropy_coefficient
@@ -180,21 +167,20 @@ class PPO(Agent):
                 f"normalize_observation is for vectors, but {env_spec.env_id!r} shows images; expected false"
             )
         self.actor_critic = ActorCritic(
-            env_spec, encoder, trunk, initialization, shared_network, normalize_observation
+            env_spec,
+            self.build_encoder,
+            self.build_trunk,
+            self.initialization,
+            shared_network,
+            normalize_observation,
         )
-        self.build_optimizer = optimizer
-        self.gamma = gamma
         self.lambda_ = lambda_
         self.clip = clip
         self.clip_value = clip_value
         self.value_coefficient = value_coefficient
         self.entropy_coefficient = entropy_coefficient
         self.normalize_advantage = normalize_advantage
-        self.anneal_learning_rate = anneal_learning_rate
         self.target_kl = target_kl
-        self.reward_scale = reward_scale
-        self.clip_reward = clip_reward
-        self.end_of_life_is_terminal = end_of_life_is_terminal
         self.sample_in_evaluation = sample_in_evaluation
         self.rollout_exhausted = False
         if env_spec.action_low is not None:
@@ -234,7 +220,7 @@ class PPO(Agent):
         """Sample actions; keep what learning needs: the sample, its log-probability, the state's value."""
         return Policy(self._explore, ["action", "sample", "log_prob", "value"])
 
-    def evaluation_policy(self) -> Policy:
+    def eval_policy(self) -> Policy:
         """Take the most probable action, or sample one where that was asked for."""
 
         def act(observation: Tensor) -> dict[str, Tensor]:
@@ -282,73 +268,79 @@ class PPO(Agent):
     def process_rollout(self, rollout: TensorDictBase) -> TensorDict:
         """Compute advantages and value targets once for a rollout ``(num_envs, T)``.
 
-        Truncated episodes bootstrap from the value of their true final observation, terminated ones do not.
-        ``("next", "observation")`` may be a `lit_gfs.collectors.final_observations.FinalObservations`.
+        Args:
+            rollout: What `collection_policy` and the environments gave. ``("next", "observation")`` may be a
+                `lit_gfs.collectors.final_observations.FinalObservations`.
 
         Returns:
-            What minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.
+            The transitions that minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.
         """
         rollout = rollout.to(self.device)
-        following = rollout["next"]
-        done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1)
-        reward, value = self.reward_scale * following["reward"].squeeze(-1), rollout["value"]
-        if self.clip_reward:
-            reward = reward.clamp(-1, 1)
-        if self.end_of_life_is_terminal:
-            lost = following["end_of_life"].squeeze(-1)
-            terminated, done = terminated | lost, done | lost
-        next_value = next_values(value, following["observation"], done, terminated, self.actor_critic.value)
+        next_, value = rollout["next"], rollout["value"]
+
+        # 1. The rewards as the learner sees them. A lost life may count as the end of the episode.
+        reward, done, terminated = learner_reward(
+            next_, self.reward_scale, self.clip_reward, self.end_of_life_is_terminal
+        )
+        # 2. The value of each next state: within an episode, that of the next step. Only the last states of
+        #    truncated episodes and of the rollout were never acted in, and are computed now.
+        next_value = next_values(value, next_["observation"], done, terminated, self.actor_critic.value)
+        # 3. How much better each action was than the policy's average, and the values' targets.
         advantage, value_target = generalized_advantage(
             reward, value, next_value, done, terminated, self.gamma, self.lambda_
         )
+        # 4. The statistics of observations take these in before the next rollout, see `on_collection_start`.
         if self.actor_critic.observation_norm is not None:
             self.actor_critic.observation_norm.observe(rollout["observation"].flatten(0, 1))
+
         self.record({"loss/explained_variance": explained_variance(value, value_target)})
         transitions = rollout.select("observation", "sample", "log_prob", "value")
         transitions["advantage"], transitions["value_target"] = advantage, value_target
         return transitions.flatten(0, 1)
 
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
+        """Return the loss of a minibatch of `process_rollout`'s transitions, ``(batch,)``."""
+        # 1. The policy and the values of today, in the states of the batch.
+        output, value = self.actor_critic(batch["observation"])
+        distribution = self.policy(output)
+
+        # 2. The policy: actions become more probable by their advantage, within the trusted interval.
+        advantage = batch["advantage"]
+        if self.normalize_advantage:
+            advantage = normalize_advantage(advantage)
+        policy = clipped_policy_loss(
+            distribution.log_prob(batch["sample"]), batch["log_prob"], advantage, self.clip
+        )
+        # 3. The values move towards their targets.
+        critic = value_loss(value, batch["value_target"], batch["value"], self.clip_value)
+        # 4. A bonus for entropy keeps the policy exploring.
+        entropy = distribution.entropy().mean()
+        loss = policy.loss + self.value_coefficient * critic - self.entropy_coefficient * entropy
+
+        # 5. A policy that has moved too far from the one that acted skips the rest of the rollout.
+        if self.target_kl is not None and not self.is_probed:
+            # All ranks must agree, or they would wait for each other's gradients.
+            approx_kl = self.trainer.strategy.reduce(policy.approx_kl.detach(), reduce_op="mean")
+            self.rollout_exhausted = bool(approx_kl > self.target_kl)
+
+        self.record(
+            {
+                "loss/policy": policy.loss,
+                "loss/value": critic,
+                "loss/entropy": entropy,
+                "loss/approx_kl": policy.approx_kl,
+                "loss/clip_fraction": policy.clip_fraction,
+            }
+        )
+        return loss
+
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations ``(*batch, *shape)`` to logits or means, and values ``(*batch,)``."""
         return self.actor_critic(observation)
 
-    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
-        """Return the loss of a minibatch, ``(batch,)``."""
-        loss, values = self._loss(batch)
-        self.record(values)
-        if self.target_kl is not None:
-            # All ranks must agree, or they would wait for each other's gradients.
-            approx_kl = self.trainer.strategy.reduce(values["loss/approx_kl"].detach(), reduce_op="mean")
-            self.rollout_exhausted = bool(approx_kl > self.target_kl)
-        return loss
-
-    def loss(self, batch: TensorDictBase) -> Tensor:
-        """Return the loss of a minibatch, without a trace."""
-        return self._loss(batch)[0]
-
-    def _loss(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        output, value = self.actor_critic(batch["observation"])
-        advantage = batch["advantage"]
-        if self.normalize_advantage:
-            advantage = normalize_advantage(advantage)
-        distribution = self.policy(output)
-        policy = clipped_policy_loss(
-            distribution.log_prob(batch["sample"]), batch["log_prob"], advantage, self.clip
-        )
-        critic = value_loss(value, batch["value_target"], batch["value"], self.clip_value)
-        entropy = distribution.entropy().mean()
-        loss = policy.loss + self.value_coefficient * critic - self.entropy_coefficient * entropy
-        return loss, {
-            "loss/policy": policy.loss,
-            "loss/value": critic,
-            "loss/entropy": entropy,
-            "loss/approx_kl": policy.approx_kl,
-            "loss/clip_fraction": policy.clip_fraction,
-        }
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""
-        optimizer = self.make_optimizer(self.build_optimizer, self.actor_critic.parameters())
+        optimizer = make_optimizer(self.build_optimizer, self.actor_critic.parameters())
         return self.annealed(optimizer, "epoch") if self.anneal_learning_rate else optimizer
 
     def schedule_values(self) -> dict[str, float]:

@@ -1,8 +1,14 @@
-"""Parallelised Q-network (Gallici et al. 2024, arXiv 2407.04811): Q-learning from fresh rollouts."""
+"""Parallelised Q-network (Gallici et al. 2024, arXiv 2407.04811): Q-learning from fresh rollouts.
+
+There is neither a replay memory nor a target network. Many environments that are stepped together take the
+place of replay; normalization inside of the network keeps the values stable in the place of the target
+network. The network that collects a rollout also computes its targets, the lambda-returns on the values of
+the best actions. A few passes of minibatches then move Q(s, a) towards these targets.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -10,46 +16,32 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.optim import RAdam
 
-from lit_gfs.agents.learner import OptimizerFactory
 from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
 from lit_gfs.functional.exploration import epsilon_greedy
-from lit_gfs.functional.losses import max_q_value
+from lit_gfs.functional.losses import max_q_value, q_loss
 from lit_gfs.functional.returns import lambda_return, next_values
-from lit_gfs.networks import EncoderFactory, Initialization, PlainTrunk, TrunkFactory
+from lit_gfs.functional.rewards import learner_reward
+from lit_gfs.networks import PlainTrunk, TrunkFactory
+from lit_gfs.optim.factory import OptimizerFactory, make_optimizer
 
 
 class PQN(QLearningAgent):
     """Q-learning without replay and without a target network.
 
-    Many environments stepped together take the place of replay, normalization inside of the network that of
-    the target network. Targets are lambda-returns on the values of the best actions, computed once for each
-    rollout by the network that collected it.
-
     Args:
-        env_spec: The environment's spaces; the command line fills it in.
-        encoder: Builds the encoder; ``null`` leaves the choice to `lit_gfs.networks.default_encoder`.
+        env_spec: The environment's spaces; the command line fills it in from the datamodule.
         trunk: Builds the trunk; it should normalize, as the default does.
-        optimizer: Builds the optimizer; the default is RAdam with PyTorch's own settings (rate 1e-3), not
-            those of the shipped configurations.
-        initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
-        gamma: Discount per environment step.
+        optimizer: Builds the optimizer. The default has PyTorch's own settings (rate 1e-3), not those of the
+            shipped configurations.
         lambda_: Weight of longer returns, from 0 (one step) to 1 (Monte Carlo).
         loss: ``mse`` or ``huber`` (threshold 1) on the temporal-difference error.
-        epsilon_start: Probability of a random action at step 0.
-        epsilon_end: Probability of a random action once decayed.
-        epsilon_decay_steps: Environment steps over which epsilon falls linearly, a tenth of the run in the
-            paper; it moves from rollout to rollout.
-        evaluation_epsilon: Probability of a random action in evaluation; 0.001 is usual on Atari.
-        anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
-        reward_scale: Factor on the rewards that the learner sees, to bring values to the order of 1; reported
-            returns stay raw.
-        clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
-        end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
-        compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
-            C++ compiler.
+        epsilon_end: Probability of a random action once decayed, which the paper does over a tenth of the
+            run. Epsilon moves from rollout to rollout.
+        options: Exploration, see `QLearningAgent`; rewards and discount, see `Agent`; networks, see
+            `Learner`.
 
     Raises:
         UserError: If the environment's actions are continuous, or a number is out of range.
@@ -60,40 +52,16 @@ class PQN(QLearningAgent):
     def __init__(
         self,
         env_spec: EnvSpec,
-        encoder: EncoderFactory | None = None,
+        *,
         trunk: TrunkFactory = lambda in_features: PlainTrunk(in_features, norm="layer"),
         optimizer: OptimizerFactory = RAdam,
-        initialization: Initialization = "orthogonal",
-        gamma: float = 0.99,
         lambda_: float = 0.65,
         loss: Literal["mse", "huber"] = "mse",
-        epsilon_start: float = 1.0,
         epsilon_end: float = 0.001,
-        epsilon_decay_steps: int = 10_000,
-        evaluation_epsilon: float = 0.0,
-        anneal_learning_rate: bool = False,
-        reward_scale: float = 1.0,
-        clip_reward: bool = False,
-        end_of_life_is_terminal: bool = False,
-        compile: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(
-            env_spec,
-            encoder=encoder,
-            trunk=trunk,
-            optimizer=optimizer,
-            initialization=initialization,
-            gamma=gamma,
-            loss=loss,
-            epsilon_start=epsilon_start,
-            epsilon_end=epsilon_end,
-            epsilon_decay_steps=epsilon_decay_steps,
-            evaluation_epsilon=evaluation_epsilon,
-            anneal_learning_rate=anneal_learning_rate,
-            clip_reward=clip_reward,
-            end_of_life_is_terminal=end_of_life_is_terminal,
-            compile=compile,
-            reward_scale=reward_scale,
+            env_spec, trunk=trunk, optimizer=optimizer, loss=loss, epsilon_end=epsilon_end, **options
         )
         require_between(0, 1, lambda_=lambda_)
         self.lambda_ = lambda_
@@ -115,31 +83,53 @@ class PQN(QLearningAgent):
     def process_rollout(self, rollout: TensorDictBase) -> TensorDict:
         """Compute targets once for a rollout ``(num_envs, T)``.
 
-        Truncated episodes bootstrap from their true final observation, terminated ones do not.
-        ``("next", "observation")`` may be a `lit_gfs.collectors.final_observations.FinalObservations`.
+        Args:
+            rollout: What `collection_policy` and the environments gave. ``("next", "observation")`` may be a
+                `lit_gfs.collectors.final_observations.FinalObservations`.
 
         Returns:
-            What minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.
+            The transitions that minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.
         """
         rollout = rollout.to(self.device)
-        following = rollout["next"]
-        reward, done, terminated = self.outcome(following)
+        next_ = rollout["next"]
+
+        # 1. The rewards as the learner sees them. A lost life may count as the end of the episode.
+        reward, done, terminated = learner_reward(
+            next_, self.reward_scale, self.clip_reward, self.end_of_life_is_terminal
+        )
+        # 2. The value of each next state: within an episode, that of the next step. Only the last states of
+        #    truncated episodes and of the rollout were never acted in, and are computed now.
         next_value = next_values(
             rollout["value"],
-            following["observation"],
+            next_["observation"],
             done,
             terminated,
             lambda observation: max_q_value(self.q_network(observation)),
         )
+        # 3. The targets, G = r + gamma ((1 - lambda) v(s') + lambda G').
+        target = lambda_return(reward, next_value, done, terminated, self.gamma, self.lambda_)
+
         transitions = rollout.select("observation", "action")
-        transitions["target"] = lambda_return(reward, next_value, done, terminated, self.gamma, self.lambda_)
+        transitions["target"] = target
         return transitions.flatten(0, 1)
 
-    def batch_target(self, batch: TensorDictBase) -> Tensor:
-        """Return the lambda-returns that were computed for the rollout, ``(batch,)``."""
-        return batch["target"]
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
+        """Return the loss of a minibatch of `process_rollout`'s transitions, ``(batch,)``."""
+        # The actions that were taken move towards the targets of the rollout.
+        q_values = self.q_network(batch["observation"])
+        loss, td_error = q_loss(q_values, batch["action"], batch["target"], self.loss_function)
+
+        self.record(
+            {
+                "loss/q": loss,
+                "loss/td_error": td_error.abs(),
+                "loss/q_value": q_values,
+                "loss/target": batch["target"],
+            }
+        )
+        return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""
-        optimizer = self.make_optimizer(self.build_optimizer, self.q_network.parameters())
+        optimizer = make_optimizer(self.build_optimizer, self.q_network.parameters())
         return self.annealed(optimizer, "epoch") if self.anneal_learning_rate else optimizer

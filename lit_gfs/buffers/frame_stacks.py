@@ -21,7 +21,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
-from lit_gfs.buffers.ring import RowStorage
+from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.buffers.writer import uniform_replay_buffer
 from lit_gfs.errors import UserError
 
@@ -37,7 +37,7 @@ _OPTIONAL = {"end_of_life"}
 _BY_LANE = ("first_kept", "frame_count", "episode_start", "open")
 
 
-class FrameStackStorage(RowStorage):
+class FrameStackStorage(RingStorage):
     """Transitions of ``num_envs`` environments whose observations are stacks of frames.
 
     Index ``i < len(storage)`` names the i-th transition that can be sampled: environment by environment, each
@@ -315,7 +315,7 @@ class FrameStackStorage(RowStorage):
         }
 
     def rows(self, first: int, last: int) -> dict[str, Any]:
-        """Copy vector steps out, with all the frames that their stacks show; see `RowStorage.rows`.
+        """Copy vector steps out, with all the frames that their stacks show; see `RingStorage.rows`.
 
         Returns:
             ``columns`` ``(num_envs, last - first, *row)`` of the transitions; ``frames`` ``(n, *frame)``, one

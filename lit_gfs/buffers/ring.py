@@ -15,7 +15,7 @@ from torchrl.data.replay_buffers.storages import Storage
 from lit_gfs.errors import UserError
 
 
-class RowStorage(Storage):
+class RingStorage(Storage):
     """A ring of rows, numbered from 0 in the order in which they are appended.
 
     A row is what is appended at once at least: a transition, or a transition of every environment. A storage

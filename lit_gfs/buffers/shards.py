@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from lit_gfs.errors import UserError
 from lit_gfs.utils.atomic_files import PARTIAL
-from lit_gfs.utils.checksummed_files import DamagedFile, is_intact, read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import DamagedFile, is_intact, read_checksummed, write_checksummed
 
 if TYPE_CHECKING:
-    from lit_gfs.buffers.ring import RowStorage
+    from lit_gfs.buffers.ring import RingStorage
 
 _NAME = re.compile(r"replay_\d{12,}-\d{12,}(_\d+)?\.pt")
 # A piece is copied before it is written: with Atari's frames, 230 MB at once.
@@ -26,7 +26,7 @@ _MANIFEST = {"sizes": dict, "position": dict, "pieces": list}
 _PIECE = {"file": str, "first": int, "last": int, "sha256": str}
 
 
-class ReplayPieces:
+class ReplayShards:
     """The pieces of one replay memory in a directory, whose parent directory holds the checkpoints.
 
     Args:
@@ -38,7 +38,7 @@ class ReplayPieces:
         self._pieces: list[dict[str, Any]] = []
         self._named: dict[tuple[int, int, int], set[str]] = {}
 
-    def save(self, storage: RowStorage) -> dict[str, Any]:
+    def save(self, storage: RingStorage) -> dict[str, Any]:
         """Write what is new since the last ``save`` or ``load``; first remove what no checkpoint needs.
 
         Args:
@@ -55,7 +55,7 @@ class ReplayPieces:
         self._remove_unnamed()
         for first, last in self._new_rows(storage):
             path = self._free_path(first, last)
-            digest = write_sealed(storage.rows(first, last), path)
+            digest = write_checksummed(storage.rows(first, last), path)
             self._pieces.append({"file": path.name, "first": first, "last": last, "sha256": digest})
         return {
             "sizes": storage.sizes(),
@@ -63,7 +63,7 @@ class ReplayPieces:
             "pieces": [dict(piece) for piece in self._pieces],
         }
 
-    def load(self, storage: RowStorage, manifest: dict[str, Any]) -> None:
+    def load(self, storage: RingStorage, manifest: dict[str, Any]) -> None:
         """Replace what ``storage`` holds by what was saved; the next ``save`` goes on from there.
 
         Args:
@@ -102,7 +102,7 @@ class ReplayPieces:
             manifests: Manifests, or whole checkpoints with manifests in them. The pieces of the last ``save``
                 or ``load`` stay besides.
         """
-        used = self._current().union(*map(piece_names, manifests))
+        used = self._current().union(*map(shard_names, manifests))
         for name in self._files() - used:
             # What cannot be removed takes up room and does no other harm.
             with contextlib.suppress(OSError):
@@ -123,12 +123,12 @@ class ReplayPieces:
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         if version in self._named:
             return version, self._named[version]
-        return version, piece_names(read_sealed(checkpoint))
+        return version, shard_names(read_checksummed(checkpoint))
 
     def _current(self) -> set[str]:
         return {piece["file"] for piece in self._pieces}
 
-    def _new_rows(self, storage: RowStorage) -> Iterator[tuple[int, int]]:
+    def _new_rows(self, storage: RingStorage) -> Iterator[tuple[int, int]]:
         """Yield the first and last row of each piece to be written."""
         first = max(storage.first_row, self._pieces[-1]["last"] if self._pieces else 0)
         last = storage.row_count
@@ -147,7 +147,7 @@ class ReplayPieces:
 
     def _read(self, piece: dict[str, Any]) -> Any:
         path = self.directory / piece["file"]
-        rows = read_sealed(path, piece["sha256"])
+        rows = read_checksummed(path, piece["sha256"])
         if rows["numbers"].tolist() != [piece["first"], piece["last"]]:
             raise DamagedFile(f"{path} does not hold the rows {piece['first']} to {piece['last']}")
         return rows
@@ -186,7 +186,7 @@ def find_replay(checkpoint: Path, rank: int = 0) -> Path:
     return above if above.is_dir() and not here.is_dir() else here
 
 
-def piece_names(content: Any) -> set[str]:
+def shard_names(content: Any) -> set[str]:
     """Return the names of replay pieces anywhere in a checkpoint's dictionaries and lists."""
     if isinstance(content, str):
         return {content} if _NAME.fullmatch(content) else set()
@@ -194,7 +194,7 @@ def piece_names(content: Any) -> set[str]:
         content = content.values()
     elif not isinstance(content, list | tuple | set):
         return set()
-    return set().union(*map(piece_names, content))
+    return set().union(*map(shard_names, content))
 
 
 def _has(value: Any, entries: Mapping[str, type]) -> bool:

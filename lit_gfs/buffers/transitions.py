@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from lit_gfs.buffers.ring import RowStorage
+from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.errors import UserError
 
 _ACTED = ("observation", "action")
@@ -18,7 +18,7 @@ _FOLLOWING = ("observation", "reward", "done", "terminated", "truncated")
 _OPTIONAL = ("end_of_life",)
 
 
-class TransitionStorage(RowStorage):
+class TransitionStorage(RingStorage):
     """A ring of transitions, one array for each of their entries.
 
     Index ``i < len(storage)`` names slot ``i`` of the ring, as in TorchRL's ``LazyTensorStorage`` under its
@@ -121,7 +121,7 @@ class TransitionStorage(RowStorage):
         return {"row_count": [self._count]}
 
     def rows(self, first: int, last: int) -> dict[str, Any]:
-        """Copy transitions out: ``(last - first, *row)`` of each entry; see `RowStorage.rows`."""
+        """Copy transitions out: ``(last - first, *row)`` of each entry; see `RingStorage.rows`."""
         slots = np.arange(first, last) % self.max_size
 
         def at_slots(columns: dict[str, NDArray[Any]]) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ class CollectingAgent(Protocol):
         """See a piece of experience ``(num_envs, T)`` before it is learned from."""
 
 
-class Experience:
+class EnvRunner:
     """A TorchRL collector whose every draw follows from (run seed, rank, environment steps, updates).
 
     A checkpoint holds where the environments and all generators are, and a resumed run goes on there: it
@@ -63,7 +63,7 @@ class Experience:
         rank: This process among ``world_size`` ones, each with environments of its own.
         world_size: How many processes collect.
         precision: Makes the context that the policy runs in, so that acting and learning agree in precision.
-        before_piece: Called before a piece is collected; what it raises leaves everything as it is.
+        before_rollout: Called before a piece is collected; what it raises leaves everything as it is.
         runs_ahead: Whether the step after a piece begins with it, see `DirectCollector`.
         env_steps: Environment steps taken before, by all processes.
 
@@ -80,7 +80,7 @@ class Experience:
         rank: int,
         world_size: int,
         precision: Callable[[], AbstractContextManager],
-        before_piece: Callable[[], None] = lambda: None,
+        before_rollout: Callable[[], None] = lambda: None,
         runs_ahead: bool = False,
         env_steps: int = 0,
     ) -> None:
@@ -93,7 +93,7 @@ class Experience:
         self._seed = seed
         self.rank = rank
         self.precision = precision
-        self._before_piece = before_piece
+        self._before_rollout = before_rollout
         self._barrier_due = True
         self._restored: dict[str, Any] | None = None
         self._left_alone: dict[str, Any] | None = None
@@ -228,7 +228,7 @@ class Experience:
             EnvironmentFault: If an environment fails. Nothing was counted: a checkpoint that is written then
                 is one from before the piece.
         """
-        self._before_piece()
+        self._before_rollout()
         self.agent.on_collection_start()
         self._collector.steps = self.steps_per_env if steps is None else steps
         try:

@@ -30,7 +30,7 @@ class _Sight(NamedTuple):
         return (activity.calls, activity.index) == (self.calls, self.simulator)
 
 
-class Watchdog:
+class StepTimeout:
     """A thread that reads what environments' simulators are at, and ends a step that takes too long.
 
     The same holds for a reset, and for closing them.

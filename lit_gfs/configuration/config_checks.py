@@ -32,6 +32,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_gfs.configuration.former_options import with_present_options
 from lit_gfs.configuration.named_classes import named_classes
 from lit_gfs.errors import LONGEST_SHOWN, UserError, nearest
 from lit_gfs.utils.trust import is_trusted
@@ -87,7 +88,7 @@ def read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
     files = [value for option, value in pairwise(arguments) if option == "--config"]
     contents = []
     for file in files:
-        content = read_yaml(Path(file))
+        content = with_present_options(read_yaml(Path(file)))
         if content is None:
             raise UserError(f"--config {file!r} is empty; expected keys such as model, data and trainer")
         if not isinstance(content, dict):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
+
+from lit_gfs.utils.signatures import accepted_parameters, parameter_hints
 
 
 class NamedClass(NamedTuple):
@@ -24,16 +25,13 @@ class NamedClass(NamedTuple):
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """What it accepts."""
-        return inspect.signature(self.cls).parameters
+        """The arguments that it accepts, by name."""
+        return accepted_parameters(self.cls)
 
     @property
     def hints(self) -> dict[str, Any]:
-        """Types of its arguments, as far as it says them."""
-        try:
-            return typing.get_type_hints(self.cls.__init__)
-        except (NameError, TypeError, AttributeError):
-            return {}
+        """Types of its arguments, as far as it states them."""
+        return parameter_hints(self.cls)
 
 
 def named_classes(config: Any, place: str = "") -> Iterator[NamedClass]:

@@ -21,6 +21,7 @@ from lit_gfs.agents.learner import Learner
 from lit_gfs.configuration.config_trust import refusal
 from lit_gfs.errors import LONGEST_SHOWN, nearest
 from lit_gfs.networks import Encoder, Trunk
+from lit_gfs.utils.signatures import accepted_parameters
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _NESTED = re.compile(r"NestedArg\(key='([^']+)'")
@@ -203,9 +204,9 @@ def _class_names(named: type | None) -> set[str]:
 
 def _argument_names(named: type | None) -> set[str]:
     if named is not None:
-        return set(inspect.signature(named).parameters)
+        return set(accepted_parameters(named))
     classes = [cls for cls in _known_classes() if cls.__module__.startswith(("lit_gfs.", "torch.optim"))]
-    return {name for cls in [*classes, Trainer] for name in inspect.signature(cls).parameters}
+    return {name for cls in [*classes, Trainer] for name in accepted_parameters(cls)}
 
 
 def _options(parser: ArgumentParser) -> set[str]:

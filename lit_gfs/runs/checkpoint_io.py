@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from lit_gfs.utils.atomic_files import PARTIAL, replacing
-from lit_gfs.utils.checksummed_files import UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import UnwritableFile, is_intact, read_checksummed, write_checksummed
 
 LAST_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"
 """What was ``last.ckpt`` before."""
 
 
-class SealedCheckpointIO(CheckpointIO):
+class ChecksummedCheckpointIO(CheckpointIO):
     """Writes checkpoints as sealed files, whole or not at all, and checks every byte that it reads.
 
     Before ``last.ckpt`` is replaced it becomes ``previous.ckpt``, unless it is damaged: so whenever a process
@@ -43,7 +43,7 @@ class SealedCheckpointIO(CheckpointIO):
                 _keep_as(path, previous)
             except OSError as error:
                 raise UnwritableFile(f"cannot write {previous}: {error.strerror or error}") from error
-        write_sealed(checkpoint, path)
+        write_checksummed(checkpoint, path)
 
     @override
     def load_checkpoint(
@@ -54,7 +54,7 @@ class SealedCheckpointIO(CheckpointIO):
         Raises:
             DamagedFile: If it is not as it was written.
         """
-        return read_sealed(Path(path))
+        return read_checksummed(Path(path))
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -88,3 +88,7 @@ def _keep_as(path: Path, name: Path) -> None:
         # Not every file system has hard links.
         with path.open("rb") as source, replacing(name) as copy:
             shutil.copyfileobj(source, copy)
+
+
+SealedCheckpointIO = ChecksummedCheckpointIO
+"""The former name, which programs import."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 
-from lit_gfs.buffers.shards import ReplayPieces, find_replay
+from lit_gfs.buffers.shards import ReplayShards, find_replay
 from lit_gfs.errors import UserError
 from lit_gfs.runs.checkpoint_io import LAST_NAME, PREVIOUS_NAME
-from lit_gfs.utils.checksummed_files import read_sealed
+from lit_gfs.utils.checksummed_files import read_checksummed
 
 LAST = "last"
 """The name that stands for the newest intact checkpoint of the latest run."""
@@ -202,7 +202,7 @@ def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
     Raises:
         UserError: If it is damaged, or something that it names is.
     """
-    content = read_sealed(checkpoint)
+    content = read_checksummed(checkpoint)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{checkpoint} holds something else than a checkpoint")
     for name, kind in _KINDS.items():
@@ -218,7 +218,7 @@ def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
             if not isinstance(manifests, list):
                 raise UserError(f"{checkpoint} lists no replay memories where it should")
             for rank, manifest in enumerate(manifests):
-                ReplayPieces(find_replay(checkpoint, rank)).require_intact(manifest)
+                ReplayShards(find_replay(checkpoint, rank)).require_intact(manifest)
     return content
 
 

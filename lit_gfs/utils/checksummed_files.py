@@ -33,7 +33,7 @@ class UnwritableFile(UserError):
     """A sealed file that could not be written: the disk is full, the directory read-only ..."""
 
 
-def write_sealed(content: dict[str, Any], path: Path) -> str:
+def write_checksummed(content: dict[str, Any], path: Path) -> str:
     """Write a sealed file; a reader sees the old file or the whole new one, whenever the process ends.
 
     Args:
@@ -61,7 +61,7 @@ def write_sealed(content: dict[str, Any], path: Path) -> str:
     return digest
 
 
-def read_sealed(path: Path, digest: str | None = None) -> Any:
+def read_checksummed(path: Path, digest: str | None = None) -> Any:
     """Read a sealed file, after checking every byte of it.
 
     Nothing but plain data is made of it (``weights_only``): a pickle that would run code is refused.

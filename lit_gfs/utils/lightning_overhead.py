@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.profilers import PassThroughProfiler
 from typing_extensions import override
 
@@ -44,3 +44,18 @@ def drop_empty_hooks(callbacks: Iterable[Callback]) -> None:
         for hook in _BATCH_HOOKS:
             if hook not in vars(callback) and getattr(type(callback), hook) is getattr(Callback, hook):
                 setattr(callback, hook, None)
+
+
+class LeanModule(LightningModule):
+    """A LightningModule that notes the name of the current hook without PyTorch's bookkeeping.
+
+    Lightning sets that name twice around every hook, some sixty times a training step. PyTorch's modules look
+    at every attribute that is set, in case it is a parameter, a buffer or a module. A string is none of them.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)

@@ -26,12 +26,15 @@ SPEC = EnvSpec(
 )
 
 
-def following(**columns: torch.Tensor) -> TensorDict:
+def targets(agent: DQN, **columns: torch.Tensor) -> torch.Tensor:
+    """Return what a training step trains the values of a batch towards, ``(batch,)``."""
     count = len(columns["reward"])
-    return TensorDict(
-        {key: value if key == "observation" else value.view(count, 1) for key, value in columns.items()},
-        [count],
-    )
+    next_ = {key: value if key == "observation" else value.view(count, 1) for key, value in columns.items()}
+    batch = {"observation": torch.randn(count, 2), "action": torch.zeros(count, dtype=torch.int64)}
+    recorded: dict[str, torch.Tensor] = {}
+    agent.record = recorded.update  # type: ignore[method-assign, assignment]
+    agent.training_step(TensorDict({**batch, "next": TensorDict(next_, [count])}, [count]), 0)
+    return recorded["loss/target"]
 
 
 NEXT = {
@@ -47,7 +50,7 @@ NEXT = {
 def test_targets_bootstrap_unless_terminated() -> None:
     agent = DQN(SPEC, gamma=0.9)
 
-    target = agent.target(following(**NEXT))
+    target = targets(agent, **NEXT)
 
     best = agent.target_network(NEXT["observation"]).max(-1).values
     expected = torch.stack([torch.tensor(5.0), -0.5 + 0.9 * best[1], 1 + 0.9 * best[2]])
@@ -57,7 +60,7 @@ def test_targets_bootstrap_unless_terminated() -> None:
 def test_a_lost_life_and_clipped_rewards_change_the_target_only_if_asked() -> None:
     agent = DQN(SPEC, gamma=0.9, clip_reward=True, end_of_life_is_terminal=True)
 
-    target = agent.target(following(**NEXT))
+    target = targets(agent, **NEXT)
 
     best = agent.target_network(NEXT["observation"]).max(-1).values
     torch.testing.assert_close(
@@ -72,7 +75,7 @@ def test_double_learning_lets_the_online_network_choose() -> None:
     observation = torch.randn(200, 2)
     no = torch.zeros(200, dtype=torch.bool)
 
-    target = agent.target(following(observation=observation, reward=torch.zeros(200), terminated=no, done=no))
+    target = targets(agent, observation=observation, reward=torch.zeros(200), terminated=no, done=no)
 
     choice = agent.q_network(observation).argmax(-1, keepdim=True)
     valued = agent.target_network(observation)

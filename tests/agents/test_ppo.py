@@ -157,7 +157,7 @@ def test_the_log_probability_is_of_the_unclipped_sample_and_only_the_environment
 def test_evaluation_takes_the_mode() -> None:
     torch.manual_seed(0)
     agent, observation = PPO(DISCRETE), torch.randn(50, 2)
-    greedy = agent.evaluation_policy()(TensorDict({"observation": observation}, [50]))["action"]
+    greedy = agent.eval_policy()(TensorDict({"observation": observation}, [50]))["action"]
 
     assert torch.equal(greedy, agent.actor_critic.policy(observation).argmax(-1))
     assert (

@@ -67,7 +67,7 @@ def test_several_choices_are_sampled_and_their_log_probabilities_kept() -> None:
         for index, part in enumerate(logits.split([4, 2], -1))
     )
     torch.testing.assert_close(acted["log_prob"], expected)
-    greedy = agent.evaluation_policy()(TensorDict({"observation": torch.zeros(1, 2)}, [1]))["action"]
+    greedy = agent.eval_policy()(TensorDict({"observation": torch.zeros(1, 2)}, [1]))["action"]
     zero = agent.actor_critic.policy(torch.zeros(1, 2))
     assert greedy.tolist() == [[int(zero[0, :4].argmax()), int(zero[0, 4:].argmax())]]
 

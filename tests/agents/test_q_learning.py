@@ -72,10 +72,10 @@ def test_collection_explores_by_the_schedule(
 @pytest.mark.parametrize("epsilon", [0.0, 0.5])
 def test_evaluation_explores_by_its_own_epsilon(agent_class: type[QLearningAgent], epsilon: float) -> None:
     torch.manual_seed(0)
-    agent = agent_class(DISCRETE, epsilon_start=1.0, evaluation_epsilon=epsilon)  # type: ignore[call-arg]
+    agent = agent_class(DISCRETE, epsilon_start=1.0, eval_epsilon=epsilon)  # type: ignore[call-arg]
     observation = torch.randn(6_000, 2)
 
-    acted = agent.evaluation_policy()(TensorDict({"observation": observation}, [6_000]))
+    acted = agent.eval_policy()(TensorDict({"observation": observation}, [6_000]))
 
     share = float((acted["action"] == agent(observation).argmax(-1)).float().mean())
     assert share == pytest.approx(1 - epsilon * 2 / 3, abs=0.03 if epsilon else 0)
@@ -91,7 +91,7 @@ def test_continuous_actions_are_refused(agent_class: Any) -> None:
 @BOTH
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("gamma", 1.5), ("epsilon_start", -0.1), ("epsilon_decay_steps", -1), ("evaluation_epsilon", 2.0)],
+    [("gamma", 1.5), ("epsilon_start", -0.1), ("epsilon_decay_steps", -1), ("eval_epsilon", 2.0)],
 )
 def test_numbers_out_of_range_are_refused(agent_class: Any, name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^{name} is {value}; expected a number"):

@@ -16,11 +16,17 @@ from tensordict import TensorDict, TensorDictBase
 
 from fakes import killed_while
 from lit_gfs.buffers.frame_stacks import FrameStackStorage
-from lit_gfs.buffers.ring import RowStorage
-from lit_gfs.buffers.shards import ReplayPieces, piece_names
+from lit_gfs.buffers.ring import RingStorage
+from lit_gfs.buffers.shards import ReplayShards, shard_names
 from lit_gfs.buffers.transitions import TransitionStorage
 from lit_gfs.errors import UserError
-from lit_gfs.utils.checksummed_files import DamagedFile, UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import (
+    DamagedFile,
+    UnwritableFile,
+    is_intact,
+    read_checksummed,
+    write_checksummed,
+)
 
 STACK = 3
 
@@ -68,11 +74,11 @@ class Stream:
         return torch.stack([self.step() for _ in range(steps)], 1)
 
 
-def make_storage(capacity: int, num_envs: int, stacked: bool) -> RowStorage:
+def make_storage(capacity: int, num_envs: int, stacked: bool) -> RingStorage:
     return FrameStackStorage(capacity, num_envs, 0.1) if stacked else TransitionStorage(capacity)
 
 
-def assert_same(left: RowStorage, right: RowStorage) -> None:
+def assert_same(left: RingStorage, right: RingStorage) -> None:
     """Check that two storages answer alike, index by index, and stand at the same place."""
     assert len(left) == len(right)
     assert left.write_count == right.write_count
@@ -93,15 +99,15 @@ def files(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
-def checkpoint(pieces: ReplayPieces, storage: RowStorage, name: str = "last.ckpt") -> dict[str, Any]:
+def checkpoint(pieces: ReplayShards, storage: RingStorage, name: str = "last.ckpt") -> dict[str, Any]:
     """Do what a run does when it writes a checkpoint; return the manifest."""
     manifest = pieces.save(storage)
-    write_sealed({"loops": [{"loader": {"replay": manifest}}]}, pieces.directory.parent / name)
+    write_checksummed({"loops": [{"loader": {"replay": manifest}}]}, pieces.directory.parent / name)
     return manifest
 
 
 def manifest_in(path: Path) -> dict[str, Any]:
-    return read_sealed(path)["loops"][0]["loader"]["replay"]
+    return read_checksummed(path)["loops"][0]["loader"]["replay"]
 
 
 both_kinds = pytest.mark.parametrize("stacked", [True, False], ids=["frames", "transitions"])
@@ -121,7 +127,7 @@ def test_a_chain_of_resumed_runs_holds_what_the_uninterrupted_one_holds(
     monkeypatch.setattr("lit_gfs.buffers.shards._PIECE_TRANSITIONS", int(rng.choice([20, 90])))
     stream = Stream(num_envs, seed, rng.choice([0.0, 0.05, 0.3, 0.7]), stacked)
     uninterrupted = make_storage(capacity, num_envs, stacked)
-    pieces, resumed = ReplayPieces(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
+    pieces, resumed = ReplayShards(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
     for _ in range(20):
         extensions = int(rng.integers(4))
         for _ in range(extensions):
@@ -135,7 +141,7 @@ def test_a_chain_of_resumed_runs_holds_what_the_uninterrupted_one_holds(
         manifest = checkpoint(pieces, resumed)
         assert pieces.save(resumed) == manifest
         if rng.random() < 0.5:
-            pieces, resumed = ReplayPieces(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
+            pieces, resumed = ReplayShards(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
             pieces.load(resumed, manifest_in(tmp_path / "last.ckpt"))
         assert_same(resumed, uninterrupted)
     assert uninterrupted.write_count > 2 * capacity
@@ -146,7 +152,7 @@ def test_batches_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path: Pat
     stream = Stream(2, 0, 0.2, stacked)
     uninterrupted, resumed = (make_storage(30, 2, stacked) for _ in range(2))
     uninterrupted.extend(stream.rollout(40))
-    ReplayPieces(tmp_path).load(resumed, ReplayPieces(tmp_path).save(uninterrupted))
+    ReplayShards(tmp_path).load(resumed, ReplayShards(tmp_path).save(uninterrupted))
     for _ in range(10):
         rollout = stream.rollout(3)
         for storage in (uninterrupted, resumed):
@@ -158,21 +164,21 @@ def test_batches_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path: Pat
 @both_kinds
 def test_a_storage_in_a_full_ring_is_replaced_by_an_empty_one(tmp_path: Path, stacked: bool) -> None:
     empty, full = (make_storage(30, 2, stacked) for _ in range(2))
-    manifest = ReplayPieces(tmp_path / "replay").save(empty)
+    manifest = ReplayShards(tmp_path / "replay").save(empty)
     assert manifest["pieces"] == []
     full.extend(Stream(2, 0, 0.2, stacked).rollout(40))
-    ReplayPieces(tmp_path / "replay").load(full, manifest)
+    ReplayShards(tmp_path / "replay").load(full, manifest)
     assert_same(full, empty)
 
 
 def test_saving_leaves_the_open_episodes_open(tmp_path: Path) -> None:
     storage, stream = FrameStackStorage(30, 2), Stream(2, 0, 0.0, True)
     storage.extend(stream.rollout(4))
-    manifest = ReplayPieces(tmp_path).save(storage)
+    manifest = ReplayShards(tmp_path).save(storage)
     assert not storage.get(slice(None))["next", "truncated"].any()
 
     restored = FrameStackStorage(30, 2)
-    ReplayPieces(tmp_path).load(restored, manifest)
+    ReplayShards(tmp_path).load(restored, manifest)
     more = stream.rollout(3)
     for each in (storage, restored):
         each.extend(more)  # the same episode goes on
@@ -185,13 +191,13 @@ def test_saving_leaves_the_open_episodes_open(tmp_path: Path) -> None:
 @both_kinds
 def test_a_piece_holds_what_is_new_and_nothing_is_written_twice(tmp_path: Path, stacked: bool) -> None:
     storage, stream = make_storage(200_000, 2, stacked), Stream(2, 0, 0.01, stacked)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(800))
     first = checkpoint(pieces, storage)
     (name,) = files(pieces.directory)
     before = (pieces.directory / name).stat()
 
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     resumed = make_storage(200_000, 2, stacked)
     pieces.load(resumed, first)
     resumed.extend(stream.rollout(10))
@@ -209,7 +215,7 @@ def test_a_large_memory_is_written_in_pieces_of_bounded_size(tmp_path: Path) -> 
     one["next", "done"].fill_(True)
     for _ in range(2):
         storage.extend(one.expand(10, 3500).contiguous())
-    manifest = ReplayPieces(tmp_path).save(storage)
+    manifest = ReplayShards(tmp_path).save(storage)
     bounds = [(piece["first"], piece["last"]) for piece in manifest["pieces"]]
     assert bounds == [(0, 3276), (3276, 6552), (6552, 7000)]
 
@@ -217,18 +223,18 @@ def test_a_large_memory_is_written_in_pieces_of_bounded_size(tmp_path: Path) -> 
 @both_kinds
 def test_pieces_go_when_no_checkpoint_names_them(tmp_path: Path, stacked: bool) -> None:
     storage, stream = make_storage(40, 2, stacked), Stream(2, 0, 0.05, stacked)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     kept = []
     for step in range(12):
         storage.extend(stream.rollout(5))
         manifest = pieces.save(storage)
         if step == 3:
-            write_sealed({"best": manifest}, tmp_path / "best.ckpt")
+            write_checksummed({"best": manifest}, tmp_path / "best.ckpt")
             kept = manifest["pieces"]
         # Between the pieces and the checkpoint that names them, the last checkpoint can still be loaded.
         for path in tmp_path.glob("*.ckpt"):
-            assert piece_names(read_sealed(path)) <= set(files(pieces.directory))
-        write_sealed({"last": manifest}, tmp_path / "last.ckpt")
+            assert shard_names(read_checksummed(path)) <= set(files(pieces.directory))
+        write_checksummed({"last": manifest}, tmp_path / "last.ckpt")
     needed = {piece["file"] for piece in [*manifest["pieces"], *kept]}
     assert needed <= set(files(pieces.directory))
     # A piece that the last checkpoint alone named goes with the next but one.
@@ -244,21 +250,21 @@ def test_pieces_go_when_no_checkpoint_names_them(tmp_path: Path, stacked: bool) 
 
 def test_pieces_that_a_checkpoint_in_a_subfolder_names_are_spared(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(5))
     kept = checkpoint(pieces, storage, "checkpoints/kept.ckpt")
     for _ in range(6):
         storage.extend(stream.rollout(5))
         manifest = checkpoint(pieces, storage)
 
-    assert not piece_names(kept) & piece_names(manifest)
-    assert piece_names(kept) <= set(files(pieces.directory))
-    ReplayPieces(tmp_path / "replay").require_intact(kept)
+    assert not shard_names(kept) & shard_names(manifest)
+    assert shard_names(kept) <= set(files(pieces.directory))
+    ReplayShards(tmp_path / "replay").require_intact(kept)
 
 
 def test_beside_a_damaged_checkpoint_nothing_is_removed(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     for _ in range(8):
         storage.extend(stream.rollout(5))
         (tmp_path / "last.ckpt").write_bytes(b"torn")
@@ -271,7 +277,7 @@ def test_beside_a_damaged_checkpoint_nothing_is_removed(tmp_path: Path) -> None:
 
 def test_what_killed_processes_left_is_removed_and_other_files_are_not(tmp_path: Path) -> None:
     storage = TransitionStorage(20)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     pieces.directory.mkdir()
     for name in ("notes.txt", "replay_1-2.pt", "replay_000000000000-000000000003.pt.partial"):
         (pieces.directory / name).touch()
@@ -282,54 +288,54 @@ def test_what_killed_processes_left_is_removed_and_other_files_are_not(tmp_path:
 
 def test_pieces_that_manifests_name_are_spared(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
-    pieces, manifests = ReplayPieces(tmp_path / "replay"), []
+    pieces, manifests = ReplayShards(tmp_path / "replay"), []
     for _ in range(4):
         storage.extend(stream.rollout(10))
         manifests.append(checkpoint(pieces, storage, f"{len(manifests)}.ckpt"))
-    ReplayPieces(tmp_path / "replay").remove_unused([manifests[1], {"nested": [manifests[3]]}])
+    ReplayShards(tmp_path / "replay").remove_unused([manifests[1], {"nested": [manifests[3]]}])
     assert files(tmp_path / "replay") == [manifests[at]["pieces"][0]["file"] for at in (1, 3)]
 
 
 def test_a_run_resumed_further_back_overwrites_nothing(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(100), Stream(2, 0, 0.05, False)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(5))
     previous = checkpoint(pieces, storage, "previous.ckpt")
     storage.extend(stream.rollout(5))
     last = checkpoint(pieces, storage)
 
-    pieces, again = ReplayPieces(tmp_path / "replay"), TransitionStorage(100)
+    pieces, again = ReplayShards(tmp_path / "replay"), TransitionStorage(100)
     pieces.load(again, previous)
     again.extend(stream.rollout(5))  # other transitions than then
     other = pieces.save(again)
     assert other["pieces"][1]["file"] == "replay_000000000010-000000000020_1.pt"
     for manifest, expected in ((last, storage), (other, again)):
         loaded = TransitionStorage(100)
-        ReplayPieces(tmp_path / "replay").load(loaded, manifest)
+        ReplayShards(tmp_path / "replay").load(loaded, manifest)
         assert_same(loaded, expected)
 
 
 def test_a_run_that_goes_on_elsewhere_writes_pieces_of_its_own(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(100), Stream(2, 0, 0.05, False)
     storage.extend(stream.rollout(5))
-    manifest = checkpoint(ReplayPieces(tmp_path / "replay"), storage)
+    manifest = checkpoint(ReplayShards(tmp_path / "replay"), storage)
     resumed = TransitionStorage(100)
-    ReplayPieces(tmp_path / "replay").load(resumed, manifest)
+    ReplayShards(tmp_path / "replay").load(resumed, manifest)
     resumed.extend(stream.rollout(5))
-    manifest = ReplayPieces(tmp_path / "other" / "replay").save(resumed)
+    manifest = ReplayShards(tmp_path / "other" / "replay").save(resumed)
     shutil.rmtree(tmp_path / "replay")
     loaded = TransitionStorage(100)
-    ReplayPieces(tmp_path / "other" / "replay").load(loaded, manifest)
+    ReplayShards(tmp_path / "other" / "replay").load(loaded, manifest)
     assert_same(loaded, resumed)
 
 
 # -- damage --------------------------------------------------------------------------------------------------
 
 
-def saved(tmp_path: Path, stacked: bool = True) -> tuple[RowStorage, dict[str, Any], Path]:
+def saved(tmp_path: Path, stacked: bool = True) -> tuple[RingStorage, dict[str, Any], Path]:
     """Save three pieces; return the storage, the manifest and the path of the second piece."""
     storage, stream = make_storage(100, 2, stacked), Stream(2, 0, 0.05, stacked)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     for _ in range(3):
         storage.extend(stream.rollout(8))
         manifest = pieces.save(storage)
@@ -355,9 +361,9 @@ def swap(path: Path) -> None:
 
 def forge(path: Path) -> None:
     """Seal other transitions with the same numbers."""
-    rows = read_sealed(path)
+    rows = read_checksummed(path)
     rows.get("columns", rows.get("following"))["reward"] += 1
-    write_sealed(rows, path)
+    write_checksummed(rows, path)
 
 
 DAMAGES = [flip(0.0), flip(0.3), flip(0.6), flip(0.99), flip(1.0), cut, swap, forge, Path.unlink]
@@ -367,7 +373,7 @@ DAMAGES = [flip(0.0), flip(0.3), flip(0.6), flip(0.99), flip(1.0), cut, swap, fo
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_piece_is_named(tmp_path: Path, damage: Callable[[Path], None], stacked: bool) -> None:
     storage, manifest, path = saved(tmp_path, stacked)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     pieces.require_intact(manifest)
     damage(path)
     with pytest.raises(DamagedFile, match=re.escape(str(path))):
@@ -393,14 +399,14 @@ def test_a_damaged_piece_is_named(tmp_path: Path, damage: Callable[[Path], None]
 def test_a_manifest_names_nothing_outside_of_the_directory(tmp_path: Path, name: str) -> None:
     storage, manifest, _ = saved(tmp_path)
     manifest["pieces"][1]["file"] = name
-    for use in (ReplayPieces(tmp_path / "replay").require_intact, lambda it: load(tmp_path, storage, it)):
+    for use in (ReplayShards(tmp_path / "replay").require_intact, lambda it: load(tmp_path, storage, it)):
         with pytest.raises(UserError, match="names the replay piece"):
             use(manifest)
-    assert piece_names({"file": name}) == set()
+    assert shard_names({"file": name}) == set()
 
 
-def load(tmp_path: Path, storage: RowStorage, manifest: Any) -> None:
-    ReplayPieces(tmp_path / "replay").load(storage, manifest)
+def load(tmp_path: Path, storage: RingStorage, manifest: Any) -> None:
+    ReplayShards(tmp_path / "replay").load(storage, manifest)
 
 
 @pytest.mark.parametrize(
@@ -475,7 +481,7 @@ class Malicious:
 def test_a_piece_that_would_run_code_is_refused_and_does_not(tmp_path: Path, stacked: bool) -> None:
     storage, manifest, path = saved(tmp_path, stacked)
     mark = tmp_path / "mark"
-    manifest["pieces"][1]["sha256"] = write_sealed({"numbers": Malicious(mark)}, path)
+    manifest["pieces"][1]["sha256"] = write_checksummed({"numbers": Malicious(mark)}, path)
     with pytest.raises(DamagedFile, match=re.escape(f"{path} holds something else than plain data")):
         load(tmp_path, storage, manifest)
     assert not mark.exists()
@@ -485,7 +491,7 @@ def test_a_piece_that_would_run_code_is_refused_and_does_not(tmp_path: Path, sta
 @pytest.mark.parametrize("content", [{}, [], {"numbers": 1}, {"numbers": torch.tensor([16, 32])}])
 def test_a_piece_of_anything_else_is_refused(tmp_path: Path, stacked: bool, content: Any) -> None:
     storage, manifest, path = saved(tmp_path, stacked)
-    manifest["pieces"][1]["sha256"] = write_sealed(content, path)
+    manifest["pieces"][1]["sha256"] = write_checksummed(content, path)
     with pytest.raises(DamagedFile, match="replay"):
         load(tmp_path, storage, manifest)
 
@@ -495,7 +501,7 @@ def test_a_piece_of_anything_else_is_refused(tmp_path: Path, stacked: bool, cont
 
 def test_a_full_disk_leaves_whole_pieces_and_the_memory_as_it_was(small_disk: Path, tmp_path: Path) -> None:
     storage = TransitionStorage(100_000)
-    pieces = ReplayPieces(small_disk / "replay")
+    pieces = ReplayShards(small_disk / "replay")
     stream = Stream(20, 0, 0.05, False)
     rollout = stream.rollout(100)
     storage.extend(rollout)
@@ -509,17 +515,17 @@ def test_a_full_disk_leaves_whole_pieces_and_the_memory_as_it_was(small_disk: Pa
     assert files(pieces.directory) == [manifest["pieces"][0]["file"]]
     loaded = TransitionStorage(100_000)
     pieces.require_intact(manifest)
-    ReplayPieces(small_disk / "replay").load(loaded, manifest)
+    ReplayShards(small_disk / "replay").load(loaded, manifest)
     assert_same(loaded, expected)
     # The run may go on, and write what is missing once there is room: here, elsewhere.
     loaded = TransitionStorage(100_000)
-    ReplayPieces(tmp_path / "roomy").load(loaded, ReplayPieces(tmp_path / "roomy").save(storage))
+    ReplayShards(tmp_path / "roomy").load(loaded, ReplayShards(tmp_path / "roomy").save(storage))
     assert_same(loaded, storage)
 
 
 def test_after_a_save_that_failed_the_next_one_writes_what_is_missing(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(100), Stream(2, 0, 0.05, False)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(5))
     pieces.save(storage)
     storage.extend(stream.rollout(5))
@@ -536,11 +542,11 @@ def test_after_a_save_that_failed_the_next_one_writes_what_is_missing(tmp_path: 
 
 def test_a_process_killed_at_any_moment_leaves_whole_pieces_only(tmp_path: Path) -> None:
     storage, stream = FrameStackStorage(40, 2), Stream(2, 0, 0.05, True)
-    pieces = ReplayPieces(tmp_path / "replay")
+    pieces = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(10))
     first = checkpoint(pieces, storage)
     expected = FrameStackStorage(40, 2)
-    ReplayPieces(tmp_path / "replay").load(expected, first)
+    ReplayShards(tmp_path / "replay").load(expected, first)
     storage.extend(stream.rollout(30))
     storage.end_episodes()
 

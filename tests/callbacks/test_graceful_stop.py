@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.main import main
-from lit_gfs.utils.checksummed_files import read_sealed
+from lit_gfs.utils.checksummed_files import read_checksummed
 from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
 trust(__name__)
@@ -105,14 +105,14 @@ def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     rows = dict(line.strip().split("  ", 1) for line in printed.out.splitlines()[1:])
     assert rows["status"].strip().startswith("interrupted at step ")
     assert rows["last checkpoint"].strip() == str(RUN / "last.ckpt")
-    assert read_sealed(RUN / "last.ckpt")["global_step"] == 20
+    assert read_checksummed(RUN / "last.ckpt")["global_step"] == 20
 
 
 def test_an_accumulated_step_is_taken_first() -> None:
     # The signal comes after the tenth step; the next batch is the first one of two.
     assert stopped([*DQN, "--trainer.accumulate_grad_batches=2", at_step(10, "SIGTERM")]) == 143
 
-    content = read_sealed(RUN / "last.ckpt")
+    content = read_checksummed(RUN / "last.ckpt")
     assert content["global_step"] == 11
     assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 22
 
@@ -125,7 +125,7 @@ def test_a_second_signal_ends_it_at_once(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"lit_gfs: stopped by SIGINT at once; to go on: python -m lit_gfs fit --ckpt_path {RUN}"
     )
-    assert read_sealed(RUN / "last.ckpt")["global_step"] < steps
+    assert read_checksummed(RUN / "last.ckpt")["global_step"] < steps
 
 
 def test_a_second_signal_while_the_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_an_evaluation_is_abandoned_and_played_again_after_a_resume(
     base: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(base)
-    expected = read_sealed(RUN / "last.ckpt")
+    expected = read_checksummed(RUN / "last.ckpt")
     curves = [curve("eval/episode_return"), curve("loss/q" if base is DQN else "loss/policy")]
     Path("runs").rename("whole")
     play = EnvDataModule._play
@@ -164,7 +164,7 @@ def test_an_evaluation_is_abandoned_and_played_again_after_a_resume(
         assert stopped(base) == 143
     main(["fit", "--ckpt_path=last"])
 
-    assert_equal(read_sealed(RUN / "last.ckpt")["state_dict"], expected["state_dict"])
+    assert_equal(read_checksummed(RUN / "last.ckpt")["state_dict"], expected["state_dict"])
     assert [curve("eval/episode_return"), curve("loss/q" if base is DQN else "loss/policy")] == curves
 
 
@@ -174,13 +174,13 @@ def test_a_stopped_run_goes_on_as_one_that_was_not(base: list[str]) -> None:
 
     assert stopped([*base, at_step(step, "SIGTERM")]) == 143
     main(["fit", "--ckpt_path=last", at_step(0, "SIGTERM")])
-    first = read_sealed(RUN / "last.ckpt")
+    first = read_checksummed(RUN / "last.ckpt")
     # A stop leaves the same twice: what follows is a function of what it wrote.
     Path("runs").rename("first")
     assert stopped([*base, at_step(step, "SIGINT")]) == 130
     main(["fit", "--ckpt_path=last", at_step(0, "SIGTERM")])
 
-    assert_equal(read_sealed(RUN / "last.ckpt")["state_dict"], first["state_dict"])
+    assert_equal(read_checksummed(RUN / "last.ckpt")["state_dict"], first["state_dict"])
     assert first["global_step"] == (200 if base is DQN else 48)
 
 
@@ -199,7 +199,7 @@ def test_handlers_of_somebody_else_are_left_alone() -> None:
         signal.signal(signal.SIGTERM, previous)
 
     assert seen == [signal.SIGTERM]
-    assert read_sealed(RUN / "last.ckpt")["global_step"] == 5
+    assert read_checksummed(RUN / "last.ckpt")["global_step"] == 5
 
 
 def test_a_run_goes_on_when_its_terminal_is_closed_under_nohup() -> None:
@@ -209,7 +209,7 @@ def test_a_run_goes_on_when_its_terminal_is_closed_under_nohup() -> None:
     finally:
         signal.signal(signal.SIGHUP, previous)
 
-    assert read_sealed(RUN / "last.ckpt")["global_step"] == 20
+    assert read_checksummed(RUN / "last.ckpt")["global_step"] == 20
 
 
 def test_a_fit_in_another_thread_runs_without_handlers() -> None:

@@ -19,7 +19,7 @@ from fakes import CountingEnv
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.agents.agent import Agent
 from lit_gfs.collectors.direct import DirectCollector
-from lit_gfs.collectors.env_runner import Experience
+from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.collectors.final_observations import FinalObservations
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec, make_env
@@ -363,21 +363,21 @@ def test_experience_keeps_what_its_agent_needs(
     env = MAKE[suite]()
     agent = make_agent(kind, env)
     agent.announce_objective_shift = lambda reason: None  # type: ignore[method-assign]
-    experience = Experience(env, agent, 4, seed=0, rank=0, world_size=1, precision=nullcontext)
-    experience.pass_barrier(0)
-    piece = experience.collect()
+    runner = EnvRunner(env, agent, 4, seed=0, rank=0, world_size=1, precision=nullcontext)
+    runner.pass_barrier(0)
+    piece = runner.collect()
     assert isinstance(piece["next", "observation"], FinalObservations) == only_final
-    assert experience.env_steps == piece.numel()
+    assert runner.env_steps == piece.numel()
 
 
 @pytest.mark.parametrize(("updates", "alike"), [(0, True), (1, False)])
 def test_checkpoints_at_one_step_count_draw_differently(updates: int, alike: bool) -> None:
     env = MAKE["cartpole"]()
-    experience = Experience(env, make_agent(PPO, env), 4, 0, rank=0, world_size=1, precision=nullcontext)
-    experience.pass_barrier(0)
+    runner = EnvRunner(env, make_agent(PPO, env), 4, 0, rank=0, world_size=1, precision=nullcontext)
+    runner.pass_barrier(0)
     drawn = torch.rand(3)
-    experience.request_barrier()
-    experience.pass_barrier(updates)
+    runner.request_barrier()
+    runner.pass_barrier(updates)
     assert torch.rand(3).equal(drawn) == alike
 
 
@@ -389,17 +389,17 @@ def test_barriers_that_cut_many_episodes_are_told_of_once(
     monkeypatch.setattr(type(env), "is_repeatable", False)
     agent = make_agent(PPO, env)
     agent.announce_objective_shift = lambda reason: None  # type: ignore[method-assign]
-    experience = Experience(env, agent, 7 if cuts else 70, 0, rank=0, world_size=1, precision=nullcontext)
+    runner = EnvRunner(env, agent, 7 if cuts else 70, 0, rank=0, world_size=1, precision=nullcontext)
     told: list[str] = []
     monkeypatch.setattr("lit_gfs.collectors.env_runner.rank_zero_warn", told.append)
 
     for _ in range(2):
-        experience.pass_barrier(0)
-        experience.collect()
+        runner.pass_barrier(0)
+        runner.collect()
         if cuts:
-            experience.collect(steps=3)
-        assert experience.state_dict() == {}
-    experience.pass_barrier(0)
+            runner.collect(steps=3)
+        assert runner.state_dict() == {}
+    runner.pass_barrier(0)
 
     expected = (
         "checkpoints have cut 3 of 6 episodes of Acrobot-v1; a larger data.checkpoint_every leaves them"

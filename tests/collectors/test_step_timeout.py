@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from lit_gfs.collectors.step_timeout import Watchdog
+from lit_gfs.collectors.step_timeout import StepTimeout
 from lit_gfs.envs.base import Activity, Unresponsive
 from lit_gfs.errors import EnvironmentFault
 
@@ -20,16 +20,16 @@ def unwanted(fault: EnvironmentFault) -> None:
 
 
 def test_a_step_that_takes_too_long_is_interrupted() -> None:
-    watchdog = Watchdog(0.1, unwanted)
+    step_timeout = StepTimeout(0.1, unwanted)
     activity = Activity()
-    watchdog.watch("Slow-v0", activity)
+    step_timeout.watch("Slow-v0", activity)
     try:
         activity.calls, activity.index = 1, 3
         with pytest.raises(Unresponsive, match=r"did not come back from a step within 0\.1 s"):
             time.sleep(30)
     finally:
         activity.calls = 2
-        watchdog.stop()
+        step_timeout.stop()
 
 
 def test_somebody_elses_signal_reaches_the_handler_from_before() -> None:
@@ -39,34 +39,34 @@ def test_somebody_elses_signal_reaches_the_handler_from_before() -> None:
         seen.append(number)
 
     before = signal.signal(signal.SIGUSR2, requeue)
-    watchdog = Watchdog(60.0, unwanted)
+    step_timeout = StepTimeout(60.0, unwanted)
     try:
-        watchdog.watch("Quick-v0", Activity())
+        step_timeout.watch("Quick-v0", Activity())
         signal.raise_signal(signal.SIGUSR2)
         assert seen == [signal.SIGUSR2]
-        watchdog.stop()
+        step_timeout.stop()
         assert signal.getsignal(signal.SIGUSR2) is requeue
     finally:
         signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_handler_that_was_set_since_stays() -> None:
-    watchdog = Watchdog(60.0, unwanted)
-    watchdog.watch("Quick-v0", Activity())
+    step_timeout = StepTimeout(60.0, unwanted)
+    step_timeout.watch("Quick-v0", Activity())
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        watchdog.stop()
+        step_timeout.stop()
         assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)
-    assert before == watchdog._on_signal
+    assert before == step_timeout._on_signal
 
 
 def test_without_a_handler_the_signal_ends_the_process_as_ever() -> None:
     program = (
-        "import signal; from lit_gfs.collectors.step_timeout import Watchdog; "
+        "import signal; from lit_gfs.collectors.step_timeout import StepTimeout; "
         "from lit_gfs.envs.base import Activity; "
-        "Watchdog(60.0, print).watch('Quick-v0', Activity()); signal.raise_signal(signal.SIGUSR2)"
+        "StepTimeout(60.0, print).watch('Quick-v0', Activity()); signal.raise_signal(signal.SIGUSR2)"
     )
     ended = subprocess.run([sys.executable, "-c", program], check=False)
     assert ended.returncode == -signal.SIGUSR2

@@ -212,7 +212,7 @@ def test_evaluation_does_not_change_what_training_draws(make_trainer: MakeTraine
     for evaluations in (0, 1):
         data = make_data(eval_every=25)
         torch.manual_seed(0)
-        agent = DQN(data.env_spec, evaluation_epsilon=0.5)
+        agent = DQN(data.env_spec, eval_epsilon=0.5)
         make_trainer(limit_val_batches=evaluations).fit(agent, data)
         weights.append(torch.cat([p.flatten() for p in agent.q_network.parameters()]))
 
@@ -227,6 +227,7 @@ def test_an_agent_that_learns_from_rollouts_is_refused(make_trainer: MakeTrainer
         make_trainer().fit(PPO(data.env_spec), data)
 
 
+@pytest.mark.usefixtures("counting_envs")
 def test_learning_must_start_before_the_run_ends() -> None:
     with pytest.raises(UserError, match=r"learning_starts is 120; expected 0 to 116"):
         make_data(learning_starts=120)

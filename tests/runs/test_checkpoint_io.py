@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gfs.runs.checkpoint_io import SealedCheckpointIO
-from lit_gfs.utils.checksummed_files import DamagedFile, UnwritableFile, read_sealed
+from lit_gfs.runs.checkpoint_io import ChecksummedCheckpointIO
+from lit_gfs.utils.checksummed_files import DamagedFile, UnwritableFile, read_checksummed
 
 
 def test_the_last_checkpoint_keeps_the_one_before(tmp_path: Path) -> None:
-    plugin, path = SealedCheckpointIO(), tmp_path / "last.ckpt"
+    plugin, path = ChecksummedCheckpointIO(), tmp_path / "last.ckpt"
 
     for step in range(3):
         plugin.save_checkpoint({"step": step, "weights": torch.full((2,), step)}, path)
 
-    assert {each.name: read_sealed(each)["step"] for each in tmp_path.iterdir()} == {
+    assert {each.name: read_checksummed(each)["step"] for each in tmp_path.iterdir()} == {
         "last.ckpt": 2,
         "previous.ckpt": 1,
     }
@@ -27,7 +27,7 @@ def test_the_last_checkpoint_keeps_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_damaged_last_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
-    plugin, path = SealedCheckpointIO(), tmp_path / "last.ckpt"
+    plugin, path = ChecksummedCheckpointIO(), tmp_path / "last.ckpt"
     for step in range(2):
         plugin.save_checkpoint({"step": step}, path)
     content = bytearray(path.read_bytes())
@@ -38,14 +38,14 @@ def test_a_damaged_last_checkpoint_does_not_take_the_place_of_a_good_one(tmp_pat
         plugin.load_checkpoint(path)
     plugin.save_checkpoint({"step": 2}, path)
 
-    assert read_sealed(tmp_path / "previous.ckpt") == {"step": 0}
-    assert read_sealed(path) == {"step": 2}
+    assert read_checksummed(tmp_path / "previous.ckpt") == {"step": 0}
+    assert read_checksummed(path) == {"step": 2}
 
 
 def test_a_generation_that_cannot_be_kept_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin, path = SealedCheckpointIO(), tmp_path / "last.ckpt"
+    plugin, path = ChecksummedCheckpointIO(), tmp_path / "last.ckpt"
     plugin.save_checkpoint({"step": 0}, path)
 
     def without_links(*arguments: Any) -> None:
@@ -57,19 +57,19 @@ def test_a_generation_that_cannot_be_kept_leaves_nothing_half_written(
 
     monkeypatch.setattr(os, "link", without_links)
     plugin.save_checkpoint({"step": 1}, path)
-    assert read_sealed(tmp_path / "previous.ckpt") == {"step": 0}
+    assert read_checksummed(tmp_path / "previous.ckpt") == {"step": 0}
 
     monkeypatch.setattr(shutil, "copyfileobj", without_room)
     with pytest.raises(UnwritableFile, match="No space left"):
         plugin.save_checkpoint({"step": 2}, path)
-    assert {each.name: read_sealed(each)["step"] for each in tmp_path.iterdir()} == {
+    assert {each.name: read_checksummed(each)["step"] for each in tmp_path.iterdir()} == {
         "last.ckpt": 1,
         "previous.ckpt": 0,
     }
 
 
 def test_the_older_generation_is_not_written_through_a_link(tmp_path: Path) -> None:
-    plugin, elsewhere = SealedCheckpointIO(), tmp_path / "elsewhere"
+    plugin, elsewhere = ChecksummedCheckpointIO(), tmp_path / "elsewhere"
     elsewhere.write_text("mine")
     path = tmp_path / "run" / "last.ckpt"
     plugin.save_checkpoint({"step": 0}, path)
@@ -79,8 +79,8 @@ def test_the_older_generation_is_not_written_through_a_link(tmp_path: Path) -> N
     plugin.save_checkpoint({"step": 1}, path)
 
     assert elsewhere.read_text() == "mine"
-    assert read_sealed(path.with_name("previous.ckpt")) == {"step": 0}
-    assert read_sealed(path) == {"step": 1}
+    assert read_checksummed(path.with_name("previous.ckpt")) == {"step": 0}
+    assert read_checksummed(path) == {"step": 1}
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "run/../best.ckpt"])
@@ -88,13 +88,13 @@ def test_only_checkpoints_of_the_directory_are_removed(name: str, tmp_path: Path
     (tmp_path / "run").mkdir()
     (tmp_path / name).write_text("mine")
 
-    SealedCheckpointIO().remove_checkpoint(tmp_path / name)
+    ChecksummedCheckpointIO().remove_checkpoint(tmp_path / name)
 
     assert (tmp_path / name).read_text() == "mine"
 
 
 def test_other_checkpoints_have_one_generation(tmp_path: Path) -> None:
-    plugin, path = SealedCheckpointIO(), tmp_path / "best.ckpt"
+    plugin, path = ChecksummedCheckpointIO(), tmp_path / "best.ckpt"
     for step in range(2):
         plugin.save_checkpoint({"step": step}, path)
 

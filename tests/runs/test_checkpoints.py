@@ -14,7 +14,7 @@ from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.runs.checkpoints import damage_of, find_checkpoint, latest_run, newest_intact
-from lit_gfs.utils.checksummed_files import read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
 
 FIT = [
     "fit",
@@ -37,7 +37,7 @@ def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write(name: str, env_steps: int, global_step: int = 0, **content: Any) -> Path:
     data = {"env_steps": env_steps, **content}
     resumable = {"state_dict": {}, "loops": {}, "optimizer_states": [], "global_step": global_step}
-    write_sealed({**resumable, "ReplayDataModule": data}, Path(name))
+    write_checksummed({**resumable, "ReplayDataModule": data}, Path(name))
     return Path(name)
 
 
@@ -50,7 +50,7 @@ def flip(path: Path) -> None:
 
 def piece(name: str) -> dict[str, Any]:
     path = Path("replay", name)
-    digest = write_sealed({"rows": torch.arange(3)}, path)
+    digest = write_checksummed({"rows": torch.arange(3)}, path)
     return {"file": name, "first": 0, "last": 3, "sha256": digest}
 
 
@@ -156,7 +156,7 @@ def test_a_run_goes_on_from_its_newest_intact_checkpoint(
     other = Path("runs/dqn_Acrobot-v1/version_7")  # begun later, by the same agent
     if options[0:2] == FIT[0:2]:
         shutil.copytree(run, other)
-    assert read_sealed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 600
+    assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 600
     flip(run / "last.ckpt")
     (run / "best.ckpt").unlink()
     capsys.readouterr()
@@ -164,7 +164,7 @@ def test_a_run_goes_on_from_its_newest_intact_checkpoint(
     main([option.format(run=run) for option in options] + ["--data.total_steps=800"])
 
     assert "passed over: runs/dqn_CartPole-v1/version_0/last.ckpt is damaged" in capsys.readouterr().err
-    assert read_sealed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 800
+    assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 800
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
 
 

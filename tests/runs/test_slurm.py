@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.main import main
-from lit_gfs.utils.checksummed_files import read_sealed
+from lit_gfs.utils.checksummed_files import read_checksummed
 
 trust(__name__)
 
@@ -55,13 +55,13 @@ def test_weights_in_the_working_directory_are_nobodys(
     subcommand: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(FIT)
-    expected = read_sealed(RUNS / "version_0/last.ckpt")["global_step"]
+    expected = read_checksummed(RUNS / "version_0/last.ckpt")["global_step"]
     (RUNS / "version_0/last.ckpt").rename("hpc_ckpt_1.ckpt")
     Path("hpc_ckpt_2.ckpt").write_text("no checkpoint at all")
 
     if subcommand == "fit":
         main(FIT)
-        assert read_sealed(RUNS / "version_1/last.ckpt")["global_step"] == expected
+        assert read_checksummed(RUNS / "version_1/last.ckpt")["global_step"] == expected
     else:
         main(["validate", "--config=quickstart", "--data.eval_episodes=1", "--model.trunk.width=16"])
     assert capsys.readouterr().err == ""
@@ -71,18 +71,18 @@ def test_a_requeued_job_goes_on_in_its_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(FIT)
-    expected = read_sealed(RUNS / "version_0/last.ckpt")
+    expected = read_checksummed(RUNS / "version_0/last.ckpt")
 
     assert stopped([*FIT, NOTICE]) == 128 + signal.SIGUSR1
     assert list(Path().glob("*.ckpt")) == []  # Lightning's own
-    assert read_sealed(RUNS / "version_1/last.ckpt")["global_step"] in (30, 31)
+    assert read_checksummed(RUNS / "version_1/last.ckpt")["global_step"] in (30, 31)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     capsys.readouterr()
     main([*FIT, NOTICE])
 
     checkpoint = RUNS / "version_1/last.ckpt"
     assert capsys.readouterr().err == f"lit_gfs: SLURM runs job 7 again: going on from {checkpoint}\n"
-    assert read_sealed(checkpoint)["global_step"] == expected["global_step"]
+    assert read_checksummed(checkpoint)["global_step"] == expected["global_step"]
     assert {path.name for path in RUNS.iterdir()} == {"version_0", "version_1"}
 
 

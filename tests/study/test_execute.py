@@ -31,7 +31,7 @@ from lit_gfs.study.execute import (
 )
 from lit_gfs.study.plan import Cell, Score, Study, read_study
 from lit_gfs.study.table import FAILED, FINISHED, Curve
-from lit_gfs.utils.checksummed_files import write_sealed
+from lit_gfs.utils.checksummed_files import write_checksummed
 
 
 def study(*ends: str, seeds: int = 1, **options: str) -> Study:
@@ -222,7 +222,7 @@ def test_a_cell_begins_anew(change: str, tmp_path: Path) -> None:
     place = tmp_path / "cells" / cell.name
     prepare(place, command)
     begin_attempt(place, command)
-    write_sealed(study_fits.CHECKPOINT, place / "last.ckpt")
+    write_checksummed(study_fits.CHECKPOINT, place / "last.ckpt")
     assert begin_attempt(place, command)[1] == [f"--ckpt_path={place}/last.ckpt"]
     if change == "arguments":
         (cell,) = study("well", lr="2").cells()

@@ -15,7 +15,13 @@ import torch
 
 from fakes import killed_while
 from lit_gfs.errors import UserError
-from lit_gfs.utils.checksummed_files import DamagedFile, UnwritableFile, is_intact, read_sealed, write_sealed
+from lit_gfs.utils.checksummed_files import (
+    DamagedFile,
+    UnwritableFile,
+    is_intact,
+    read_checksummed,
+    write_checksummed,
+)
 
 CONTENT = {
     "weights": torch.arange(3000, dtype=torch.float32).reshape(3, 1000),
@@ -35,10 +41,10 @@ def assert_is_content(read: Any) -> None:
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "made" / "file.ckpt"
-    write_sealed({"older": 1}, path)
-    digest = write_sealed(CONTENT, path)
-    assert_is_content(read_sealed(path))
-    assert_is_content(read_sealed(path, digest))
+    write_checksummed({"older": 1}, path)
+    digest = write_checksummed(CONTENT, path)
+    assert_is_content(read_checksummed(path))
+    assert_is_content(read_checksummed(path, digest))
     assert is_intact(path)
     assert is_intact(path, digest)
     assert os.listdir(path.parent) == ["file.ckpt"]
@@ -46,7 +52,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 def test_the_seal_is_the_digest_of_the_archive_without_it(tmp_path: Path) -> None:
     path = tmp_path / "file.ckpt"
-    digest = write_sealed(CONTENT, path)
+    digest = write_checksummed(CONTENT, path)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert archive.comment == b"sha256:" + digest.encode()
@@ -55,13 +61,13 @@ def test_the_seal_is_the_digest_of_the_archive_without_it(tmp_path: Path) -> Non
 
 
 def test_torch_reads_a_sealed_file_like_its_own(tmp_path: Path) -> None:
-    write_sealed(CONTENT, tmp_path / "file.ckpt")
+    write_checksummed(CONTENT, tmp_path / "file.ckpt")
     assert_is_content(torch.load(tmp_path / "file.ckpt", weights_only=True))
     assert_is_content(torch.load(tmp_path / "file.ckpt", weights_only=True, mmap=True))
 
 
 def test_the_same_content_gives_the_same_file(tmp_path: Path) -> None:
-    first, second = (write_sealed(CONTENT, tmp_path / name) for name in ("one", "two"))
+    first, second = (write_checksummed(CONTENT, tmp_path / name) for name in ("one", "two"))
     assert first == second
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
@@ -72,7 +78,7 @@ def test_the_same_content_gives_the_same_file(tmp_path: Path) -> None:
 def assert_damaged(path: Path, message: str) -> None:
     assert not is_intact(path)
     with pytest.raises(DamagedFile, match=message) as caught:
-        read_sealed(path)
+        read_checksummed(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, UserError)
@@ -82,7 +88,7 @@ def assert_damaged(path: Path, message: str) -> None:
 @pytest.mark.parametrize("bits", [0x01, 0x80, 0xFF])
 def test_flipped_bits_anywhere_are_found(tmp_path: Path, position: float, bits: int) -> None:
     path = tmp_path / "file.ckpt"
-    write_sealed(CONTENT, path)
+    write_checksummed(CONTENT, path)
     damaged = bytearray(path.read_bytes())
     damaged[round(position * (len(damaged) - 1))] ^= bits
     path.write_bytes(damaged)
@@ -92,7 +98,7 @@ def test_flipped_bits_anywhere_are_found(tmp_path: Path, position: float, bits: 
 def test_a_flipped_bit_in_any_of_the_last_bytes_is_found(tmp_path: Path) -> None:
     # The end of the archive's directory, the comment's length, the seal.
     path = tmp_path / "file.ckpt"
-    write_sealed(CONTENT, path)
+    write_checksummed(CONTENT, path)
     whole = path.read_bytes()
     for offset in range(1, 120):
         damaged = bytearray(whole)
@@ -104,14 +110,14 @@ def test_a_flipped_bit_in_any_of_the_last_bytes_is_found(tmp_path: Path) -> None
 @pytest.mark.parametrize("kept", [0, 1, 70, 80, 500, -1, -40, -73, -75])
 def test_a_file_cut_short_is_found(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "file.ckpt"
-    write_sealed(CONTENT, path)
+    write_checksummed(CONTENT, path)
     path.write_bytes(path.read_bytes()[:kept])
     assert_damaged(path, "is damaged|its seal is missing")
 
 
 def test_bytes_behind_the_seal_are_found(tmp_path: Path) -> None:
     path = tmp_path / "file.ckpt"
-    write_sealed(CONTENT, path)
+    write_checksummed(CONTENT, path)
     path.write_bytes(path.read_bytes() + b"\0")
     assert_damaged(path, "its seal is missing")
 
@@ -129,12 +135,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_intact_file_in_its_place_is_found(tmp_path: Path) -> None:
-    digest = write_sealed(CONTENT, tmp_path / "file.ckpt")
-    write_sealed({"another": 1}, tmp_path / "file.ckpt")
+    digest = write_checksummed(CONTENT, tmp_path / "file.ckpt")
+    write_checksummed({"another": 1}, tmp_path / "file.ckpt")
     assert is_intact(tmp_path / "file.ckpt")
     assert not is_intact(tmp_path / "file.ckpt", digest)
     with pytest.raises(DamagedFile, match=f"another file than expected.* {digest[:12]}"):
-        read_sealed(tmp_path / "file.ckpt", digest)
+        read_checksummed(tmp_path / "file.ckpt", digest)
 
 
 # -- code in the place of data -------------------------------------------------------------------------------
@@ -158,10 +164,10 @@ def seal(archive: bytes) -> bytes:
 
 def test_code_behind_a_valid_seal_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path, mark = tmp_path / "file.ckpt", tmp_path / "mark"
-    write_sealed({"fine": torch.ones(2), "code": Malicious(mark)}, path)
+    write_checksummed({"fine": torch.ones(2), "code": Malicious(mark)}, path)
     assert is_intact(path)
     with pytest.raises(DamagedFile, match="something else than plain data"):
-        read_sealed(path)
+        read_checksummed(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)  # it would have run
     assert mark.exists()
@@ -173,7 +179,7 @@ def test_a_bare_pickle_with_a_seal_is_refused_and_does_not_run(tmp_path: Path, p
     path.write_bytes(seal(pickle.dumps(Malicious(mark), protocol) + b"\0\0"))
     assert is_intact(path)
     with pytest.raises(DamagedFile, match="something else than plain data"):
-        read_sealed(path)
+        read_checksummed(path)
     assert not mark.exists()
 
 
@@ -182,14 +188,14 @@ def test_a_bare_pickle_with_a_seal_is_refused_and_does_not_run(tmp_path: Path, p
 
 def test_on_a_full_disk_the_old_file_stays_and_nothing_else(small_disk: Path) -> None:
     path = small_disk / "file.ckpt"
-    write_sealed(CONTENT, path)
+    write_checksummed(CONTENT, path)
     with pytest.raises(UnwritableFile, match=r"(No space left|File too large)") as caught:
-        write_sealed({"large": torch.zeros(1 << 21, dtype=torch.uint8)}, path)
+        write_checksummed({"large": torch.zeros(1 << 21, dtype=torch.uint8)}, path)
     assert str(small_disk) in str(caught.value)
     assert "'file.ckpt'" in str(caught.value)
     assert isinstance(caught.value, UserError)
     assert os.listdir(small_disk) == ["file.ckpt"]
-    assert_is_content(read_sealed(path))
+    assert_is_content(read_checksummed(path))
 
 
 def test_a_disk_that_is_full_only_at_the_end_is_found_too(small_disk: Path) -> None:
@@ -198,7 +204,7 @@ def test_a_disk_that_is_full_only_at_the_end_is_found_too(small_disk: Path) -> N
         path = small_disk / "file.ckpt"
         path.unlink(missing_ok=True)
         try:
-            write_sealed({"large": torch.zeros(size, dtype=torch.uint8)}, path)
+            write_checksummed({"large": torch.zeros(size, dtype=torch.uint8)}, path)
         except UnwritableFile:
             assert os.listdir(small_disk) == []
         else:
@@ -211,15 +217,15 @@ def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UnwritableFile, match=rf"cannot write 'a.ckpt' in the directory {directory}: Not a dir"
     ):
-        write_sealed(CONTENT, tmp_path / "file" / "run" / "a.ckpt")
+        write_checksummed(CONTENT, tmp_path / "file" / "run" / "a.ckpt")
 
 
 def test_what_cannot_be_pickled_leaves_no_trace(tmp_path: Path) -> None:
-    write_sealed(CONTENT, tmp_path / "file.ckpt")
+    write_checksummed(CONTENT, tmp_path / "file.ckpt")
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
-        write_sealed({"function": lambda: 0}, tmp_path / "file.ckpt")
+        write_checksummed({"function": lambda: 0}, tmp_path / "file.ckpt")
     assert os.listdir(tmp_path) == ["file.ckpt"]
-    assert_is_content(read_sealed(tmp_path / "file.ckpt"))
+    assert_is_content(read_checksummed(tmp_path / "file.ckpt"))
 
 
 @pytest.mark.parametrize(("code", "fails"), [(errno.EINVAL, False), (errno.EIO, True)])
@@ -232,8 +238,8 @@ def test_a_directory_need_not_be_synced_where_none_can_be(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(UnwritableFile, match=r"Input/output error") if fails else contextlib.nullcontext():
-        write_sealed(CONTENT, tmp_path / "file.ckpt")
-    assert_is_content(read_sealed(tmp_path / "file.ckpt"))
+        write_checksummed(CONTENT, tmp_path / "file.ckpt")
+    assert_is_content(read_checksummed(tmp_path / "file.ckpt"))
 
 
 def test_a_file_is_whole_on_disk_before_it_takes_its_name_and_its_directory_after(
@@ -254,7 +260,7 @@ def test_a_file_is_whole_on_disk_before_it_takes_its_name_and_its_directory_afte
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "replace", recorded_replace)
     path = tmp_path / "file.ckpt"
-    write_sealed(CONTENT, path)
+    write_checksummed(CONTENT, path)
 
     size = path.stat().st_size
     assert calls == [
@@ -269,11 +275,11 @@ def test_a_process_killed_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_p
     new = {"new": torch.zeros(1000)}
     survivors = []
     for moment in range(1, 100):
-        write_sealed(CONTENT, path)
-        if killed_while(lambda: write_sealed(new, path), moment) is None:
+        write_checksummed(CONTENT, path)
+        if killed_while(lambda: write_checksummed(new, path), moment) is None:
             break
         assert is_intact(path)
-        survivors.append("new" if "new" in read_sealed(path) else "old")
+        survivors.append("new" if "new" in read_checksummed(path) else "old")
         assert set(os.listdir(tmp_path)) <= {"file.ckpt", "file.ckpt.partial"}
     else:
         pytest.fail("the process never ended by itself")

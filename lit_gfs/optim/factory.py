@@ -1,0 +1,52 @@
+"""How an optimizer is built from what a configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lit_gfs.errors import UserError
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+"""Builds an optimizer over parameters; in YAML any optimizer's ``class_path`` with ``init_args``."""
+
+
+def make_optimizer(build: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Build an optimizer, in the quickest of PyTorch's implementations unless the user picked one.
+
+    Args:
+        build: Builds it; its arguments are bound already.
+        parameters: The parameters that it trains.
+
+    Raises:
+        UserError: If the optimizer refuses its arguments, or is known not to resume.
+    """
+    try:
+        optimizer = build(parameters)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.optimizer: {error}") from error
+    kind = type(optimizer)
+    # By name: importing that library takes half a second, which most runs need not pay.
+    if kind.__name__ == "Kron" and kind.__module__.startswith("pytorch_optimizer."):
+        raise UserError(
+            "model.optimizer is pytorch_optimizer.Kron, which draws differently in every process and "
+            "after a resume; expected lit_gfs.optim.Kron"
+        )
+    _choose_implementation(optimizer)
+    return optimizer
+
+
+def _choose_implementation(optimizer: Optimizer) -> None:
+    """Pick the quickest implementation of one of PyTorch's optimizers, unless the user picked one.
+
+    The update is the same to rounding. On a CPU, PyTorch loops over tensors in Python unless told otherwise.
+    """
+    for group in optimizer.param_groups:
+        if group.get("differentiable") or group.get("foreach") is not None:
+            continue
+        if "fused" not in group and "foreach" in group:
+            group["foreach"] = True
+        elif group.get("fused", False) is None:
+            group["fused"] = True
