@@ -2,10 +2,10 @@
 
     python _cleanrl_timed.py OUTPUT SECONDS CLOCK SCRIPT [OPTION ...]
 
-For CleanRL's own environment: only the standard library is needed. OUTPUT becomes a JSON object with `lines`,
-pairs of the clock (s) and the script's `global_step`, and what the script ran with. CLOCK is `wall` or `cpu`;
-it is read within the script's process, so it does not matter how late anybody reads what the script prints.
-The process ends with the first such line after SECONDS.
+It runs in CleanRL's own environment, and needs only the standard library. OUTPUT becomes a JSON object with
+`lines`, pairs of the clock (s) and the script's `global_step`, and the script's settings. CLOCK is `wall` or
+`cpu`; it is read within the script's process, so a late reader of the script's output does not matter. The
+process ends with the first such line after SECONDS.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from typing import Any
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 FEWEST_LINES = 6
-"""Lines of speed that are waited for, whatever the time."""
+"""Minimum number of lines of speed, regardless of the time."""
 
 LIBRARIES = ("torch", "numpy", "gymnasium", "gym", "ale_py", "envpool")
 
 
 class SpeedLines:
-    """What `print` becomes: it also notes when a speed is printed, and how far the script is by then.
+    """Replacement of `print`: it also notes the clock and the script's step count at each printed speed.
 
     Args:
         output: The file to write.
-        seconds: How long the script runs from its first speed on, as time passes.
-        clock: Name of the clock that is noted.
+        seconds: Wall time of the script from its first speed on.
+        clock: Name of the clock to note.
     """
 
     def __init__(self, output: Path, seconds: float, clock: str) -> None:
@@ -51,18 +51,18 @@ class SpeedLines:
         self._print(*values, **options)
         if not values or not str(values[0]).startswith("SPS"):
             return
-        # The step count is a variable of the script: how many steps lie between two lines is its own affair.
+        # The step count is a variable of the script, because the number of steps between two lines varies.
         self._script = sys._getframe(1).f_globals
         self._lines.append((self._clock(), int(self._script["global_step"])))
         now = time.perf_counter()
         self._began = self._began or now
         if now - self._began >= self._seconds and len(self._lines) >= FEWEST_LINES:
             self.write()
-            # Without the end of the script: training is far from over.
+            # End here, without the end of the script: training is far from over.
             os._exit(0)
 
     def write(self) -> None:
-        """Write what is known so far."""
+        """Write the data so far."""
         torch = sys.modules.get("torch")
         known = {
             "lines": self._lines,
@@ -82,7 +82,7 @@ class SpeedLines:
 
 def main() -> None:
     output, seconds, clock, script, *options = sys.argv[1:]
-    # It makes its games known to gymnasium when it is imported, which CleanRL's scripts leave to gymnasium.
+    # The import registers its games with gymnasium; CleanRL's scripts leave this to gymnasium.
     with contextlib.suppress(ImportError):
         import ale_py  # noqa: F401
     speeds = SpeedLines(Path(output), float(seconds), clock)

@@ -1,4 +1,4 @@
-"""What command lines of benchmarks have in common: options of `fit` handed through, JSON as the answer."""
+"""Common parts of the benchmarks' command lines: options passed on to `fit`, and JSON as output."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lit_gfs.errors import UserError
 
 
 def settings(options: Sequence[str]) -> dict[str, str]:
-    """Read options of the form ``key=value``; the last of a name counts.
+    """Read options of the form ``key=value``; the last one of a name counts.
 
     Raises:
-        UserError: If one has no ``=``.
+        UserError: If an option has no ``=``.
     """
     read = {}
     for option in options:
@@ -28,7 +28,7 @@ def settings(options: Sequence[str]) -> dict[str, str]:
 
 
 def typed(options: Mapping[str, Any]) -> list[str]:
-    """Return options as they are typed: ``--name=value``."""
+    """Return options in the form of the command line: ``--name=value``."""
     return [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in options.items()
@@ -49,10 +49,10 @@ def answer(
     args: Sequence[str] | None,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> None:
-    """Measure what the arguments ask for and print it as JSON, into the file of ``--json`` too.
+    """Run the measurement of the arguments and print it as JSON, into the file of ``--json`` too.
 
     Raises:
-        SystemExit: With status 2 after a user's mistake, told in one line.
+        SystemExit: With status 2 and one line after a user's mistake.
     """
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args(args)

@@ -1,8 +1,8 @@
 """Hyperparameters of CleanRL's scripts, as options of ``fit`` over the shipped configurations.
 
 Values are the defaults of the scripts' own arguments, https://github.com/vwxyzjn/cleanrl at commit fe8d8a0.
-As a trunk has one width, two layers of 104 units stand for their 120 and 84: the nearest multiple of 8 with
-at least as many multiply-adds (11,440 instead of 10,728 with CartPole's 4 inputs and 2 outputs).
+A trunk has one width, so two layers of 104 units replace their 120 and 84: the nearest multiple of 8 with at
+least as many multiply-adds (11,440 instead of 10,728 with CartPole's 4 inputs and 2 outputs).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 Options = dict[str, Any]
 
 UNEQUAL_WIDTHS = 104
-"""Units of each of two equal layers that stand for layers of 120 and 84 units."""
+"""Units of each of two equal layers that replace layers of 120 and 84 units."""
 
 _DQN: Options = {
     "model.optimizer": "torch.optim.Adam",

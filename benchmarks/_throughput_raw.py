@@ -1,7 +1,7 @@
 """The machine's limit: a fit's three kinds of work, each alone in a bare loop.
 
-Nothing of the framework runs in these loops but the modules whose speed they measure: no collector, no
-TensorDict, no Lightning, no logging.
+These loops contain only the modules whose speed they measure: no collector, no TensorDict, no Lightning, no
+logging.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Clock = Callable[[], float]
 Work = Callable[[], Any]
 
 DRAWN = 256
-"""Vector steps whose actions are drawn beforehand."""
+"""Vector steps with prepared actions."""
 
 VECTOR_STEPS = 16
 """Vector steps, and policy calls, between two looks at the clock."""
 
 
 def seconds_per_call(work: Work, at_least: float, clock: Clock = time.perf_counter) -> float:
-    """Repeat some work for ``at_least`` seconds; return the seconds that one call took."""
+    """Repeat some work for ``at_least`` seconds; return the seconds per call."""
     synchronize()
     calls, start = 0, clock()
     while clock() - start < at_least:
@@ -57,13 +57,13 @@ def synchronize() -> None:
 
 
 class RawParts:
-    """Environment, policy and update of a fit, ready to be repeated in bare loops.
+    """Environment, policy and update of a fit, for bare loops.
 
     Args:
-        trainer: The Trainer that is fitting.
-        agent: What it fits; networks are copied.
-        batch: A batch of it, repeated in every raw update.
-        clock: Tells the seconds.
+        trainer: The Trainer of the fit.
+        agent: Its agent; networks are copied.
+        batch: A batch of the fit, repeated in every raw update.
+        clock: Returns the seconds.
     """
 
     def __init__(self, trainer: Trainer, agent: Agent, batch: Any, clock: Clock) -> None:
@@ -101,8 +101,7 @@ class RawParts:
 def bare_simulator(env_id: str, num_envs: int, options: dict[str, Any]) -> tuple[str, Work]:
     """Return the fastest of the suite's own ways to step this many environments, and its name.
 
-    The work is `VECTOR_STEPS` vector steps of actions that were drawn beforehand; an episode that ends is
-    followed by the next one.
+    The work is `VECTOR_STEPS` vector steps with prepared actions; after an episode ends, the next one begins.
     """
     if env_id.startswith("ALE/"):
         return "ale_py.vector_env.AtariVectorEnv", _atari(env_id, num_envs, options)
@@ -112,7 +111,7 @@ def bare_simulator(env_id: str, num_envs: int, options: dict[str, Any]) -> tuple
     candidates = {name: vector, f"gymnasium.make x {num_envs}": _gymnasium_single(env_id, num_envs, options)}
     for work in candidates.values():
         work()
-    # Many light simulators gain from being one; a few do not.
+    # Batching pays with many light simulators, but not with a few.
     name = min(candidates, key=lambda each: min(seconds_per_call(candidates[each], 0.02) for _ in range(5)))
     return name, candidates[name]
 
@@ -129,7 +128,7 @@ def _vector_steps(simulator: Any, drawn: Iterable[Any]) -> Work:
 
 def _atari(env_id: str, num_envs: int, options: dict[str, Any]) -> Work:
     env: Any = make_env(env_id, num_envs, seed=0, **options)
-    simulator = env._simulators["observation"]  # ALE's own, with every option that a fit gives it
+    simulator = env._simulators["observation"]  # ALE's own, with the options of the fit
     simulator.reset(seed=np.arange(num_envs))
     return _vector_steps(simulator, (env.action_spec.rand().numpy() for _ in range(DRAWN)))
 
@@ -180,7 +179,7 @@ def _dm_control(env_id: str, num_envs: int, options: dict[str, Any]) -> Work:
             for task in tasks:
                 action = next(actions)
                 for _ in range(repeats):
-                    task.step(action)  # begins the next episode where one has ended
+                    task.step(action)  # begins the next episode if one has ended
 
     return work
 

@@ -1,6 +1,6 @@
-"""Where a fit's time goes: exclusive seconds by the part of the code that spends them.
+"""Exclusive seconds of a fit by the part of the code that spends them.
 
-Functions of the framework and of Lightning are wrapped for as long as they are timed, and put back.
+Functions of the framework and of Lightning are wrapped while they are timed, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.collectors.policy import Policy
 
 BASE = "lightning"
-"""What no inner span accounts for: Lightning's loop."""
+"""The time outside of all inner spans: Lightning's loop."""
 
 PARTS: dict[str, str] = {
     "collector": "collector",
@@ -43,7 +43,7 @@ PARTS: dict[str, str] = {
     "logging": "logging",
     "callback_dispatch": "callbacks",
 }
-"""The part that each span belongs to, but for those named after a callback's class."""
+"""The part of each span, except for spans with the name of a callback's class."""
 
 CALLBACK_HOOKS = ["on_objective_shift", *(name for name in vars(Callback) if name.startswith("on_"))]
 
@@ -54,10 +54,10 @@ def part_of(span: str) -> str:
 
 
 class Spans:
-    """Seconds by name; while an inner span runs, the one around it stands still.
+    """Seconds by name; an inner span pauses the one around it.
 
     Args:
-        clock: Tells the seconds.
+        clock: Returns the seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -67,7 +67,7 @@ class Spans:
         self._since = 0.0
 
     def start(self) -> None:
-        """Forget what was timed, and begin with `BASE`."""
+        """Reset all spans, and begin with `BASE`."""
         self.seconds = defaultdict(float)
         self._open = [BASE]
         self._since = self._clock()
@@ -99,13 +99,13 @@ class Spans:
 
 
 class Instruments:
-    """Wraps what a fit calls, between `start` and `stop`.
+    """Wraps functions of a fit, between `start` and `stop`.
 
     Args:
-        trainer: The Trainer that is fitting; its datamodule has collected by now.
-        agent: What it fits.
-        unwatched: A callback that is not timed by itself.
-        clock: Tells the seconds.
+        trainer: The Trainer of the fit; its datamodule has already collected.
+        agent: Its agent.
+        unwatched: A callback without its own span.
+        clock: Returns the seconds.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class Instruments:
         self._targets = self._find_targets(trainer, agent, unwatched)
 
     def start(self) -> None:
-        """Put the wrappers in place and begin to time."""
+        """Install the wrappers and begin to time."""
         for owner, name, span in self._targets:
             self._patches.enter_context(mock.patch.object(owner, name, self._wrapped(owner, name, span)))
         self.spans.start()
 
     def stop(self) -> dict[str, float]:
-        """Return the seconds of all spans, and put everything back."""
+        """Return the seconds of all spans, and restore the functions."""
         seconds = self.spans.stop()
         self._patches.close()
         return seconds
@@ -132,7 +132,7 @@ class Instruments:
         if span != "optimizer":
             return self.spans.timed(span, function)
 
-        @functools.wraps(function)  # keeps the mark that learning rate schedules leave on it
+        @functools.wraps(function)  # keeps the mark of learning rate schedules
         def step(closure: Callable[[], Any]) -> Any:
             # Forward and backward pass run inside of the optimizer's step.
             return timed_step(self.spans.timed(BASE, closure))
@@ -182,5 +182,5 @@ class Instruments:
                     for name in CALLBACK_HOOKS
                     if getattr(type(callback), name, None) is not getattr(Callback, name, None)
                 ]
-        # A name that is gone is an error where it is wrapped: its time would count as another span's.
+        # A missing name is an error here; otherwise its time would count as another span's.
         return targets

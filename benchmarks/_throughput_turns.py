@@ -11,27 +11,27 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""What tells the seconds: time as it passes, or the time that processors spent on this process."""
+"""Clocks: wall time, or the processor time of this process."""
 
 BARE = ("environment", "policy", "update")
 """The bare loops."""
 
 WARMUP_SHARE = 0.1
-"""The share of the measuring time that the fit runs before it, after its first update."""
+"""Warm-up after the fit's first update, as a share of the measuring time."""
 
 TURN_SECONDS = 0.5
-"""Seconds of a segment of the fit, at least one piece of experience; a bare loop gets half of that."""
+"""Seconds of a segment of the fit, at least one rollout; a bare loop gets half of that."""
 
 FEWEST_ROUNDS = 3
 
 
 def segment_seconds(seconds: float) -> float:
-    """Return the least length of a segment, in seconds, when there are so many in all to measure."""
+    """Return the minimum length of a segment, for a total measuring time, both in seconds."""
     return min(TURN_SECONDS, seconds / (4 * FEWEST_ROUNDS))
 
 
 class Segment(NamedTuple):
-    """A stretch of the fit, whole pieces of experience with the updates that they pay for."""
+    """A stretch of the fit: whole rollouts with all their updates."""
 
     seconds: float
     env_steps: int
@@ -44,7 +44,7 @@ class Segment(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One turn of everything, in seconds per environment step."""
+    """One turn of all measurements, in seconds per environment step."""
 
     fit: Segment
     timed: Segment
@@ -55,18 +55,18 @@ class Round(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """What the bare loops need together."""
+        """The sum of the bare loops."""
         return self.environment + self.policy + self.update
 
 
 class Turns(Callback):
-    """Lets segments of the fit and the bare loops take turns; ends the run when the time is over.
+    """Runs segments of the fit and the bare loops in turns; ends the run when the time is over.
 
-    A segment begins and ends where an update is the first one on new experience.
+    A segment begins and ends with the first update on new experience.
 
     Args:
-        seconds: Measuring time as it passes, without set-up and warm-up.
-        clock: Tells the seconds of segments and loops.
+        seconds: Measuring time (wall time), without set-up and warm-up.
+        clock: Returns the seconds for segments and loops.
     """
 
     def __init__(self, seconds: float, clock: Clock) -> None:

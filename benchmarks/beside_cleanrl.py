@@ -1,17 +1,17 @@
-"""Training speed beside one of CleanRL's scripts: both in turns on one machine, and the ratio of each turn.
+"""Compare training speed with one of CleanRL's scripts: both in turns on one machine, and the ratio of each.
 
-Their script runs in an environment of its own, ours by benchmarks/throughput.py with the hyperparameters of
-the script. docs/throughput.md has the recipe for their environment, and what is not the same work.
+CleanRL's script runs in its own environment; benchmarks/throughput.py runs `fit` with the hyperparameters of
+the script. docs/throughput.md explains how to make that environment, and lists differences in the work.
 
     python benchmarks/beside_cleanrl.py --script ppo --cleanrl ../cleanrl --python ../cleanrl-env/bin/python
     python benchmarks/beside_cleanrl.py --script dqn --cleanrl ../cleanrl --python ../cleanrl-env/bin/python \
         --turns 3 --seconds 30 --clock cpu --option data.num_envs=20 --json dqn.json
 
-Both run on the CPU, with the same `OMP_NUM_THREADS` (or with none) and on the same clock. A speed is the
-median over segments of half a second and more, after a warm-up of a tenth of the time; a segment is whole
-pieces of experience and the updates that these pay for. A segment of their script lies between two of the
-lines `SPS: ...` that it prints, the first of them at its first update. The number in such a line is of no
-use: it is the average since the start.
+Both run on the CPU, with the same `OMP_NUM_THREADS` (or without it) and on the same clock. A speed is the
+median over segments of at least half a second, after a warm-up of a tenth of the time; a segment has whole
+rollouts and all their updates. A segment of CleanRL's script lies between two of its lines `SPS: ...`; the
+first such line comes at its first update. The number in the line is not used, because it is the average since
+the start.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from lit_gfs.errors import UserError
 HERE = Path(__file__).resolve().parent
 
 LIBRARIES = ("lit-gfs", "torch", "torchrl", "lightning", "numpy", "gymnasium", "ale-py")
-"""Whose versions are told, of ours."""
+"""Packages whose versions are printed for `fit`."""
 
 PATIENCE_SECONDS = 900.0
-"""What a run may take beyond its measuring time: imports, set-up, and everything before the first update."""
+"""Time limit beyond the measuring time, for imports, set-up, and everything before the first update."""
 
 TOLD_LINES = 4
-"""Lines that are told of a run that failed, its last ones."""
+"""Number of last lines to print after a failed run."""
 
 
 class Pair(NamedTuple):
-    """A script and what is the same work here.
+    """A script and the options for the same work here.
 
-    While a script of DQN draws its actions at random, it does not run its network: so epsilon begins low, and
-    learning early. A replay of a million of the script's transitions takes 28 GB.
+    A DQN script does not run its network while it draws random actions, so epsilon begins low, and learning
+    early. A replay of a million of the script's transitions takes 28 GB.
     """
 
     agent: str
@@ -86,7 +86,7 @@ def steady_speed(lines: Sequence[tuple[float, int]]) -> float:
         lines: Pairs of clock (s) and environment steps so far.
 
     Raises:
-        UserError: If there are too few of them.
+        UserError: If there are too few lines.
     """
     if len(lines) < 2:
         raise UserError(f"{len(lines)} lines of speed; expected a longer run")
@@ -105,10 +105,10 @@ def steady_speed(lines: Sequence[tuple[float, int]]) -> float:
 
 
 def run_script(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run their script for the measuring time; return its speed and what it ran with.
+    """Run CleanRL's script for the measuring time; return its speed and its settings.
 
     Raises:
-        UserError: If it cannot be started, or ends without having told its speed.
+        UserError: If it cannot be started, or ends without printing its speed.
     """
     script = arguments.cleanrl.resolve() / "cleanrl" / f"{arguments.script}.py"
     options = typed({**PAIRS[arguments.script].theirs, **settings(arguments.their_option)})
@@ -116,7 +116,7 @@ def run_script(arguments: argparse.Namespace) -> dict[str, Any]:
         output = Path(directory, "speeds.json")
         command = [arguments.python.absolute(), HERE / "_cleanrl_timed.py", output]
         command += [str(arguments.seconds), arguments.clock, script, "--no-cuda", *options]
-        # Scripts import helpers from the root of their repository, and write below the working directory.
+        # The scripts import helpers from the root of their repository, and write below the working directory.
         environment = {**os.environ, "PYTHONPATH": str(arguments.cleanrl.resolve())}
         told = run_alone(script.name, command, arguments.seconds, cwd=directory, env=environment)
         known = json.loads(output.read_text())
@@ -129,7 +129,7 @@ def run_script(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run `fit` for the measuring time; return what benchmarks/throughput.py says of it.
+    """Run `fit` for the measuring time; return the output of benchmarks/throughput.py.
 
     Raises:
         UserError: If it fails.
@@ -147,7 +147,7 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_alone(name: str, command: Sequence[str | Path], seconds: float, **options: Any) -> str:
-    """Run a command, which is killed when this process is interrupted; return the last that it printed.
+    """Run a command and return its last output; an interrupt of this process kills it.
 
     Raises:
         UserError: If the command cannot be started, fails or does not end.
@@ -176,7 +176,7 @@ def run_alone(name: str, command: Sequence[str | Path], seconds: float, **option
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Let both take turns; return every turn's speeds and their ratio.
+    """Run both in turns; return every turn's speeds and their ratio.
 
     Raises:
         UserError: If an option is wrong, or a run fails.
@@ -225,7 +225,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def commit(repository: Path) -> str | None:
-    """Return the commit of a clone; ``None`` if it is none."""
+    """Return the commit of a clone; ``None`` if the directory is not a clone."""
     if not (repository / ".git").exists():
         return None
     command = ["git", "-C", repository, "rev-parse", "--short", "HEAD"]

@@ -1,12 +1,12 @@
-"""Write a full replay memory of stacked frames to disk, checkpoint by checkpoint; print what it takes.
+"""Write a full replay memory of stacked frames to disk, checkpoint by checkpoint; print the costs.
 
     python benchmarks/checkpoint_pause.py --capacity 1_000_000 --new 10_000 --directory /path/to/a/disk
 
-The memory is filled with noise, a little beyond its capacity, and written whole. Then `--new` transitions
-are appended before each of `--checkpoints` more checkpoints: a pause is what a run waits for its pieces of
-replay and for `last.ckpt`, which holds `--weights_mb` megabytes and their manifest; the older one stays
-beside it, as `previous.ckpt`. All that is written is synced to the disk. In the end everything is loaded,
-and samples from before and after are compared. Memory: 7.3 GB per million transitions. The output is JSON.
+The script fills the memory with noise, a little beyond its capacity, and writes all of it. Then it appends
+`--new` transitions before each of `--checkpoints` more checkpoints. A pause is the time that a run waits for
+its replay shards and for `last.ckpt`, which holds `--weights_mb` megabytes and the manifest; the older one
+stays beside it as `previous.ckpt`. All files are synced to the disk. At the end the script loads everything,
+and compares samples from before and after. Memory: 7.3 GB per million transitions. The output is JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
 
 
 def write_checkpoint(pieces: ReplayShards, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:
-    """Write pieces and checkpoint as a run does; return the seconds of the pause, and those of the CPU."""
+    """Write shards and checkpoint as a run does; return wall and CPU seconds of the pause."""
     last = pieces.directory.parent / "last.ckpt"
     start, cpu_start = time.perf_counter(), time.process_time()
     manifest = pieces.save(storage)

@@ -1,7 +1,7 @@
-"""How long a lasting rise of the gradient norm is taken for a spike, by each rule of clipping.
+"""Measure how long each clipping rule treats a lasting rise of the gradient norm as a spike.
 
-A layer's norm is 1 + noise for 200 steps, then all of it times a factor for 3,000. Counted are the steps
-after the rise whose gradient is shortened by more than a tenth: unannounced, and announced as a shift of the
+A layer's norm is 1 + noise for 200 steps, then that times a factor for 3,000. The script counts the steps
+after the rise whose gradient is shortened by more than a tenth, with and without an announced shift of the
 objective.
 
     python benchmarks/clipping.py
@@ -19,10 +19,10 @@ from lit_gfs.gradients import PercentileClipper, TemporalClipper, ZScoreClipper
 
 
 class ShortenedFeedback(ZScoreClipper):
-    """ZClip's rule: what enters the statistics is the shortened norm."""
+    """ZClip's rule: the shortened norm enters the statistics."""
 
     def observe(self, norms: Tensor, usable: Tensor) -> None:
-        """Take in what was left of the norms."""
+        """Update the statistics with the shortened norms."""
         taken = torch.where(self.state["watch"] > 0, norms, self.target_norms(norms))
         super().observe(taken, usable)
 

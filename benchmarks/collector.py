@@ -1,10 +1,9 @@
-"""What a vector step costs beyond simulator and policy, under this project's collector and under TorchRL's.
+"""Cost of a vector step beyond simulator and policy, under this project's collector and under TorchRL's.
 
-Three ways step the same kind of environment with the same policy, a freshly initialized PPO agent's, and take
-turns within one run on one thread, so that a busy machine slows all of them. What counts is the process's CPU
-time, which goes on while it runs only:
+Three ways step the same kind of environment with the same policy, that of a new PPO agent. They take turns
+within one run on one thread, so that a busy machine slows all of them. The measure is the process's CPU time:
 
-- bare: the simulator and the policy's function in a loop that keeps nothing;
+- bare: the simulator and the policy's function in a loop without storage;
 - direct: `lit_gfs.collectors.direct.DirectCollector`;
 - torchrl: `torchrl.collectors.Collector`.
 
@@ -41,14 +40,14 @@ Turn = Callable[[], object]
 """Takes the vector steps of one turn."""
 
 Advance = Callable[[NDArray[Any]], NDArray[Any]]
-"""Takes actions and returns what they led to."""
+"""Takes actions and returns the resulting step."""
 
 TARGET_MS = 0.08
-"""Most that a vector step of CartPole may cost beyond simulator and policy, in milliseconds."""
+"""Maximum cost of a vector step of CartPole beyond simulator and policy, in milliseconds."""
 
 
 def policy_of(env: BatchedEnv) -> Policy:
-    """Make the policy that collects for PPO; always with the same weights."""
+    """Make PPO's collection policy, always with the same weights."""
     torch.manual_seed(0)
     return PPO(EnvSpec.from_env(env)).collection_policy()
 
@@ -69,7 +68,7 @@ def bare(env: BatchedEnv, advance: Advance, first: NDArray[Any], vector_steps: i
 
 
 def collected(kind: type[Collector], env: BatchedEnv, vector_steps: int) -> Turn:
-    """Step an environment under a collector, with the arguments that training gives it."""
+    """Step an environment under a collector with the arguments of training."""
     pieces = iter(
         kind(
             env,
@@ -89,16 +88,16 @@ def collected(kind: type[Collector], env: BatchedEnv, vector_steps: int) -> Turn
 
 
 def compare(make: Callable[[], BatchedEnv], raw: Any, vector_steps: int, seconds: float) -> dict[str, float]:
-    """Let the three ways take turns.
+    """Run the three ways in turns.
 
     Args:
         make: Makes the environment.
-        raw: Makes what steps the environment's simulator without it, and its first observations.
+        raw: Makes the function that steps the bare simulator, and its first observations.
         vector_steps: Vector steps in a turn.
         seconds: Measuring time.
 
     Returns:
-        Milliseconds of a vector step, those beyond the bare loop's in the same round, and ratios to it.
+        Milliseconds of a vector step, those beyond the bare loop of the same round, and ratios to that loop.
     """
     turns = {
         "bare": bare(make(), *raw(), vector_steps),
@@ -136,7 +135,7 @@ def cartpole(num_envs: int, seconds: float) -> dict[str, float]:
 
 
 def cheetah(num_envs: int, seconds: float) -> dict[str, float]:
-    """Compare with the same simulators, which are dm_control's but cheaper, in a loop."""
+    """Compare with the same simulators (dm_control's, made cheaper) in a loop."""
 
     def make() -> BatchedEnv:
         return make_env("dm_control/cheetah-run-v0", num_envs, seed=0)
@@ -146,7 +145,7 @@ def cheetah(num_envs: int, seconds: float) -> dict[str, float]:
 
         def advance(action: NDArray[Any]) -> NDArray[Any]:
             outcome = env._simulate(action)
-            # All of them end together.
+            # All episodes end together.
             if outcome.truncated.any():
                 return env._restart(np.arange(num_envs), None)["observation"]
             return outcome.observations["observation"]

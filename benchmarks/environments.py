@@ -1,8 +1,8 @@
-"""Speed of the batched environments under TorchRL's Collector, as ratios to what they are built on.
+"""Speed of the batched environments under TorchRL's Collector, as ratios to the libraries they are built on.
 
 Every ratio compares two ways that take turns within one run, so that a busy machine slows both. The policy is
-the same everywhere: actions drawn beforehand, so that neither side pays for a network. The last comparison is
-of the same environments under `lit_gfs.collectors.direct.DirectCollector`, as in training.
+the same everywhere: prepared actions, so that no side pays for a network. The last comparison uses
+`lit_gfs.collectors.direct.DirectCollector`, as in training.
 
     python benchmarks/environments.py --seconds 20 --json environments.json
 """
@@ -34,10 +34,10 @@ from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import make_env
 
 Advance = Callable[[], int]
-"""Takes some environment steps and says how many."""
+"""Takes some environment steps and returns their number."""
 
 DRAWN = 256
-"""Vector steps whose actions are drawn beforehand."""
+"""Vector steps with prepared actions."""
 
 
 class DrawnActions(TensorDictModuleBase):
@@ -56,13 +56,13 @@ class DrawnActions(TensorDictModuleBase):
 
 
 def drawn_actions(action_spec: TensorSpec) -> Policy:
-    """Make the same policy of the kind that a `DirectCollector` calls without a tensordict."""
+    """Make the same policy for a `DirectCollector`, which calls it without a tensordict."""
     actions = cycle([action_spec.rand() for _ in range(DRAWN)])
     return Policy(lambda observation: {"action": next(actions)}, ["action"])
 
 
 def collected(env: EnvBase, vector_steps: int, *, direct: bool = False) -> Advance:
-    """Step an environment under a collector, with the arguments that training gives it."""
+    """Step an environment under a collector with the arguments of training."""
     kind = DirectCollector if direct else Collector
     collector = kind(
         env,
@@ -97,12 +97,12 @@ def stepped(simulator: Any, actions: list[Any], num_envs: int, vector_steps: int
 
 
 def compare(ours: Advance, reference: Advance, seconds: float) -> dict[str, float]:
-    """Let two ways take turns; return the medians of their steps per second, and of the ratio per turn."""
+    """Run two ways in turns; return the medians of their steps per second, and of the ratio per turn."""
     speeds: list[tuple[float, float]] = []
     ours(), reference()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(speeds) < 5:
-        # A turn of 0.2 seconds each, short beside the ups and downs of a shared machine.
+        # A turn of 0.2 seconds each is shorter than the load changes of a shared machine.
         speeds.append((speed(ours, 0.2), speed(reference, 0.2)))
     return {
         "steps_per_second": round(statistics.median(mine for mine, _ in speeds)),

@@ -1,13 +1,12 @@
-"""Run every agent, suite, recipe, precision and way to run in small, on whatever accelerator is there.
+"""Run a small version of every agent, suite, recipe, precision and way to run, on the available accelerator.
 
     python benchmarks/gpu_check.py --jobs 10
     python benchmarks/gpu_check.py --only 'dqn.*(gfs|compile)' --json check.json
 
-A row is a run of the command line with an evaluation and a checkpoint halfway: `fit`, `validate` and `test`
-of its last checkpoint, and `fit` from there on. Each row is a process of its own, with all imports done
-before. On a GPU a row counts only if something was computed there, and rows of 16-bit floats with a scaled
-loss are for GPUs alone. The output is a table whose lines appear as the rows end. The exit status is 1 if one
-failed.
+A row runs the command line with an evaluation and a checkpoint halfway: `fit`, `validate` and `test` of its
+last checkpoint, and `fit` from that checkpoint. Each row is a separate process, and all imports are done
+before. On a GPU a row counts only if the GPU computed something; rows of 16-bit floats with a scaled loss run
+only on GPUs. The output is a table whose lines appear as the rows end. The exit status is 1 if a row failed.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ LEARNERS = {
     ],
 }
 MORE = {"classifier": ["--data.epochs=6"]}
-"""The options that make a run longer, where that is not its number of steps."""
+"""The options that make a run longer, if these are not its number of steps."""
 SUITES = {
     "cartpole": ["--data.env_id=CartPole-v1"],
     "acrobot": ["--data.env_id=Acrobot-v1", "--data.env_options={max_episode_steps: 40}"],
@@ -81,7 +80,7 @@ SMALL = ["--model.trunk.width=16", "--model.trunk.depth=2"]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=5"]
 
 ENVIRONMENT = {
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # else CUDA would be begun in what all processes are forked from
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # otherwise the parent of all forks would initialize CUDA
     "OMP_NUM_THREADS": "1",  # there are enough processes
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
 }
@@ -99,7 +98,7 @@ _IMPORTED = [
 
 @dataclass(frozen=True)
 class Row:
-    """A run: what it is called, and what is typed."""
+    """A run: its name and its command line."""
 
     name: str
     learner: str
@@ -110,7 +109,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a row ended: ``ok`` or ``failed``, after so many seconds, and the line that says why."""
+    """Result of a row: ``ok`` or ``failed``, its seconds, and the line with the reason."""
 
     name: str
     status: str
@@ -119,7 +118,7 @@ class Outcome:
 
 
 def rows(has_gpu: bool) -> list[Row]:
-    """List what to run, the longest first."""
+    """List the rows, the longest first."""
     ways = [row for learner in LEARNERS for row in _ways(learner)]
     return sorted(ways, key=lambda row: "compile" not in row.name) + list(_combinations(has_gpu))
 
@@ -152,7 +151,7 @@ def _combinations(has_gpu: bool) -> Iterator[Row]:
 
 
 def commands(row: Row) -> list[list[str]]:
-    """Return the command lines of a row, to be run one after the other."""
+    """Return the command lines of a row, in order."""
     every = [*QUIET, f"--trainer.accelerator={row.accelerator}"]
     last = ["--ckpt_path=runs/a/b/last.ckpt", *every]
     more = MORE.get(row.learner, ["--data.total_steps=192"])
@@ -166,10 +165,10 @@ def commands(row: Row) -> list[list[str]]:
 
 
 def live(row: Row, directory: str) -> None:
-    """Run a row's commands in a directory; what it prints goes to a file there.
+    """Run a row's commands in a directory; their output goes to a file there.
 
     Raises:
-        AssertionError: If a run did not go on, or left a GPU alone.
+        AssertionError: If a run did not resume, or did not use a GPU.
         SystemExit: As the command line does.
     """
     os.chdir(directory)
@@ -195,7 +194,7 @@ def live(row: Row, directory: str) -> None:
 
 
 def attempt(row: Row, timeout: float) -> Outcome:
-    """Run a row in a process of its own, to its end or to the end of its time in seconds."""
+    """Run a row in its own process, with a time limit in seconds."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         began = time.monotonic()
         process = _CONTEXT.Process(target=live, args=(row, directory))
@@ -214,14 +213,14 @@ def attempt(row: Row, timeout: float) -> Outcome:
 
 
 def error_line(lines: Sequence[str]) -> str:
-    """Return the last line that names an error, or else the last one."""
+    """Return the last line that names an error; without one, the last line."""
     written = [line.strip() for line in lines if line.strip()]
     errors = [line for line in written if re.match(r"lit_gfs: error:|[\w.]*(Error|Exception)\b", line)]
     return (errors or written or [""])[-1]
 
 
 def check(chosen: Sequence[Row], jobs: int, timeout: float) -> list[Outcome]:
-    """Run rows side by side; print each as it ends."""
+    """Run rows in parallel; print each when it ends."""
     _CONTEXT.set_forkserver_preload(_IMPORTED)
     width = max(len(row.name) for row in chosen)
     print(f"{'name':{width}}  {'status':6}  {'seconds':>7}  error", flush=True)
@@ -245,7 +244,7 @@ def _positive(text: str) -> int:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run what the arguments ask for.
+    """Run the rows that the arguments choose.
 
     Raises:
         SystemExit: With status 1 if a row failed, 2 after a user's mistake.

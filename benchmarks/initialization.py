@@ -1,17 +1,18 @@
-"""How evenly gradients and signals flow at initialization, for every trunk and encoder, printed as tables.
+"""Measure how evenly gradients and signals flow at initialization, for every trunk and encoder, as tables.
 
     python benchmarks/initialization.py --markdown docs/results/initialization.md
 
-- *ratio*: the largest by the smallest gradient norm of the linear and convolutional layers below the head,
-  weight and bias together. A layer's norm is the root mean square over random directions: of the gradient of
-  ``(output * noise).sum()``, with standard normal noise for every output of every example, as if every
-  example had an error of its own, behind a linear head with gain 1 and 16 outputs.
+- *ratio*: the largest divided by the smallest gradient norm of the linear and convolutional layers below the
+  head, weight and bias together. A layer's norm is the root mean square over random directions of the
+  gradient of ``(output * noise).sum()``, with independent standard normal noise for every output of every
+  example, behind a linear head with gain 1 and 16 outputs.
 - *cross-entropy*: the same ratio for the gradient of one cross-entropy with random labels over these outputs.
 - *std*: standard deviation of the trunk's output, over examples and features.
 - *cosine*: mean cosine between the trunk's outputs for different examples.
 
-Inputs are 64 standard normal features, for images uniform pixels in [0, 1]. Figures are medians over seeds;
-nets 1024 wide get one. ``--quick`` leaves these out and takes under two minutes on one thread.
+Inputs are 64 standard normal features, or for images uniform pixels in [0, 1]. Figures are medians over
+seeds; nets of width 1024 have one seed. ``--quick`` leaves these out and takes under two minutes on one
+thread.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ FEATURES = 64
 OUTPUTS = 16
 TRUNKS = (PlainTrunk, ResidualTrunk, MultiSkipTrunk, DenseTrunk)
 TARGETS = {"ImpalaCNN": 6.0, "PlainTrunk": 3.0, "ResidualTrunk": 6.0, "MultiSkipTrunk": 20.0}
-"""The largest ratio asked for; the first that a net has in its name."""
+"""Target for the ratio by part of a net's name; the first match counts."""
 DEPTHS = (4, 16, 64)
 SECTIONS = {
     "Trunks": ("trunks", ("ratio", "cross-entropy", "std")),
@@ -75,7 +76,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 
 
 def measure(module: nn.Module, inputs: Tensor, directions: int) -> Figures:
-    """Measure gradients and outputs of a module that ends with its trunk; its weights stay."""
+    """Measure gradients and outputs of a module that ends with its trunk, without changing its weights."""
     features = module(inputs)
     head = LinearHead(features.shape[-1], OUTPUTS)
     output = head(features)
@@ -194,7 +195,7 @@ def deep_chains(widths: Iterable[int], seeds: int) -> list[dict[str, Any]]:
 
 
 def multi_skips(seeds: int) -> list[dict[str, Any]]:
-    """What else could be done about a skip that enters L times: the branches are the same in all rows."""
+    """Alternatives for a skip that enters L times; the branches are the same in all rows."""
 
     def skip(scale: Callable[[int], float]) -> Callable[[MultiSkipTrunk], Any]:
         return lambda trunk: torch.Tensor.fill_(trunk.skip_scale, scale(len(trunk.branches)))
@@ -242,7 +243,7 @@ def multi_skips(seeds: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], figures: tuple[str, ...]) -> str:
-    """Return a Markdown table: what a row is, then each figure of each method."""
+    """Return a Markdown table: the settings of a row, then each figure of each method."""
     names = [name for name, value in rows[0].items() if not isinstance(value, dict)]
     methods = [name for name, value in rows[0].items() if isinstance(value, dict)]
     columns = [(method, figure) for figure in figures for method in methods]

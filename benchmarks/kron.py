@@ -1,11 +1,11 @@
-"""What a training step with Kron costs, in steps with Adam.
+"""Cost of a training step with Kron, in steps with Adam.
 
-A step is forward, backward and optimizer of a plain ReLU network. Kron updates its factors in 3 of 100 steps
-once its schedule has come to rest; ordinary steps and steps with an update are timed apart and weighted so.
-All optimizers take turns in one process, and ratios are taken within a turn: whatever else the machine does
-strikes all of them. What counts is the processor's time in one thread, not the clock's. Every optimizer has
-a network of its own, of the same initial weights. Beside the costs stands how far the losses of Kron and of
-the library's Kron, given the same draws, are apart.
+A step is forward, backward and optimizer of a plain ReLU network. At the end of its schedule, Kron updates
+its factors in 3 of 100 steps; the script times ordinary steps and steps with an update separately, and
+weights them accordingly. All optimizers take turns in one process, and ratios are taken within a turn, so
+that other work on the machine affects all of them. The measure is processor time in one thread, not wall
+time. Every optimizer has its own network with the same initial weights. The script also compares the losses
+of Kron and of the library's Kron with the same draws.
 
     python benchmarks/kron.py --widths 96 384 --batch_sizes 64 256 1024
 """
@@ -31,7 +31,7 @@ from lit_gfs.utils.seeding import derive_seed
 
 INPUTS, OUTPUTS = 64, 6
 UPDATE_SHARE = 0.03  # of the steps, from step 4,000 on
-FITTING_STEPS = 5  # with an update each, before any is measured
+FITTING_STEPS = 5  # with an update each, before the first measurement
 
 
 class LibraryKron(pytorch_optimizer.Kron):
@@ -41,12 +41,12 @@ class LibraryKron(pytorch_optimizer.Kron):
         """Update the parameters."""
         seed = derive_seed("kron", 0, self.param_groups[0].get("step", 0))
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - what the library draws from
+        np.random.seed(seed)  # noqa: NPY002 - the library draws from it
         return super().step(closure)
 
 
 class Trainee(NamedTuple):
-    """A network, its optimizer and what it learns."""
+    """A network, its optimizer and its data."""
 
     net: nn.Sequential
     optimizer: Optimizer
@@ -62,7 +62,7 @@ class Trainee(NamedTuple):
         return loss.item()
 
     def seconds(self, steps: int, update_probability: float | None = None) -> float:
-        """Measure steps after one that is not counted; return the median."""
+        """Measure steps after a first one that does not count; return the median."""
         if update_probability is not None:
             group = self.optimizer.param_groups[0]
             group.update(pre_conditioner_update_probability=update_probability, update_counter=0)
@@ -94,7 +94,7 @@ def make_trainee(width: int, batch_size: int, arguments: argparse.Namespace, opt
 
 
 def turns(width: int, batch_size: int, arguments: argparse.Namespace) -> Iterator[dict[str, float]]:
-    """Yield, turn by turn, what a step of each optimizer costs in steps of Adam."""
+    """Yield, turn by turn, the cost of a step of each optimizer in steps of Adam."""
     names = ("adam", "adam_fused", "kron", "library")
     trainees = {name: make_trainee(width, batch_size, arguments, name) for name in names}
     for trainee in trainees.values():

@@ -3,10 +3,10 @@
     python benchmarks/learning.py quickstart ppo_cartpole --seeds 0 1 2 --output docs/results/learning
     python benchmarks/learning.py quickstart "deep: quickstart --model.trunk.depth 16" --output runs/deep
 
-Each run is a process of its own, `python -m lit_gfs fit --config NAME --seed_everything SEED`. A variant has
-a label, a configuration and options of `fit`. Runs that are there already are not repeated: delete their
-directory under `--root` to do so. Options after `--` are handed to every `fit`. The final score is the last
-evaluation's mean raw return: full episodes, greedy policy.
+Each run is a separate process, `python -m lit_gfs fit --config NAME --seed_everything SEED`. A variant has a
+label, a configuration and options of `fit`. The script does not repeat existing runs: delete their directory
+under `--root` to do so. It passes options after `--` to every `fit`. The final score is the last evaluation's
+mean raw return: full episodes, greedy policy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Curve(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What is trained: a configuration and options of ``fit``."""
+    """A variant to train: a configuration and options of ``fit``."""
 
     label: str
     config: str
@@ -85,7 +85,7 @@ def read(label: str, seed: int, directory: Path) -> Run:
 
 
 def table(runs: list[Run]) -> str:
-    """Return a Markdown table, one row a configuration and seed."""
+    """Return a Markdown table with a row per configuration and seed."""
     lines = [
         "| configuration | seed | steps | final return | best return | first evaluation | wall time, s |",
         "|---|---|---|---|---|---|---|",
@@ -99,7 +99,7 @@ def table(runs: list[Run]) -> str:
 
 
 def write_figure(runs: list[Run], path: Path) -> None:
-    """Draw every run's curves, one panel a variant: evaluation solid, training faint."""
+    """Draw every run's curves with a panel per variant: evaluation solid, training faint."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 

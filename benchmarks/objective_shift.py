@@ -1,7 +1,7 @@
-"""How large an optimizer's steps become when the objective jumps, without and with interventions.
+"""Size of an optimizer's steps when the objective jumps, with and without interventions.
 
-A classifier of digits has learned its labels by heart when they are shuffled. Measured is the root mean
-square of the change of a weight in a step, in units of the learning rate: over the 28 steps (2 epochs)
+A classifier of digits has memorized its labels when they are shuffled. The script measures the root mean
+square of a weight's change in a step, in units of the learning rate: its mean over the 28 steps (2 epochs)
 before the shuffle, and its largest value in the 28 steps after.
 
     python benchmarks/objective_shift.py

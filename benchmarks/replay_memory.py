@@ -1,11 +1,12 @@
-"""Fill the replay memory of stacked frames; print what it takes and how fast it is, as JSON.
+"""Fill the replay memory of stacked frames; print its size and speed as JSON.
 
     python benchmarks/replay_memory.py --transitions 1_000_000 --game breakout
 
-The first `--played` transitions are of the real game with random actions; the others are noise in episodes
-of `--episode_length` steps that begin as the game's do: noise is faster. All are appended one step of all
-environments at a time, as a collector does. Raw indexing is `tensor[index]` of ready-made stacks and next
-stacks, of which few enough to fit beside are made: what a replay memory without any frame sharing does.
+The first `--played` transitions come from the real game with random actions. The others are noise, which is
+faster, in episodes of `--episode_length` steps that begin like those of the game. The script appends one step
+of all environments at a time, as a collector does. For comparison, raw indexing is `tensor[index]` on
+ready-made stacks and next stacks, as in a replay memory without frame sharing; it uses only as many as fit
+into memory.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def transition(
     terminated: np.ndarray,
     truncated: np.ndarray,
 ) -> TensorDict:
-    """Make what a collector hands out of one step, ``(num_envs, 1)``."""
+    """Make a collector's output of one step, ``(num_envs, 1)``."""
 
     def column(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values)[:, None, None]
@@ -93,7 +94,7 @@ def transition(
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has in use (Linux)."""
+    """Return the memory in use by this process (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
@@ -122,7 +123,7 @@ def main() -> None:
 
     num_envs, batch_size = arguments.num_envs, arguments.batch_size
     buffer = frame_replay_buffer(arguments.transitions, num_envs, batch_size)
-    # One more round than fits: the rings wrap.
+    # One more round than fits, so that the rings wrap.
     steps = arguments.transitions // num_envs * 21 // 20
     played = min(arguments.played // num_envs, steps)
     before = resident_bytes()

@@ -1,12 +1,12 @@
-"""Memory in use while an agent trains on Atari: JSON with a sample every 10,000 steps, and how it rises.
+"""Memory in use while an agent trains on Atari: JSON with a sample every 10,000 steps, and the rise.
 
     python benchmarks/resident_memory.py --agent dqn
     python benchmarks/resident_memory.py --agent ppo --steps 1_000_000 --option data.num_envs=32
 
-Trains as `python -m lit_gfs fit` does, with the shipped configuration for Breakout: TensorBoard, evaluations
-and checkpoints included. Updates are rare and the fully connected layer is narrow, so that 200,000 steps take
-minutes on one core; DQN's replay memory is full after a quarter of them. What counts is memory once the run
-has settled, after three tenths: the replay memory is full, an evaluation and a checkpoint are over.
+The script trains as `python -m lit_gfs fit` does, with the shipped configuration for Breakout, TensorBoard,
+evaluations and checkpoints. Updates are rare and the fully connected layer is narrow, so that 200,000 steps
+take minutes on one core; DQN's replay memory is full after a quarter of them. Samples count once the run has
+settled, after three tenths: the replay memory is full, and an evaluation and a checkpoint are over.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from lit_gfs.errors import UserError
 MIB = 2**20
 
 SETTLED_SHARE = 0.3
-"""The share of the run that memory has to settle."""
+"""The share of the run after which memory has settled."""
 
 OPTIONS: dict[str, Any] = {
     "model.trunk.width": 32,
     "trainer.log_every_n_steps": 10,
-    # Episodes of an untrained agent can last: 1,000 steps at most.
+    # Episodes of an untrained agent can be long: limit them to 1,000 steps.
     "data.env_options.max_frames": 4_000,
     "data.eval_episodes": 2,
 }
@@ -54,7 +54,7 @@ RARE_UPDATES: dict[str, dict[str, Any]] = {
 
 
 class MemoryMeter(Callback):
-    """Samples the memory in use every so many environment steps.
+    """Samples the memory in use at regular environment steps.
 
     Args:
         every: Environment steps between samples.
@@ -87,7 +87,7 @@ class MemoryMeter(Callback):
 
 
 def rise(samples: Sequence[tuple[int, int]], settled: float) -> dict[str, float]:
-    """Say how memory rises once it has settled.
+    """Compute the rise of memory once it has settled.
 
     Args:
         samples: Environment steps, and bytes in use by then.

@@ -1,9 +1,9 @@
-"""Whether a long run leaks: resident memory and open file descriptors of DQN on Pong, through ``fit``.
+"""Check a long run for leaks: resident memory and open file descriptors of DQN on Pong, through ``fit``.
 
-The run is a process of its own, with checkpoints by the clock. Its replay buffer is so small that it is full
-within a minute, and everything that is made at first use (the environments of the first evaluation, a
-checkpoint's buffers) is there after a time that is named: memory and descriptors that grow from then on leak.
-The verdict compares medians of the first and of the last quarter of the samples since that time.
+The run is a separate process, with checkpoints by the clock. Its small replay buffer is full within a minute.
+After a given time, all objects of first use exist (the environments of the first evaluation, a checkpoint's
+buffers), so memory and descriptors that grow after it are leaks. The verdict compares medians of the first
+and the last quarter of the samples since that time.
 
     python benchmarks/soak.py --minutes 120 --checkpoint-minutes 5 --json soak.json
 
@@ -30,7 +30,7 @@ MIB = 2**20
 
 
 def configuration(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Return what is laid over ``dqn_pong``."""
+    """Return the options on top of ``dqn_pong``."""
     every = {
         "dirpath": str(directory / "checkpoints"),
         "filename": "soak",
@@ -58,7 +58,7 @@ def configuration(arguments: argparse.Namespace, directory: Path) -> dict[str, A
 
 
 def sample(process: int, began: float) -> dict[str, float]:
-    """Read what the kernel says of a process: resident memory in MiB, descriptors, threads."""
+    """Read data of a process from the kernel: resident memory in MiB, descriptors, threads."""
     status = Path(f"/proc/{process}/status").read_text().splitlines()
     fields = {
         name: value.split()[0] for name, _, value in (line.partition(":") for line in status) if value.split()
@@ -75,8 +75,8 @@ def judge(samples: list[dict[str, float]], allowed_mib: float) -> dict[str, Any]
     """Compare the first quarter of samples with the last one, by their medians.
 
     Args:
-        samples: As from `sample`, in order, of the run that has settled.
-        allowed_mib: How much memory may grow, in MiB.
+        samples: Samples of `sample`, in order, of the settled run.
+        allowed_mib: Allowed growth of memory, in MiB.
     """
     quarter = len(samples) // 4
     if not quarter:

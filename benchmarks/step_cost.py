@@ -1,10 +1,10 @@
-"""What interventions and monitors cost, as a share of a training step.
+"""Cost of interventions and monitors, as a share of a training step.
 
-Networks are trained by DQN's loss on fixed random batches, under Lightning: the Nature CNN on stacked frames
-with 32 transitions a batch, 12 x 384 linear layers on vectors with 128, and the quickstart's 2 x 256 with 64.
-Within one run, callbacks are switched on and off in turn, and a step with them is compared with the one
-without beside it: whatever else the machine does strikes both. The figure is the median over pairs of steps.
-What a monitor costs is measured with one measurement per step, and divided by its default interval.
+Lightning trains networks with DQN's loss on fixed random batches: the Nature CNN on stacked frames with
+batches of 32 transitions, 12 x 384 linear layers on vectors with 128, and the quickstart's 2 x 256 with 64.
+Within one run, callbacks are switched on and off in turn, and each step with them is compared with the
+neighbouring step without them, so that other work on the machine affects both. The figure is the median over
+pairs of steps. A monitor measures in every step, and its cost is divided by its default interval.
 
     python benchmarks/step_cost.py --markdown docs/results/step_cost.md
 """
@@ -42,7 +42,7 @@ from lit_gfs.networks import PlainTrunk
 from lit_gfs.utils.library_noise import silence_library_noise
 
 ACTIONS = 6
-WARMUP = 6  # steps that are not counted, an even number
+WARMUP = 6  # steps that do not count, an even number
 SHAPES = {"nature_cnn": (4, 84, 84), "mlp_12x384": (17,), "mlp_2x256": (4,)}
 BATCH_SIZES = {"nature_cnn": 32, "mlp_12x384": 128, "mlp_2x256": 64}
 TRUNKS = {"nature_cnn": (1, 512), "mlp_12x384": (12, 384), "mlp_2x256": (2, 256)}
@@ -61,7 +61,7 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
 
 
 class CountingLogger(TensorBoardLogger):
-    """Counts what is written by the first part of its tag, once for each call."""
+    """Counts writes by the first part of their tags, once for each call."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
@@ -74,7 +74,7 @@ class CountingLogger(TensorBoardLogger):
 
 
 class FixedBatches(LightningDataModule):
-    """Hands out one batch again and again; one environment step each, so that the x axis moves."""
+    """Yields the same batch again and again, one environment step each, so that the x axis moves."""
 
     frame_skip = 1
     total_steps = 10**9
@@ -86,7 +86,7 @@ class FixedBatches(LightningDataModule):
 
     @property
     def env_steps(self) -> int:
-        """Optimizer steps, in the place of environment steps."""
+        """Optimizer steps, instead of environment steps."""
         trainer: Any = self.trainer
         return trainer.global_step
 
@@ -113,7 +113,7 @@ class Switch(Callback):
         self._began = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
-        """End a step; the callback comes last, so that the others have done their work."""
+        """Time the end of a step; this callback comes last, after the work of the others."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         now = self.clock()
@@ -163,7 +163,7 @@ def make_batch(network: str) -> TensorDict:
 
 
 def make_experience(network: str) -> TensorDict:
-    """Return 256 observations of 16 environments in which no episode ends: as many as monitors get to see."""
+    """Return 256 observations of 16 environments, as many as monitors see, without an end of an episode."""
     observations = make_observations(network, 256).unflatten(0, (16, 16))
     following = {"done": torch.zeros(16, 16, 1, dtype=torch.bool)}
     return TensorDict({"observation": observations, "next": following}, [16, 16])
@@ -172,7 +172,7 @@ def make_experience(network: str) -> TensorDict:
 def run(
     network: str, callbacks: list[Callback], arguments: argparse.Namespace
 ) -> tuple[Switch, Counter[str]]:
-    """Train with the callbacks on in every other step; return the steps' times, and what was written."""
+    """Train with the callbacks on in every other step; return the steps' times, and the counts of writes."""
     torch.manual_seed(0)
     agent, batch = make_agent(network), make_batch(network)
     agent.on_collection_end(make_experience(network))
@@ -196,10 +196,10 @@ def run(
 
 
 def measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure what each callback costs.
+    """Measure the cost of each callback.
 
     Raises:
-        RuntimeError: If a monitor did not write a measurement in every step in which it was on.
+        RuntimeError: If a monitor did not write a measurement in each of its steps.
     """
     rows = []
     for name in arguments.callbacks:

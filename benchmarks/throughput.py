@@ -1,9 +1,9 @@
-"""Training speed of `fit`, the machine's own limit for the same work, and where the difference goes.
+"""Training speed of `fit`, the machine's own limit for the same work, and the causes of the difference.
 
-One run trains an agent as `python -m lit_gfs fit` does, TensorBoard included, and stops again and again to
-repeat the same work in bare loops: the suite's simulator alone, the network alone on one observation per
-environment, the optimizer step alone on a fixed batch. Segments of the fit and the bare loops take turns, so
-that whatever else the machine does strikes both. docs/throughput.md says what every field means.
+One run trains an agent as `python -m lit_gfs fit` does, TensorBoard included, and stops repeatedly to do the
+same work in bare loops: the suite's simulator alone, the network alone on one observation per environment,
+the optimizer step alone on a fixed batch. Segments of the fit and the bare loops take turns, so that other
+work on the machine affects both. docs/throughput.md explains every field.
 
     python benchmarks/throughput.py --agent ppo --env-id CartPole-v1
     python benchmarks/throughput.py --agent dqn --env-id ALE/Breakout-v5 --preset cleanrl --seconds 60
@@ -36,12 +36,12 @@ from lit_gfs.configuration.config_files import complete_arguments, find_config
 from lit_gfs.errors import UserError
 
 LEARNING_STARTS = 1_000
-"""Environment steps before the first update, at most: what comes before it is not measured."""
+"""Maximum of environment steps before the first update, which are not measured."""
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
 
 ENDLESS = 10**9
-"""Environment steps of a run that the clock ends."""
+"""Environment steps of a run, so many that the clock ends it."""
 
 
 class MeasuredCLI(GradientFlowCLI):
@@ -67,10 +67,10 @@ class MeasuredCLI(GradientFlowCLI):
 
 
 def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the preset and the options of this script set, by the dotted names of ``fit``.
+    """Return the settings of the preset and of this script's options, by the dotted names of ``fit``.
 
     Raises:
-        UserError: If the preset does not suit the task, or an option is not ``key=value``.
+        UserError: If the preset does not suit the task, or an option does not have the form ``key=value``.
     """
     options: dict[str, Any] = {}
     if arguments.preset == "cleanrl":
@@ -81,7 +81,7 @@ def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
             )
         options.update(PRESETS[SCRIPTS[arguments.agent][_is_atari(arguments)]])
         if arguments.interventions == "on":
-            options.pop("trainer.gradient_clip_val")  # the recipe clips in its place
+            options.pop("trainer.gradient_clip_val")  # the recipe clips instead
     if arguments.env_id:
         options["data.env_id"] = arguments.env_id
     if arguments.num_envs:
@@ -95,8 +95,8 @@ def fit_arguments(arguments: argparse.Namespace) -> tuple[list[str], dict[str, A
     """Return the command line of ``fit``.
 
     Returns:
-        The command line, the options in it that were asked for, and those that a measurement needs: none that
-        an update or a step depends on.
+        The command line, its options from the user, and its options for the measurement, which do not affect
+        updates or steps.
 
     Raises:
         UserError: If an option is missing, or has no such value.
@@ -123,11 +123,11 @@ def _is_atari(arguments: argparse.Namespace) -> bool:
 
 
 def where(rounds: Sequence[Round]) -> tuple[dict[str, float], dict[str, float]]:
-    """Account for the seconds per environment step of a fit.
+    """Split the seconds per environment step of a fit.
 
     Returns:
-        Seconds by part: the three bare loops, and what each part of the fit takes beyond them; and seconds by
-        span. Both add up to the same.
+        Seconds by part: the three bare loops, and the time of each part of the fit beyond them; and seconds
+        by span. Both have the same sum.
     """
     names = sorted({name for each in rounds for name in each.spans})
     spans = {name: statistics.median(each.spans.get(name, 0.0) for each in rounds) for name in names}
@@ -141,7 +141,7 @@ def where(rounds: Sequence[Round]) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def report(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Return speeds, their ratio, and where the time goes: medians over the rounds."""
+    """Return speeds, their ratio, and the split of the time: medians over the rounds."""
     fit = statistics.median(each.fit.seconds_per_step for each in rounds)
     bare = {part: statistics.median(getattr(each, part) for each in rounds) for part in BARE}
     limit = sum(bare.values())
@@ -169,7 +169,7 @@ def report(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train until the time is over; return everything that is known of the run.
+    """Train until the time is over; return all data of the run.
 
     Raises:
         UserError: If an option is wrong.

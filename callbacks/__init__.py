@@ -1,4 +1,4 @@
-"""Interventions and monitors: independent Lightning callbacks, one a file."""
+"""Interventions and monitors: independent Lightning callbacks, one per file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches the curvature of the loss: how sharp the landscape is where training stands."""
+"""Monitor of the curvature (sharpness) of the loss at the current parameters."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ from lit_gfs.metrics.module_protocol import trained_parameters, write_scalars
 class CurvatureMonitor(Callback):
     """Logs the trace and the largest eigenvalue of the loss's Hessian with respect to the trained parameters.
 
-    After the first optimizer step and every ``every_n_steps`` further ones, it writes to all loggers:
+    It writes to all loggers after the first optimizer step, and then every ``every_n_steps`` steps:
 
     - ``curvature/hessian_trace``: Hutchinson's estimate of the sum of all eigenvalues;
     - ``curvature/hessian_trace_error``: its standard error;
     - ``curvature/largest_eigenvalue``: the eigenvalue of largest magnitude, which may be negative, by power
       iteration;
-    - ``curvature/largest_eigenvalue_residual``: how far it may still be from an eigenvalue. Where that
-      is not small beside it, more iterations are needed, or two eigenvalues of opposite sign are equally
-      large.
+    - ``curvature/largest_eigenvalue_residual``: a bound on its distance from an eigenvalue. If it is not
+      small compared to the eigenvalue, the estimate needs more iterations, or two eigenvalues of opposite
+      sign have the same magnitude.
 
-    What is not finite is written as it is. The x axis is the module's ``env_steps`` if it has them, else the
+    Non-finite values are written, too. The x axis is the module's ``env_steps`` if it has them, else the
     Trainer's ``global_step``.
 
-    The loss is that of the step's batch, with the weights as the step left them, in training mode and in the
-    parameters' own type: float32 under mixed precision, outside of autocast. It is the module's method
-    ``loss(batch)``, its one parameter so named, if there is one; else what ``training_step`` returns, logging
-    muted. A step without a batch or a loss passes the measurement on to the next one.
+    The loss is computed on the batch of the step, with the weights after the step, in training mode and in
+    the dtype of the parameters (float32 under mixed precision, without autocast). If the module has a method
+    ``loss(batch)`` with this single parameter, that method computes the loss. Otherwise ``training_step``
+    does, with logging disabled. If a step has no batch or no loss, the next step is measured instead.
 
-    Training goes on as if nothing had been measured: gradients, buffers (BatchNorm's statistics) and random
-    states are as before. Only what else ``training_step`` does, such as updating metrics, happens once more.
-    It works on any LightningModule; under manual optimization it needs a ``loss(batch)``. Under DDP each rank
-    measures its own batch, so that whatever the ranks do together in a loss they still do together; rank
-    zero's result is written. Sharded strategies are not supported.
+    The measurement does not affect training: it restores gradients, buffers (such as the statistics of
+    BatchNorm) and random states. Only other side effects of ``training_step``, such as metric updates, occur
+    once more. The callback works on any LightningModule; under manual optimization it needs ``loss(batch)``.
+    Under DDP each rank measures its own batch, so collective operations within the loss still work, and rank
+    zero writes its result. Sharded strategies are not supported.
 
-    A measurement takes ``samples + iterations`` Hessian-vector products, as long as some tens of training
-    steps: with the defaults about 1% of a run (``benchmarks/step_cost.py``).
+    A measurement takes ``samples + iterations`` Hessian-vector products, about as long as some tens of
+    training steps. With the defaults that is about 1% of a run (``benchmarks/step_cost.py``).
 
     Args:
-        every_n_steps: Optimizer steps from one measurement to the next.
-        samples: Random probes for the trace; its standard error falls with their square root.
-        iterations: Power iterations for the eigenvalue.
-        batch_size: Rows of the batch to measure on, its first ones. A batch that is not a tensor, a
-            TensorDict, or a tuple, list or dict of tensors of one length is taken whole.
+        every_n_steps: Optimizer steps between two measurements.
+        samples: Number of random probes for the trace; the standard error falls with its square root.
+        iterations: Number of power iterations for the eigenvalue.
+        batch_size: Number of rows of the batch to measure on, from its start. A batch is used as a whole
+            unless it is a tensor, a TensorDict, or a tuple, list or dict of tensors of the same length.
 
     Raises:
         MisconfigurationException: If an argument is out of range.
-        UserError: If the module has no trained parameters, or a loss that cannot be had from a batch or
-            cannot be differentiated twice. Operations of other packages that have no second derivative
-            and do not say so count as linear.
+        UserError: If the module has no trained parameters, or if its loss cannot be computed from a batch or
+            differentiated twice. Operations of other packages count as linear if they lack a second
+            derivative without reporting it.
 
     Example::
 
@@ -98,10 +98,10 @@ class CurvatureMonitor(Callback):
                 f"{name} has no trained parameter: expected at least one that requires gradients and belongs "
                 "to an optimizer"
             )
-        by_step = pl_module.automatic_optimization and not is_param_in_hook_signature(
+        can_call_step = pl_module.automatic_optimization and not is_param_in_hook_signature(
             pl_module.training_step, "dataloader_iter", explicit=True
         )
-        if not by_step and not _has_loss(pl_module):
+        if not can_call_step and not _has_loss(pl_module):
             raise UserError(
                 f"CurvatureMonitor cannot take the loss from {name}'s training_step, which optimizes "
                 "manually or fetches its batches itself; expected a method loss(batch)"
@@ -109,7 +109,7 @@ class CurvatureMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Another Trainer before this one may have gone further.
+        # A previous Trainer may have taken more steps than this one.
         self._measured_until = min(
             self._measured_until, _next_multiple(trainer.global_step, self.every_n_steps)
         )
@@ -120,7 +120,7 @@ class CurvatureMonitor(Callback):
     ) -> None:
         if batch is None or trainer.global_step <= self._measured_until:
             return
-        with _undisturbed(trainer, pl_module):
+        with _side_effects_undone(trainer, pl_module):
             loss = _loss(pl_module, _first_rows(batch, self.batch_size), batch_idx)
             if loss is None:
                 return
@@ -131,7 +131,7 @@ class CurvatureMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # It does not follow from the step alone: a measurement waits for a batch that has a loss.
+        # The step alone does not determine this: a measurement waits for a batch with a loss.
         return {"measured_until": self._measured_until}
 
     @override
@@ -140,7 +140,7 @@ class CurvatureMonitor(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> dict[str, float]:
         parameters = _trained_parameters(trainer)
-        # Derived from the step, so that a resumed run draws the same probes.
+        # Seeded by the step: a resumed run draws the same probes.
         generator = torch.Generator(parameters[0].device).manual_seed(trainer.global_step)
         try:
             gradients = loss_gradients(loss, parameters)
@@ -156,7 +156,7 @@ class CurvatureMonitor(Callback):
                 f"CurvatureMonitor cannot differentiate the loss of {name} twice: {reason}"
             ) from error
         tags = ("hessian_trace", "hessian_trace_error", "largest_eigenvalue", "largest_eigenvalue_residual")
-        values = torch.stack(estimates).tolist()  # the only transfer to the host
+        values = torch.stack(estimates).tolist()  # a single transfer to the host
         return {f"curvature/{tag}": value for tag, value in zip(tags, values, strict=True)}
 
 
@@ -165,29 +165,29 @@ def _next_multiple(step: int, period: int) -> int:
 
 
 def _trained_parameters(trainer: Trainer) -> list[nn.Parameter]:
-    """List what the optimizers hold and that requires gradients, each parameter once."""
+    """List the trained parameters of all optimizers, each parameter once."""
     return list(dict.fromkeys(p for optimizer in trainer.optimizers for p in trained_parameters(optimizer)))
 
 
 def _first_rows(batch: Any, count: int) -> Any:
     if isinstance(batch, Tensor | TensorDictBase):
         return batch[:count] if batch.ndim else batch
-    # Only plain containers: others may hold more than their elements.
-    if type(batch) in (tuple, list) and _rows_align(batch):
+    # Subclasses of these containers may carry more than their elements.
+    if type(batch) in (tuple, list) and _have_equal_lengths(batch):
         return type(batch)(part[:count] for part in batch)
-    if type(batch) is dict and _rows_align(batch.values()):
+    if type(batch) is dict and _have_equal_lengths(batch.values()):
         return {key: part[:count] for key, part in batch.items()}
     return batch
 
 
-def _rows_align(parts: Any) -> bool:
+def _have_equal_lengths(parts: Any) -> bool:
     if not all(isinstance(part, Tensor) and part.ndim for part in parts):
         return False
     return len({len(part) for part in parts}) == 1
 
 
 def _has_loss(pl_module: LightningModule) -> bool:
-    """Whether there is a method ``loss(batch)``; many modules call a criterion or a helper ``loss``."""
+    """Return whether the module has a method ``loss(batch)``; in many modules ``loss`` is a criterion."""
     loss = getattr(pl_module, "loss", None)
     return inspect.ismethod(loss) and list(inspect.signature(loss).parameters) == ["batch"]
 
@@ -195,35 +195,35 @@ def _has_loss(pl_module: LightningModule) -> bool:
 def _loss(pl_module: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
     if _has_loss(pl_module):
         return cast(Any, pl_module).loss(batch)
-    # As Lightning itself decides whether a training_step wants the index.
+    # The same test as Lightning's own for whether training_step takes the index.
     wants_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
     output: Any = pl_module.training_step(batch, batch_idx) if wants_index else pl_module.training_step(batch)
     return output["loss"] if isinstance(output, Mapping) else output
 
 
 @contextmanager
-def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Generator[None, None, None]:
-    """Let a loss be computed and differentiated twice without a trace in the run."""
+def _side_effects_undone(trainer: Trainer, pl_module: LightningModule) -> Generator[None, None, None]:
+    """Undo the side effects of computing a loss, and make it differentiable twice."""
     with ExitStack() as stack:
         stack.enter_context(isolate_rng(include_cuda=pl_module.device.type == "cuda"))
-        stack.enter_context(_muted(trainer, pl_module))
+        stack.enter_context(_logging_disabled(trainer, pl_module))
         stack.enter_context(_buffers_restored(pl_module))
         stack.enter_context(_without_autocast(trainer))
-        # Neither a compiled network nor the fused kernels of attention have a second derivative.
+        # Compiled networks and the fused kernels of attention have no second derivative.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 
 def _without_autocast(trainer: Trainer) -> AbstractContextManager[Any]:
-    """Return the training step's precision context, unless that is autocast."""
+    """Return the precision context of the training step, or an empty one in place of autocast."""
     precision = trainer.precision_plugin
     return nullcontext() if isinstance(precision, MixedPrecision) else precision.train_step_context()
 
 
 @contextmanager
-def _muted(trainer: Trainer, pl_module: LightningModule) -> Generator[None, None, None]:
-    """Have the module's ``log``, ``log_dict`` and loggers do nothing."""
+def _logging_disabled(trainer: Trainer, pl_module: LightningModule) -> Generator[None, None, None]:
+    """Replace the module's ``log``, ``log_dict`` and loggers by ones without effect."""
     loggers, attributes = trainer.loggers, vars(pl_module)
     kept: dict[str, Any] = {name: attributes[name] for name in ("log", "log_dict") if name in attributes}
     attributes.update(log=_do_nothing, log_dict=_do_nothing)

@@ -1,4 +1,4 @@
-"""How a run is cut short and loses nothing."""
+"""Graceful stop of a run on a signal, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from lit_gfs.utils.stop_signals import unclaimed_signals
 
 
 class GracefulStop(Callback):
-    """Stops a run between two steps on a signal, with a checkpoint; at once on the second signal.
+    """Stops a run after the current step on a signal, with a checkpoint; immediately on a second signal.
 
     The signals are SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGQUIT and SIGUSR1.
 
-    On the first signal, the step that is under way is finished, then a checkpoint is written: the last one of
-    the first ``ModelCheckpoint`` that monitors nothing, else none. A datamodule with a method ``interrupt``
-    is told not to finish an evaluation or a long collection first; the evaluation is played again after a
-    resume. Where gradients are accumulated, the accumulated step is taken first, and an evaluation finished.
-    ``Trainer.fit`` then ends with Lightning's ``SIGTERMException``, on the second signal with
-    `RunStopped`, both of which end a process without a traceback.
+    On the first signal, the run finishes the current step. Then the first ``ModelCheckpoint`` without a
+    monitored metric writes its checkpoint; without such a callback there is none. If the datamodule has a
+    method ``interrupt``, it is called to cut short an evaluation or a long collection; a resumed run repeats
+    the evaluation. If gradients are accumulated, the run first finishes the accumulated step and a running
+    evaluation. ``Trainer.fit`` then raises Lightning's ``SIGTERMException``, or `RunStopped` on the second
+    signal. Both end a process without a traceback.
 
-    A checkpoint is also written when an environment fails in mid-run.
+    A checkpoint is also written when an environment fails during the run.
 
-    Signals that the process handles or ignores already are left alone, and so are all of them where ``fit``
-    does not run in the main thread. Handlers are put back when the run ends. With several processes, all of
-    them stop after the same step; evaluations are then finished, and a failing environment leaves the
-    checkpoints as they are.
+    Signals that the process already handles or ignores are unaffected. If ``fit`` does not run in the main
+    thread, it handles no signals. The previous handlers are restored at the end of the run. With several
+    processes, all of them stop after the same step. They finish a running evaluation, and they write no
+    checkpoint when an environment fails.
 
     Example::
 
@@ -51,19 +51,19 @@ class GracefulStop(Callback):
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """The signal that has stopped the run."""
+        """The signal that stopped the run."""
         self.checkpoint: Path | None = None
-        """What was written last, then or at the end of training."""
-        self._agreed = 0
-        """The signal that has stopped the run, whichever process it was sent to."""
+        """The checkpoint at the end of the run."""
+        self._agreed_signal = 0
+        """The signal that stopped the run, agreed on by all processes; 0 for none."""
         self._handlers: dict[int, Any] = {}
         self._trainer: Trainer | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.signal, self.checkpoint, self._agreed, self._handlers = None, None, 0, {}
+        self.signal, self.checkpoint, self._agreed_signal, self._handlers = None, None, 0, {}
         if stage == "fit" and threading.current_thread() is threading.main_thread():
-            # Looked at before Lightning puts handlers of its own over them.
+            # Before Lightning installs its own handlers.
             self._handlers = unclaimed_signals()
 
     @override
@@ -77,31 +77,31 @@ class GracefulStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         trainer = cast(Any, trainer)
-        self._agreed = self.signal or 0
+        self._agreed_signal = self.signal or 0
         if trainer.world_size > 1:
-            signals = torch.tensor(self._agreed, device=trainer.strategy.root_device)
-            self._agreed = int(trainer.strategy.reduce(signals, reduce_op="max"))
-        # No checkpoint holds gradients that are still being gathered.
-        if self._agreed and not trainer.fit_loop.epoch_loop._should_accumulate():
-            # What Lightning's own handler of SIGTERM sets: the run ends when this step is booked and logged.
+            signals = torch.tensor(self._agreed_signal, device=trainer.strategy.root_device)
+            self._agreed_signal = int(trainer.strategy.reduce(signals, reduce_op="max"))
+        # A checkpoint does not contain accumulated gradients, so finish the accumulation first.
+        if self._agreed_signal and not trainer.fit_loop.epoch_loop._should_accumulate():
+            # Lightning's own SIGTERM handler sets this flag. The run ends after this step is logged.
             trainer._signal_connector.received_sigterm = True
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Whatever else ends a run may do so half-way through a step.
+        # Only these exceptions leave a consistent state. Others may interrupt a step halfway.
         if isinstance(exception, TrainingDiverged) and exception.weights_are_lost:
             pass  # earlier checkpoints are better
         elif isinstance(exception, SIGTERMException | TrainingDiverged):
             self._save(trainer)
-            self.signal = self._agreed or self.signal
+            self.signal = self._agreed_signal or self.signal
         elif isinstance(exception, EnvironmentFault):
             last = last_checkpoint(trainer)
-            # Not `trainer.log_dir`: it waits for the other ranks, which are not here.
+            # `trainer.log_dir` would wait for the other ranks, which do not reach this point.
             directory = last.dirpath if last is not None else getattr(trainer.logger, "log_dir", None)
             directory = Path(directory or trainer.default_root_dir)
             if trainer.world_size == 1:
                 self._save(trainer)
-            else:  # it takes all ranks to write one
+            else:  # writing a checkpoint would need all ranks
                 self.checkpoint, _ = newest_intact(directory)
             keep_traceback(exception, directory)
             exception.advice += resume_advice(self.checkpoint)
@@ -122,7 +122,7 @@ class GracefulStop(Callback):
             raise RunStopped(number)
         self.signal = number
         if trainer.is_global_zero:
-            _say("stopping after this step; once more to stop at once")
+            _print_to_stderr("stopping after this step; once more to stop at once")
         interrupt = getattr(getattr(trainer, "datamodule", None), "interrupt", None)
         if interrupt is not None and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1:
             interrupt()
@@ -135,7 +135,7 @@ class GracefulStop(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         last = last_checkpoint(trainer)
-        # Before training has begun there is nothing to go on with.
+        # Before training has started there is no state to save.
         if last is None or self._trainer is None or cast(Any, trainer).fast_dev_run:
             return
         position = {"epoch": trainer.current_epoch, "step": trainer.global_step}
@@ -146,16 +146,16 @@ class GracefulStop(Callback):
             trainer.save_checkpoint(path, weights_only=False)
             self.checkpoint = Path(path)
         except (UnwritableFile, TrainingDiverged) as error:
-            _say(f"no checkpoint was written: {error}")
+            _print_to_stderr(f"no checkpoint was written: {error}")
 
 
-def _say(line: str) -> None:
-    """Print a line to stderr, also from a signal handler."""
+def _print_to_stderr(line: str) -> None:
+    """Print a line to stderr; safe within a signal handler."""
     try:
         print(f"lit_gfs: {line}", file=sys.stderr, flush=True)
     except RuntimeError:
-        # The signal came while something was being printed there.
+        # The signal interrupted another print to stderr.
         with contextlib.suppress(OSError):
             os.write(2, f"lit_gfs: {line}\n".encode())
     except OSError:
-        pass  # the terminal is gone, which may be why the signal came
+        pass  # the terminal is closed, which may be the reason for the signal

@@ -1,4 +1,4 @@
-"""Watches how gradients flow through a network: their size, direction and balance, layer by layer."""
+"""Monitor of gradient flow: norms, directions and balance of the gradients of all layers."""
 
 from __future__ import annotations
 
@@ -23,42 +23,43 @@ from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
 from lit_gfs.metrics.module_protocol import layers_of, write_scalars, x_axis
 from lit_gfs.metrics.norm_history import NormHistory
 
-_ROUNDING = 1e-5
-"""Two norms of one gradient may differ by as much, relatively."""
+_TOLERANCE = 1e-5
+"""Relative rounding error between two norms of the same gradient."""
 
 
 class GradientFlowMonitor(Callback):
-    """Logs each layer's gradient norm before and after interventions, and how steady its direction is.
+    """Logs each layer's gradient norm before and after interventions, and the change of its direction.
 
-    Every ``every_n_steps`` optimizer steps, the first step included, it writes to all loggers:
+    It writes to all loggers at the first optimizer step, and then every ``every_n_steps`` steps:
 
     - ``gradient_flow/norm/<layer>``: 2-norm of the raw gradient, weight and bias together;
-    - ``gradient_flow/norm_applied/<layer>``: of the gradient as the optimizer received it, after all
+    - ``gradient_flow/norm_applied/<layer>``: 2-norm of the gradient that the optimizer receives, after all
       interventions and ``Trainer(gradient_clip_val)``;
-    - ``gradient_flow/cosine/<layer>``: between the raw gradient and that of the optimizer step before; not
-      written where it is undefined, as for a zero gradient;
-    - ``gradient_flow/scale/<layer>``: applied by raw norm, the factor that all interventions together made;
-      not written where the raw norm is zero or not finite;
-    - ``gradient_flow/shortened_layers``: the share of layers whose gradient was made smaller;
-    - ``gradient_flow/max_min_ratio``: largest by smallest raw layer norm, of the finite, non-zero ones;
-    - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: over all layers;
-    - ``gradient_flow/nonfinite_layers``: how many raw layer norms are not finite.
+    - ``gradient_flow/cosine/<layer>``: cosine similarity of the raw gradients of this and the previous
+      optimizer step; not written if it is undefined, as for a zero gradient;
+    - ``gradient_flow/scale/<layer>``: ratio of applied to raw norm, the joint factor of all interventions;
+      not written if the raw norm is zero or not finite;
+    - ``gradient_flow/shortened_layers``: share of layers with a smaller applied than raw norm;
+    - ``gradient_flow/max_min_ratio``: ratio of the largest to the smallest raw layer norm, among the finite,
+      non-zero ones;
+    - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: norms over all layers;
+    - ``gradient_flow/nonfinite_layers``: number of non-finite raw layer norms.
 
     The x axis is the module's ``env_steps`` if it has them, else the Trainer's ``global_step``. TensorBoard
-    also gets ``gradient_flow/heat_map``, the whole run as layer by step, raw beside applied. When it has no
-    room for another column, neighbouring columns are averaged geometrically in pairs.
+    also gets ``gradient_flow/heat_map``, raw and applied norms by layer and step over the whole run. When all
+    columns are used, pairs of neighbouring columns are merged by their geometric mean.
 
-    Put it before all callbacks that change gradients. It works on any LightningModule, under automatic
-    and manual optimization: layers are those of its ``named_layers()`` method if it has one, else all modules
-    that own trainable parameters directly. The layers are those that are trained when fitting starts.
-    Each optimizer is measured on its own steps. Under DDP, gradients are equal on all ranks and
-    rank zero measures; sharded strategies are not supported.
+    Put it before all callbacks that change gradients. It works on any LightningModule, under automatic and
+    manual optimization. Layers are those of the module's ``named_layers()`` if it has this method, else all
+    modules that own trainable parameters directly. Only layers that are trained at the start of fitting are
+    measured, each on the steps of its own optimizer. Under DDP, all ranks have the same gradients and rank
+    zero measures; sharded strategies are not supported.
 
     Args:
-        every_n_steps: Optimizer steps from one measurement to the next.
-        figure_every: Measurements from one heat map to the next; one more is drawn when fitting ends. 0 draws
+        every_n_steps: Optimizer steps between two measurements.
+        figure_every: Measurements between two heat maps. Another one is drawn at the end of fitting; 0 draws
             only that one.
-        max_columns: The most columns of the heat map, an even number.
+        max_columns: Largest number of columns of the heat map; an even number.
 
     Raises:
         MisconfigurationException: If an argument is out of range.
@@ -87,16 +88,16 @@ class GradientFlowMonitor(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None and trainer.global_step > 0:
-            self._restored = self.state_dict()  # the same Trainer fits on
+            self._restored = self.state_dict()  # the same Trainer continues to fit
         layers = layers_of(pl_module)
         self._probes = probes_for(trainer.optimizers, layers)
-        watched = {name for probe in self._probes for name in probe.parameters}
-        if not watched:
+        measured = {name for probe in self._probes for name in probe.parameters}
+        if not measured:
             raise UserError(
                 f"{type(pl_module).__name__} has no trainable layer: expected at least one module with "
                 "parameters that require gradients and belong to an optimizer"
             )
-        self._history = NormHistory([name for name in layers if name in watched], self.max_columns)
+        self._history = NormHistory([name for name in layers if name in measured], self.max_columns)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,7 +114,7 @@ class GradientFlowMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         self._witness.see()
-        # On all ranks: a loss scaler's state is the same everywhere.
+        # Unscale on all ranks, because the loss scaler must have the same state on all of them.
         if unscale_gradients(trainer, optimizer) and trainer.is_global_zero:
             self._probes[trainer.optimizers.index(optimizer)].observe(self.every_n_steps)
 
@@ -126,7 +127,7 @@ class GradientFlowMonitor(Callback):
             return
         names = [name for probe in measured for name in probe.parameters]
         values = torch.cat([probe.collect().to(pl_module.device) for probe in measured], dim=1)
-        raw, applied, cosines = values.cpu()  # the only transfer to the host
+        raw, applied, cosines = values.cpu()  # a single transfer to the host
         write_scalars(trainer, pl_module, _scalars(names, raw, applied, cosines))
         self._history.append(x_axis(trainer, pl_module), names, raw, applied)
         if self.figure_every and self._history.measurements % self.figure_every == 0:
@@ -140,7 +141,7 @@ class GradientFlowMonitor(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The heat map is wanted most after a crash.
+        # The heat map is most useful after a crash.
         self._draw(trainer, pl_module)
 
     @override
@@ -154,7 +155,7 @@ class GradientFlowMonitor(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # The layers are not known before fitting starts.
+        # Layers are unknown until fitting starts.
         self._restored = state_dict
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,14 +178,14 @@ class GradientFlowMonitor(Callback):
 
 
 def _scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) -> dict[str, float]:
-    """Name the measured values, ``(M,)`` each, and summarize them."""
+    """Return the measured values of M layers, ``(M,)`` each, and their summaries by tag."""
     scalars = {
         "gradient_flow/global_norm": float(torch.linalg.vector_norm(raw)),
         "gradient_flow/global_norm_applied": float(torch.linalg.vector_norm(applied)),
         "gradient_flow/nonfinite_layers": float((~raw.isfinite()).sum()),
     }
     scales = applied / raw
-    scalars["gradient_flow/shortened_layers"] = float((scales < 1 - _ROUNDING).float().mean())
+    scalars["gradient_flow/shortened_layers"] = float((scales < 1 - _TOLERANCE).float().mean())
     ratio = float(max_min_ratio(raw))
     if ratio == ratio:
         scalars["gradient_flow/max_min_ratio"] = ratio

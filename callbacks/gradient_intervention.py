@@ -1,4 +1,4 @@
-"""What the callbacks that change gradients have in common."""
+"""Base of the callbacks that scale gradients before the optimizer step."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from lit_gfs.metrics.module_protocol import is_log_step, layers_of, trained_para
 class GradientIntervention(Callback):
     """Base of the callbacks that scale gradients, layer by layer, before each optimizer step.
 
-    Each optimizer has an algorithm of its own, which sees the layers that this optimizer holds. Gradients are
-    those of a whole step: accumulated, without loss scale, and under DDP averaged over the ranks, which
-    therefore all do the same. Nothing is read from the device but on log steps, and every 50 steps where this
-    callback skips; on the CPU reading is free.
+    Each optimizer has its own algorithm, which scales the layers of this optimizer. Gradients are those of a
+    whole step: accumulated, without loss scale, and averaged over the ranks under DDP, so all ranks apply the
+    same factors. The host synchronizes with the device only on log steps, and every 50 steps if this callback
+    skips non-finite steps.
 
-    Where any gradient is not finite, none is scaled and nothing enters an algorithm's state. Such a step is
-    skipped, with a warning that names the layers at the first, the tenth, the hundredth ... of them: by
-    `lit_gfs.callbacks.NaNGuard`, which comes before, else by the last of these callbacks. Parameters of no
-    layer stay as they are.
+    If any gradient is not finite, no gradient is scaled and no algorithm changes its state. The step is
+    skipped, with a warning about the layers at the first, the tenth, the hundredth, ... of such steps.
+    `lit_gfs.callbacks.NaNGuard` skips it if it is present; otherwise the last of these callbacks does.
+    Gradients of parameters without a layer do not change.
 
-    Every ``Trainer(log_every_n_steps)`` steps it writes ``intervention/<name>/*``.
+    It writes ``intervention/<name>/*`` every ``Trainer(log_every_n_steps)`` steps.
 
     Args:
-        name: Its name in tags and in the checkpoint; two of a kind need different ones.
+        name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
     """
 
     def __init__(self, name: str) -> None:
@@ -59,16 +59,16 @@ class GradientIntervention(Callback):
         raise NotImplementedError
 
     def scalars(self, layers: list[str], scales: Tensor, clipped: Tensor) -> dict[str, float]:
-        """Name what is written, below ``intervention/<name>/``.
+        """Return the logged values by their tags below ``intervention/<name>/``.
 
         Args:
-            layers: The names of the L layers.
-            scales: Each layer's mean factor since the last write, ``(L,)`` on the CPU.
-            clipped: The share of steps in which each layer was shortened, ``(L,)`` on the CPU.
+            layers: Names of the L layers.
+            scales: Mean factor of each layer since the last write, ``(L,)`` on the CPU.
+            clipped: Share of steps with a factor below 1 for each layer, ``(L,)`` on the CPU.
         """
         raise NotImplementedError
 
-    # -- what Lightning calls ----------------------------------------------------------------------------
+    # -- Hooks of Lightning ------------------------------------------------------------------------------
 
     @property
     @override
@@ -90,7 +90,7 @@ class GradientIntervention(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None and trainer.global_step > 0:
-            self._restored = self.state_dict()  # the same Trainer fits on
+            self._restored = self.state_dict()  # the same Trainer continues to fit
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             raise UserError(
                 f"{type(self).__name__} does not suit LBFGS, whose line search compares unscaled gradients; "
@@ -101,7 +101,7 @@ class GradientIntervention(Callback):
         self._skipper.forget()
         callbacks = cast(Any, trainer).callbacks
         others = [each for each in callbacks if isinstance(each, GradientIntervention)]
-        # One is enough. The last: on a device a skip may leave gradients of zero, which others would count.
+        # Only the last intervention skips: a skipped step may have zero gradients, which others would scale.
         self._skips = others[-1] is self and not any(isinstance(each, NaNGuard) for each in callbacks)
         self._find_layers(trainer, pl_module)
         if not any(part.parameters for part in self._parts):
@@ -129,10 +129,10 @@ class GradientIntervention(Callback):
         self._witness.see()
         part = self._parts[trainer.optimizers.index(optimizer)]
         if [id(parameter) for parameter in trained_parameters(optimizer)] != part.trained:
-            # Frozen, thawed or handed to the optimizer since its last step, by whatever hook.
+            # A hook has frozen, unfrozen or added parameters since the optimizer's last step.
             self._find_layers(trainer, pl_module)
         if part.has_gradients and unscale_gradients(trainer, optimizer):
-            part.apply(self._grouped(part.parameters))
+            part.apply(self._group(part.parameters))
         if self._skips:
             self._skipper.before_step(trainer, pl_module, optimizer)
 
@@ -172,7 +172,7 @@ class GradientIntervention(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # The optimizers are not known before fitting starts.
+        # Optimizers are unknown until fitting starts.
         self._restored = state_dict
 
     # ----------------------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ class GradientIntervention(Callback):
             part.trained = [id(parameter) for parameter in trained]
             part.parameters = parameters_by_layer(layers, trained)
 
-    def _grouped(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:
-        """Return the parameters in the groups that are scaled as one: layers."""
+    def _group(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:
+        """Group the parameters, given by layer; each group gets one factor. By default, groups are layers."""
         return parameters
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:

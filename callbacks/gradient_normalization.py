@@ -1,4 +1,4 @@
-"""Gradient normalization, as a callback."""
+"""Callback for layer-wise gradient normalization."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from lit_gfs.gradients.normalization import Reference
 
 
 class GradientNormalization(GradientIntervention):
-    """Brings the gradient norms of layers closer together: g_l <- g_l (r / n_l)^strength.
+    """Brings the gradient norms n_l of all layers l closer together: g_l <- g_l (r / n_l)^strength.
 
-    `lit_gfs.gradients.GradientNormalizer` says how. Beside `TemporalGradientClipping` it comes second, so
-    that a spike does not become part of the reference r.
+    See `lit_gfs.gradients.GradientNormalizer` for the algorithm. Put it after `TemporalGradientClipping`, so
+    the reference r does not include spikes.
 
-    It writes, below ``intervention/<name>/``: ``scale``, ``smallest_scale`` and ``largest_scale``, the mean,
-    least and largest of the layers' mean factors.
+    It writes below ``intervention/<name>/``: ``scale``, ``smallest_scale`` and ``largest_scale``, the mean,
+    the smallest and the largest of the layers' mean factors.
 
     Args:
         strength: From 0 (off) to 1 (all layers get gradients of norm r).
-        reference: r: the geometric mean over the layers, averaged over time (``running``) or not
-            (``instant``); 1 (``unit``); or the norm of the layer's parameters (``weight``).
-        decay: Memory of the running reference, per optimizer step.
-        name: Its name in tags and in the checkpoint; two of a kind need different ones.
+        reference: The reference norm r: the geometric mean over the layers, averaged over time (``running``)
+            or not (``instant``); 1 (``unit``); or the norm of the layer's parameters (``weight``).
+        decay: Decay of the running reference, per optimizer step.
+        name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
         UserError: If an argument is out of range, or the module has no layers.

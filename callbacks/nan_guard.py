@@ -1,4 +1,4 @@
-"""A guard against steps that are not finite: they are skipped, counted and named, and a lost run is ended."""
+"""Guard against non-finite losses, gradients and weights: skips such steps and ends diverged runs."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from lit_gfs.metrics.module_protocol import is_log_step, unit_of, write_scalars,
 
 
 class NaNGuard(Callback):
-    """Skips optimizer steps whose loss or gradient is not finite, and ends a run that has only such steps.
+    """Skips optimizer steps with a non-finite loss or gradient, and ends a run with only such steps.
 
-    A skipped step changes neither parameters nor optimizer state. The first, the tenth, the hundredth ... is
-    reported with the layers concerned. After ``patience`` skipped steps in a row the run ends with
-    `lit_gfs.errors.TrainingDiverged`; its weights are those from before the first of them. It also ends,
-    at once, if the weights themselves are found not to be finite: such weights are never written to a
-    checkpoint, so that the ones from before stay.
+    A skipped step changes neither parameters nor optimizer state. A warning reports the layers of the first,
+    the tenth, the hundredth, ... skipped step. After ``patience`` skipped steps in a row, the run ends with
+    `lit_gfs.errors.TrainingDiverged`, and with the weights before the first of these steps. The run also ends
+    as soon as non-finite weights are found. Such weights are never written to a checkpoint, so earlier
+    checkpoints remain.
 
-    It comes before all callbacks that change gradients. On the CPU every step is read. On another device
-    nothing waits for it: the step is skipped there, and read up to 50 steps later or on the next log step,
-    with the report, the end of the run and what a checkpoint counts. A fused optimizer skips exactly; another
-    one on such a device takes the step with a gradient of zero, and moves by what momentum remains and weight
-    decay. Under 16-bit mixed precision the loss scaler skips steps, as long as its scale is above 1 as a part
-    of its work: these are not counted, unless the loss is not finite.
+    Put it before all callbacks that change gradients. On the CPU, the flags of each step are read
+    immediately. On another device, the step is skipped on the device without synchronization. The host reads
+    the flags on the next log step, or after 50 steps. Until then, warnings, the end of the run and the counts
+    in a checkpoint are delayed. On such a device, only fused optimizers skip a step exactly. Other optimizers
+    take it with zero gradients, so momentum and weight decay still change the parameters. Under 16-bit mixed
+    precision, the loss scaler skips overflowing steps. While its scale is above 1, these are not counted,
+    unless the loss is not finite.
 
-    It writes ``nan_guard/skipped_steps``, ``nan_guard/nonfinite_losses`` (how many of them had such a loss)
-    and ``nan_guard/skipped_in_a_row`` every ``Trainer(log_every_n_steps)`` steps.
+    It writes ``nan_guard/skipped_steps``, ``nan_guard/nonfinite_losses`` (skipped steps with a non-finite
+    loss) and ``nan_guard/skipped_in_a_row`` every ``Trainer(log_every_n_steps)`` steps.
 
     Args:
-        patience: Skipped optimizer steps in a row after which the run ends. The default is more than any
-            shipped configuration takes from one rollout, so that a single bad rollout ends no run.
+        patience: Skipped optimizer steps in a row after which the run ends. The default exceeds the steps per
+            rollout of all shipped configurations, so a single bad rollout does not end a run.
 
     Raises:
         UserError: If an argument is out of range, or weights are not finite before the first step.
-        TrainingDiverged: As told above.
+        TrainingDiverged: After ``patience`` skipped steps in a row, or if weights are not finite.
         MisconfigurationException: If the strategy shards gradients.
 
     Example::
@@ -66,7 +67,7 @@ class NaNGuard(Callback):
 
     @property
     def skips(self) -> SkippedSteps:
-        """What was skipped, as far as it has been read from the device."""
+        """Counts of the skipped steps that have been read from the device."""
         return self._skipper.skips
 
     @override
@@ -76,7 +77,7 @@ class NaNGuard(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._is_restored and trainer.global_step == 0:  # else the same Trainer fits on
+        if not self._is_restored and trainer.global_step == 0:  # else the same Trainer continues to fit
             self._skipper.skips = SkippedSteps()
         self._is_restored = False
         self._skipper.forget()
@@ -95,7 +96,7 @@ class NaNGuard(Callback):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        # Accumulated gradients, or those of several backward passes, belong to one step.
+        # One step may have several backward passes, as with accumulated gradients.
         self._skipper.losses.append(loss.detach())
 
     @override
@@ -105,7 +106,7 @@ class NaNGuard(Callback):
         self._witness.see()
         total = self.skips.total
         if self._skipper.before_step(trainer, pl_module, optimizer):
-            # Clipping by value takes it for an error that no gradient is left.
+            # Lightning's clipping by value raises an error if no gradient is left.
             self._clip_value, trainer.gradient_clip_val = trainer.gradient_clip_val, None
         if self.skips.total > total:
             self._lost_weights = nonfinite_weights(pl_module)
@@ -125,7 +126,7 @@ class NaNGuard(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before the next rollout is acted out with them.
+        # Before the next rollout is collected with these weights.
         self._lost_weights = nonfinite_weights(pl_module)
         self._end_if_lost(trainer, pl_module)
 
@@ -142,7 +143,7 @@ class NaNGuard(Callback):
     ) -> None:
         self._read(pl_module)
         self._lost_weights = nonfinite_weights(pl_module)
-        # The state of callbacks was gathered before, and may have lacked what was read just now.
+        # Lightning collected the callbacks' states earlier, without the flags that were just read.
         checkpoint["callbacks"][self.state_key] = self.state_dict()
         if self._lost_weights:
             self._end_if_lost(trainer, pl_module)
@@ -152,7 +153,7 @@ class NaNGuard(Callback):
         if self._lost_weights or nonfinite_weights(pl_module):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint):
-                    callback.save_on_exception = False  # it would write over better weights
+                    callback.save_on_exception = False  # it would overwrite finite weights
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -171,7 +172,7 @@ class NaNGuard(Callback):
     # ----------------------------------------------------------------------------------------------------
 
     def _read(self, pl_module: LightningModule) -> None:
-        """Count and report the steps since the last time."""
+        """Read the unread steps, and check the weights if the last step was skipped."""
         if self._skipper.read(pl_module):
             self._lost_weights = nonfinite_weights(pl_module)
 
@@ -194,7 +195,7 @@ class NaNGuard(Callback):
                 weights_are_lost=True,
             )
         if self.skips.in_a_row >= self.patience:
-            # Who resumes with other settings has patience again.
+            # A resumed run starts with full patience.
             in_a_row, self.skips.in_a_row = self.skips.in_a_row, 0
             raise TrainingDiverged(
                 f"training diverged: since {unit_of(pl_module)} {self.skips.began_at:,} no step was finite; "
@@ -203,7 +204,7 @@ class NaNGuard(Callback):
             )
 
 
-def _remedies(loss: bool) -> str:
-    if loss:
+def _remedies(is_loss: bool) -> str:
+    if is_loss:
         return "rewards and observations that are finite and smaller, or a smaller learning rate"
     return "a smaller learning rate, and no root, logarithm or quotient near 0 in the loss"

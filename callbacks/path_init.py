@@ -1,4 +1,4 @@
-"""Path-sensitive initialization, as a callback."""
+"""Callback for path-sensitive initialization."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from lit_gfs.metrics.module_protocol import write_scalars
 
 
 class PathSensitiveInit(Callback):
-    """Initializes weights by what the paths through each layer carry, before the first step of a fresh run.
+    """Initializes weights by the energy of the paths through each layer, at the start of a fresh run.
 
-    `lit_gfs.init.path_sensitive_` says how. It runs when fitting starts, once the Trainer knows whether it
-    resumes: never for a checkpoint, for a Trainer that fits on, or to validate and test. Under DDP all ranks
-    get rank zero's weights. The rest of the run draws the same random numbers as without it.
+    See `lit_gfs.init.path_sensitive_` for the algorithm. It runs at the start of fitting. It does not run if
+    the run resumes from a checkpoint, if the Trainer continues an earlier fit, or for validation and tests.
+    Under DDP all ranks get rank zero's weights. The rest of the run draws the same random numbers as without
+    this callback.
 
-    The module says what its forward takes by Lightning's ``example_input_array``. If it has a method
-    ``on_weights_initialized``, that is called afterwards: a target network is copied again there.
+    The module must set Lightning's ``example_input_array`` as the input of its forward. If the module has a
+    method ``on_weights_initialized``, it is called afterwards, for example to copy a target network again.
 
-    It writes, at the first step: ``intervention/path_init/layers``, how many layers it initialized;
-    ``optional_layers``, how many of them only some paths cross; ``branch_scale``, the smallest factor on
-    those, 1 where there was none to scale; ``mirrored_layers``.
+    It writes at the first step, below ``intervention/path_init/``: ``layers``, the number of initialized
+    layers; ``optional_layers``, the number of those that only some paths cross; ``branch_scale``, the
+    smallest factor on optional layers, or 1 if none was scaled; ``mirrored_layers``, the number of layers
+    with mirrored outputs.
 
     Args:
-        mirrored: Whether plain chains of layers start as linear maps, so that directions stay apart; ``auto``
-            does so where there is such a chain, of even widths.
-        head_gain: Gain of layers whose output the module returns. A `LinearHead` keeps its own.
-        growth: What branches multiply the energy by that reaches an output without them, more than 1.
+        mirrored: Whether plain chains of layers start as linear maps, which keeps the directions of different
+            inputs apart; ``auto`` mirrors them if there is a chain and all its widths are even.
+        head_gain: Gain of the layers whose output the module returns. A `LinearHead` uses its own gain.
+        growth: Factor of the path energy at the outputs by all branches together, more than 1.
 
     Raises:
         UserError: If the module has no ``example_input_array`` or no layers, an option is out of range, or
@@ -52,7 +54,7 @@ class PathSensitiveInit(Callback):
         self.head_gain = head_gain
         self.growth = growth
         self.report: PathReport | None = None
-        """What was found and done; ``None`` where the weights were left alone."""
+        """The measured shares and the applied changes; ``None`` if the callback did not run."""
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +99,7 @@ class PathSensitiveInit(Callback):
 
 
 def _broadcast(pl_module: LightningModule) -> None:
-    """Give all ranks rank zero's weights: DDP did so when it was set up, and will not again."""
+    """Copy rank zero's weights to all ranks; DDP does so only at its set-up."""
     if distributed.is_available() and distributed.is_initialized():
         for tensor in (*pl_module.parameters(), *pl_module.buffers()):
             distributed.broadcast(tensor.detach(), src=0)

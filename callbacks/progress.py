@@ -21,28 +21,30 @@ from lit_gfs.metrics.module_protocol import score_tag
 from lit_gfs.utils.progress_line import Pace, ProgressLine
 
 REFRESH_SECONDS = 0.2
+"""Time between two updates of the line in a terminal."""
 PLAIN_LINE_SECONDS = 10.0
+"""Time between two lines elsewhere."""
 
 
 def run_description(trainer: Trainer) -> str:
-    """Name a run by agent and environment, as in ``DQN CartPole-v1``."""
+    """Return the agent and the environment of a run, as in ``DQN CartPole-v1``."""
     agent = type(trainer.lightning_module).__name__
     env_id = getattr(getattr(trainer, "datamodule", None), "env_id", None)
     return agent if env_id is None else f"{agent} {env_id}"
 
 
 def counts_env_steps(trainer: Trainer) -> bool:
-    """Say whether the datamodule counts environment steps, that is, has ``env_steps`` and ``total_steps``."""
+    """Return whether the datamodule has ``env_steps`` and ``total_steps``."""
     datamodule = getattr(trainer, "datamodule", None)
     return hasattr(datamodule, "env_steps") and hasattr(datamodule, "total_steps")
 
 
 def count_steps(trainer: Trainer) -> tuple[int, int | None]:
-    """Count the steps taken, and those of the whole run.
+    """Return the number of steps so far, and in the whole run.
 
     Returns:
-        Environment steps over all ranks if the datamodule counts them, optimizer steps otherwise. The total
-        is ``None`` for a run without an end.
+        Environment steps over all ranks if the datamodule counts them, else optimizer steps. The total is
+        ``None`` for a run without a limit.
     """
     if counts_env_steps(trainer):
         datamodule: Any = cast(Any, trainer).datamodule
@@ -52,21 +54,21 @@ def count_steps(trainer: Trainer) -> tuple[int, int | None]:
 
 
 class _TerminalDisplay:
-    """Draws a line over itself; whatever else is printed meanwhile goes above it."""
+    """Updates one line in a terminal; other output appears above the line."""
 
     seconds_between = REFRESH_SECONDS
 
     def __init__(self) -> None:
         self._console = Console(force_terminal=True, force_interactive=True)
         self._stderr = sys.stderr
-        # stderr that goes to a file must not be drawn into the terminal. No refresh thread: collectors may
-        # fork, and a lock that the thread holds would stay locked in the child.
+        # Redirect stderr only if it is a terminal, because a file must still receive it. There is no refresh
+        # thread: collectors may fork, and a lock held by the thread would stay locked in the child.
         self._live = Live(console=self._console, auto_refresh=False, redirect_stderr=sys.stderr.isatty())
         self._live.start()
         _move_log_handlers(self._stderr, sys.stderr)
 
     def show(self, line: ProgressLine) -> None:
-        # Three columns stay free: a terminal that echoes ^C in the last one would move to the next row.
+        # Leave three columns free: an echoed ^C at the end of the row would start a new row.
         self._live.update(line.rich(self._console.width - 3), refresh=True)
 
     def close(self) -> None:
@@ -75,7 +77,7 @@ class _TerminalDisplay:
 
 
 class _PlainDisplay:
-    """Prints lines that a log file or a CI job can hold."""
+    """Prints plain lines, for log files and CI jobs."""
 
     seconds_between = PLAIN_LINE_SECONDS
 
@@ -83,31 +85,31 @@ class _PlainDisplay:
         print(line.plain(), flush=True)
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Do nothing; printed lines need no clean-up."""
 
 
 def _move_log_handlers(source: TextIO, target: TextIO) -> None:
-    """Let log handlers follow a replaced stderr: they hold on to the one they were made with."""
+    """Redirect log handlers to a replaced stderr; they keep a reference to the old stream."""
     loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
     for handler in [handler for logger in loggers for handler in getattr(logger, "handlers", ())]:
         if isinstance(handler, logging.StreamHandler) and handler.stream is source:
             handler.setStream(target)
 
 
-def _draws_lines(stdout: TextIO) -> bool:
+def _supports_live_line(stdout: TextIO) -> bool:
     return stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 class StepProgressBar(ProgressBar):
-    """One line of progress in environment steps, with speed, returns and the time that is left.
+    """Shows progress in environment steps on one line, with speed, returns and remaining time.
 
-    Reads ``env_steps`` and ``total_steps`` of the datamodule, ``latest_return`` of the LightningModule and
-    the metric that its ``score`` names, else ``eval/episode_return``. Without the first two it counts
-    optimizer steps; returns that nobody reports show as ``-``. When stdout is no terminal, a plain line is
-    printed at most every ten seconds, and at the end.
+    It reads ``env_steps`` and ``total_steps`` of the datamodule, ``latest_return`` of the LightningModule,
+    and the metric with the tag ``score`` of the module, by default ``eval/episode_return``. Without the first
+    two it counts optimizer steps; unknown returns appear as ``-``. If stdout is not a terminal, it prints a
+    plain line at most every ten seconds, and at the end.
 
     Args:
-        description: What to call the run; ``null`` makes it of agent and environment.
+        description: Name of the run; ``null`` uses the agent and the environment.
 
     Example::
 
@@ -157,7 +159,7 @@ class StepProgressBar(ProgressBar):
             self._pace.record(count_steps(trainer)[0], time.monotonic())
             self._pace.pause(time.monotonic())
             self._evaluating = True
-            # No hook runs during an evaluation that is one batch: a datamodule that has steps in it calls.
+            # An evaluation is a single batch without hooks, so the datamodule calls this between its steps.
             datamodule: Any = getattr(trainer, "datamodule", None)
             if hasattr(datamodule, "while_evaluating"):
                 datamodule.while_evaluating = self._refresh_if_due
@@ -173,7 +175,8 @@ class StepProgressBar(ProgressBar):
         if self._pace is not None:
             self._pace.resume(count_steps(trainer)[0], time.monotonic())
             self._evaluating = False
-            # Read here only: every rank has reduced it by now, and elsewhere reading it could start to.
+            # Read the metric only here: all ranks have reduced it. Reading it elsewhere could trigger a
+            # reduction on this rank alone.
             if (eval_return := trainer.callback_metrics.get(score_tag(pl_module))) is not None:
                 self._eval_return = float(eval_return)
 
@@ -194,7 +197,7 @@ class StepProgressBar(ProgressBar):
         self.finish()
 
     def finish(self) -> None:
-        """Leave a last line, if there is one on display, and the terminal as it was found."""
+        """Show the last line, and restore the terminal."""
         self._close()
         self._pace = None
         self._next_refresh = math.inf
@@ -214,7 +217,7 @@ class StepProgressBar(ProgressBar):
         now = time.monotonic()
         line = self._line(now)
         if self._display is None:
-            self._display = _TerminalDisplay() if _draws_lines(sys.stdout) else _PlainDisplay()
+            self._display = _TerminalDisplay() if _supports_live_line(sys.stdout) else _PlainDisplay()
         self._display.show(line)
         self._next_refresh = now + self._display.seconds_between
 

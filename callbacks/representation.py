@@ -1,4 +1,4 @@
-"""Watches what a network represents: its live units, the rank of its features, the churn of its policy."""
+"""Monitor of a network's representation: dormant units, rank of the features, and policy churn."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ from lit_gfs.metrics.representation import (
     srank,
 )
 
-_MOST_STATES = 256
-"""Rows of a training batch's features that the ranks are computed from, as many as a probe batch has."""
+_MAX_STATES = 256
+"""Largest number of states of a training batch for the rank of the features; equals the size of a probe
+batch."""
 
 
 class _Agent(Protocol):
-    """What a module has whose policy can be watched."""
+    """Interface of modules whose policy can be measured."""
 
     env_spec: Any
-    """Its ``is_discrete`` says whether actions are; ``action_choices``, if it has any, of what parts."""
+    """Has ``is_discrete``, and for actions of several parts ``action_choices``."""
     policy_head: nn.Module
 
     def probe_batch(self) -> Tensor | None: ...
@@ -48,53 +49,54 @@ class _Agent(Protocol):
 
 @dataclass
 class _PolicyBefore:
-    """The policy as it was before an optimizer step, on B states."""
+    """The policy before an optimizer step, on B states."""
 
     probe: Tensor
     """Observations ``(B, *shape)``."""
     features: Tensor
-    """What the head read, ``(B, width)``."""
+    """Input of the policy head, ``(B, width)``."""
     outputs: Tensor
-    """What it made of them, ``(B, n)``."""
+    """Output of the policy head, ``(B, n)``."""
     head: dict[str, Tensor]
-    """Copies of its parameters and buffers."""
+    """Copies of the head's parameters and buffers."""
 
 
 class RepresentationMonitor(Callback):
-    """Logs dormant units, the rank of the features, and how far one optimizer step moves the policy.
+    """Logs dormant units, the rank of the features, and the policy churn of one optimizer step.
 
-    Every ``every_n_steps`` optimizer steps, the first step included, it writes to all loggers:
+    It writes to all loggers at the first optimizer step, and then every ``every_n_steps`` steps:
 
-    - ``representation/dormant/<layer>``: share of units that are dormant after the layer's activation;
-    - ``representation/dormant_share``: the same over the units of all these layers together;
+    - ``representation/dormant/<layer>``: share of dormant units after the layer's activation;
+    - ``representation/dormant_share``: share of dormant units over all these layers;
     - ``representation/srank``, ``representation/effective_rank``, ``representation/feature_norm``: of the
-      features, up to 256 states;
-    - ``policy/churn``: share of states whose greedy action the optimizer step changes or, for continuous
-      actions, mean absolute change of the mean action;
-    - ``policy/churn_representation``, ``policy/churn_head``: the part that the new features make under the
-      old head, and the part that the new head makes of the old features.
+      features of up to 256 states;
+    - ``policy/churn``: share of states whose greedy action changes by the optimizer step; for continuous
+      actions, the mean absolute change of the mean action;
+    - ``policy/churn_representation``, ``policy/churn_head``: churn of the new features with the old head, and
+      of the old features with the new head.
 
-    A module with ``probe_batch()``, ``policy_features(observation)``, ``policy_head`` and ``env_spec`` (our
-    agents) is measured on its probe batch, in evaluation mode, before the step; features are its
-    ``policy_features``. Training goes on as if nothing had been measured. As long as there is no probe batch,
-    the measurement waits. Of any other module the training batch's own forward pass is watched, as far as
-    gradients flow; features are the input of the last layer that ran, and there is no churn. Layers are
-    those of its ``named_layers()`` method if it has one, else all modules with trainable parameters.
+    A module with ``probe_batch()``, ``policy_features(observation)``, ``policy_head`` and ``env_spec`` (such
+    as the agents of this package) is measured on its probe batch, in evaluation mode and before the step.
+    Features are its ``policy_features``. The measurement does not affect training, and it waits until there
+    is a probe batch. Any other module is measured on the forward pass of the training batch, as far as
+    gradients flow. Features are the input of the last layer that ran, and there is no churn. Layers are those
+    of the module's ``named_layers()`` if it has this method, else all modules with trainable parameters.
 
-    An activation is the output of an activation module (``nn.ReLU`` ...; a functional call is not seen), and
-    is named after the layer with a weight matrix that ran last before it, whatever normalization came
-    between. Of a layer that runs several times the last run counts.
+    An activation is the output of an activation module such as ``nn.ReLU``; functional calls are invisible.
+    It has the name of the last layer with a weight matrix that ran before it, also if a normalization ran in
+    between. If a layer runs several times, the last run counts.
 
-    Steps are counted by the Trainer's ``global_step``. Of several optimizers, the one that holds parameters
-    of the policy head is watched; churn is up to the end of the batch. Under DDP, rank zero measures;
-    sharded strategies are not supported. x axis: ``env_steps`` if the module has them, else ``global_step``.
+    Steps are counted by the Trainer's ``global_step``. With several optimizers, the one with parameters of
+    the policy head is measured; churn includes all changes until the end of the batch. Under DDP, rank zero
+    measures; sharded strategies are not supported. The x axis is the module's ``env_steps`` if it has them,
+    else ``global_step``.
 
     Args:
-        every_n_steps: Optimizer steps from one measurement to the next.
-        tau: A unit is dormant whose mean absolute activation is at most this share of its layer's mean.
+        every_n_steps: Optimizer steps between two measurements.
+        tau: A unit is dormant if its mean absolute activation is at most this share of its layer's mean.
 
     Raises:
-        UserError: If an argument is out of range, or the module has no layer or no activation to watch.
+        UserError: If an argument is out of range, or the module has no layer or no activation module.
 
     Example::
 
@@ -138,7 +140,7 @@ class RepresentationMonitor(Callback):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        # Before a backward pass runs layers again, as activation checkpointing does.
+        # The backward pass may run layers again, as with activation checkpointing.
         self._recorder.detach()
 
     @override
@@ -150,7 +152,7 @@ class RepresentationMonitor(Callback):
         agent = _agent_of(pl_module)
         if agent is None:
             if self._recorder.features is not None:
-                self._measure(trainer, self._recorder.features[:_MOST_STATES])
+                self._measure(trainer, self._recorder.features[:_MAX_STATES])
         elif len(trainer.optimizers) == 1 or _holds(optimizer, agent.policy_head):
             self._probe_policy(trainer, pl_module, agent)
 
@@ -158,15 +160,15 @@ class RepresentationMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        self._recorder.detach()  # a backward pass by hand does not call the hook for it
+        self._recorder.detach()  # a manual ``loss.backward()`` does not call on_before_backward
         if not self._values:
             return
         agent = _agent_of(pl_module)
         if agent is not None and self._before is not None:
-            with _undisturbed(trainer, pl_module):
+            with _side_effects_undone(trainer, pl_module):
                 self._values |= _churn(agent, self._before)
         stacked = torch.stack([value.to(pl_module.device).float() for value in self._values.values()])
-        scalars = dict(zip(self._values, stacked.tolist(), strict=True))  # the only transfer to the host
+        scalars = dict(zip(self._values, stacked.tolist(), strict=True))  # a single transfer to the host
         self._values, self._before = {}, None
         write_scalars(trainer, pl_module, scalars)
 
@@ -176,7 +178,7 @@ class RepresentationMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # It does not follow from the step alone: a measurement waits for a probe batch and for its optimizer.
+        # The step alone does not determine this: a measurement waits for a probe batch and its optimizer.
         return {"measured_at": self._measured_at}
 
     @override
@@ -194,7 +196,7 @@ class RepresentationMonitor(Callback):
         if probe is None:
             return
         probe = trainer.precision_plugin.convert_input(probe)
-        with _undisturbed(trainer, pl_module):
+        with _side_effects_undone(trainer, pl_module):
             self._recorder.attach()
             try:
                 features = agent.policy_features(probe)
@@ -207,7 +209,7 @@ class RepresentationMonitor(Callback):
         self._measure(trainer, features)
 
     def _measure(self, trainer: Trainer, features: Tensor) -> None:
-        """Reduce features ``(B, width)`` and the recorded activations to scalars on the device."""
+        """Compute the scalars, on the device, from features ``(B, width)`` and the recorded activations."""
         self._measured_at = trainer.global_step
         values = singular_values(features)
         self._values = {
@@ -217,14 +219,14 @@ class RepresentationMonitor(Callback):
         }
         scores = self._recorder.scores
         if scores:
-            everything = torch.cat([layer.to(features.device) for layer in scores.values()])
-            self._values["representation/dormant_share"] = dormant_share(everything, self.tau)
+            all_scores = torch.cat([layer.to(features.device) for layer in scores.values()])
+            self._values["representation/dormant_share"] = dormant_share(all_scores, self.tau)
         for name, layer in scores.items():
             self._values[f"representation/dormant/{name}"] = dormant_share(layer, self.tau)
 
 
 def _agent_of(pl_module: LightningModule) -> _Agent | None:
-    """Return the module as an agent if it is one."""
+    """Return the module if it has the interface of an agent, else ``None``."""
     needed = ("probe_batch", "policy_features", "policy_head", "env_spec")
     return cast(_Agent, pl_module) if all(hasattr(pl_module, name) for name in needed) else None
 
@@ -236,14 +238,14 @@ def _holds(optimizer: Optimizer, module: nn.Module) -> bool:
 
 
 @contextmanager
-def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Make a pass that training does not notice: evaluation mode, no graph, generators restored."""
+def _side_effects_undone(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Run in evaluation mode and without gradients; restore the mode and the random states on exit."""
     training = [module for module in pl_module.modules() if module.training]
     for module in training:
         module.training = False
     try:
         with (
-            # A compiled network does not call hooks.
+            # Compiled networks do not call hooks.
             torch.compiler.set_stance("force_eager"),
             isolate_rng(),
             torch.no_grad(),
@@ -256,8 +258,8 @@ def _undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]
 
 
 def _churn(agent: _Agent, before: _PolicyBefore) -> dict[str, Tensor]:
-    """Compare the policy with what it was, and each half of it with the other half held."""
-    head, churn = agent.policy_head, _churn_of(agent.env_spec)
+    """Compute the churn of the whole policy, of its features, and of its head; the other part stays fixed."""
+    head, churn = agent.policy_head, _churn_metric(agent.env_spec)
     features = agent.policy_features(before.probe)
     outputs = {
         "policy/churn": head(features),
@@ -267,8 +269,8 @@ def _churn(agent: _Agent, before: _PolicyBefore) -> dict[str, Tensor]:
     return {tag: churn(before.outputs, after) for tag, after in outputs.items()}
 
 
-def _churn_of(spec: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Choose how a policy's outputs are compared; of several choices at once, each counts alike."""
+def _churn_metric(spec: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the churn for a kind of actions; all parts of an action have the same weight."""
     if choices := getattr(spec, "action_choices", None):
         return lambda before, after: greedy_churn(
             logits_by_part(before, choices), logits_by_part(after, choices)

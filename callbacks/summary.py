@@ -1,4 +1,4 @@
-"""What a run came to, printed when it ends."""
+"""Summary of a run, printed at its end."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ def summary_rows(
     logger_directories: Sequence[str] = (),
     tensorboard_root: str | None = None,
 ) -> list[tuple[str, str]]:
-    """Say what a run came to, leaving out what there is nothing to say about.
+    """Return the rows of a run's summary, without rows for unknown values.
 
     Args:
-        status: How the run ended.
-        steps: Steps at the end, those before a resume included.
+        status: Status of the run, such as ``finished``.
+        steps: Steps at the end, including those before a resume.
         start_steps: Steps at the start, above 0 in a resumed run.
-        seconds: Wall time since the start.
-        counts_env_steps: Whether steps are environment steps; optimizer steps otherwise.
-        total_steps: Steps that the run was to take.
+        seconds: Wall time since the start, in seconds.
+        counts_env_steps: Whether steps are environment steps; otherwise they are optimizer steps.
+        total_steps: Planned number of steps.
         frame_skip: Simulator frames per environment step.
         last_eval_return: Mean raw return, or another score, of the last evaluation.
-        best_eval_return: That of the best evaluation.
-        score: The score's tag.
+        best_eval_return: Mean raw return, or another score, of the best evaluation.
+        score: Tag of the score.
         best_checkpoints: Paths of the best checkpoints.
         last_checkpoints: Paths of the latest checkpoints.
-        run_directory: Where the run wrote.
-        logger_directories: Where loggers wrote; those other than the run's directory are told.
-        tensorboard_root: Directory to point TensorBoard at.
+        run_directory: Directory of the run.
+        logger_directories: Directories of the loggers; those other than the run's directory get a row.
+        tensorboard_root: Directory for ``tensorboard --logdir``.
 
     Returns:
-        Names and values; paths are relative to the working directory where they lie inside it.
+        Names and values. Paths inside the working directory are relative to it.
     """
     rows = [("status", status)]
     unit = "environment" if counts_env_steps else "optimizer"
@@ -82,9 +82,9 @@ def summary_rows(
     rows += [("last checkpoint", relative_path(path)) for path in last_checkpoints]
     if run_directory is not None:
         rows.append(("run directory", relative_path(run_directory)))
-    told = None if run_directory is None else relative_path(run_directory)
-    elsewhere = (path for path in map(relative_path, logger_directories) if path != told)
-    rows += [("logger directory", path) for path in elsewhere]
+    shown = None if run_directory is None else relative_path(run_directory)
+    others = (path for path in map(relative_path, logger_directories) if path != shown)
+    rows += [("logger directory", path) for path in others]
     if tensorboard_root is not None:
         rows.append(("curves", f"tensorboard --logdir {shlex.quote(relative_path(tensorboard_root))}"))
     return rows
@@ -95,8 +95,8 @@ def print_summary(title: str, rows: Sequence[tuple[str, str]], console: Console 
 
     Args:
         title: Heading.
-        rows: Names and values, as `summary_rows` makes them.
-        console: Terminal to print a table to whatever stdout is.
+        rows: Names and values from `summary_rows`.
+        console: Terminal for the table, in place of stdout.
     """
     if console is None and not sys.stdout.isatty():
         name_width = max(len(name) for name, _ in rows)
@@ -105,7 +105,7 @@ def print_summary(title: str, rows: Sequence[tuple[str, str]], console: Console 
     console = console or Console()
     table = Table(title=title, title_style="bold", title_justify="left", box=box.ROUNDED, show_header=False)
     table.add_column(style="dim", no_wrap=True)
-    # Folded, not cut: a path that is cut is of no use.
+    # Fold long paths instead of truncating them.
     table.add_column(overflow="fold")
     for name, value in rows:
         style = STATUS_STYLES.get(value.partition(" ")[0], "") if name == "status" else ""
@@ -114,10 +114,10 @@ def print_summary(title: str, rows: Sequence[tuple[str, str]], console: Console 
 
 
 class RunSummary(Callback):
-    """Prints what a run came to when it ends: finished, interrupted or failed.
+    """Prints a summary of the run at its end, whether it finished, was interrupted or failed.
 
-    Steps are counted as in `StepProgressBar`; the evaluation return is the metric that the
-    module's ``score`` names, else ``eval/episode_return``.
+    Steps are counted as in `StepProgressBar`. The evaluation return is the metric with the tag ``score`` of
+    the module, by default ``eval/episode_return``.
 
     Example::
 
@@ -150,10 +150,10 @@ class RunSummary(Callback):
             return
         bar = trainer.progress_bar_callback
         if isinstance(bar, StepProgressBar):
-            # Its own turn may come later; the summary belongs below its last line.
+            # Its own on_exception may run later, but the summary belongs below its last line.
             bar.finish()
         step = f"at step {count_steps(trainer)[0]:,}"
-        # Lightning's way to end a process on a signal, and that of GracefulStop, are a SystemExit.
+        # After a signal, Lightning and GracefulStop end a process with a SystemExit.
         if isinstance(exception, KeyboardInterrupt | SystemExit):
             self._report(trainer, f"interrupted {step}")
         elif isinstance(exception, OtherProcessFailed):
@@ -202,20 +202,20 @@ def _checkpoints(trainer: Trainer, score: str) -> tuple[float | None, list[str],
             continue
         if callback.monitor == score and callback.best_model_score is not None:
             scores.append(float(callback.best_model_score))
-        # Without a metric to monitor, its "best" checkpoint is the latest that was written.
+        # Without a monitored metric, the callback's "best" checkpoint is its latest.
         (best if callback.monitor else last).append(callback.best_model_path)
         last.append(callback.last_model_path)
     return max(scores, default=None), _distinct(best), _distinct(last)
 
 
 def _directory_of(logger: Logger) -> str | None:
-    # Not `trainer.log_dir`: it waits for the other ranks, which are not here.
+    # `trainer.log_dir` would wait for the other ranks, which do not reach this point.
     directory = getattr(logger, "log_dir", None) or logger.save_dir
     return None if directory is None else str(directory)
 
 
 def _run_directory(trainer: Trainer, logger_directories: Sequence[str]) -> str | None:
-    """Return where checkpoints are: a logger's directory if they are in it, else the last callback's own."""
+    """Return the logger's directory that contains checkpoints, else that of the last ModelCheckpoint."""
     kept = [
         Path(os.path.abspath(each.dirpath))
         for each in trainer.checkpoint_callbacks
@@ -228,5 +228,5 @@ def _run_directory(trainer: Trainer, logger_directories: Sequence[str]) -> str |
 
 
 def _distinct(paths: Iterable[str]) -> list[str]:
-    """Drop the empty paths, and those that were there before."""
+    """Remove empty and repeated paths."""
     return list(dict.fromkeys(path for path in paths if path))

@@ -1,4 +1,4 @@
-"""Temporal-aware gradient clipping, as a callback."""
+"""Callback for temporal-aware gradient clipping."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ MODES = ("zscore", "percentile")
 
 
 class TemporalGradientClipping(GradientIntervention):
-    """Shortens a layer's gradient where it stands out from that layer's own history.
+    """Shortens a layer's gradient if it is large compared to the layer's own history.
 
-    `lit_gfs.gradients.ZScoreClipper` and `lit_gfs.gradients.PercentileClipper` say how. When the objective
-    itself changes (a DQN's target network is synchronized, a PPO or PQN collects a new rollout, labels are
-    shuffled) the statistics are re-opened, so that a legitimate jump is not mistaken for a spike. Our agents
-    and `LabelShuffleDataModule` announce it; any LightningModule or datamodule can, with
-    `lit_gfs.gradients.objective_shift.announce_objective_shift`.
+    See `lit_gfs.gradients.ZScoreClipper` and `lit_gfs.gradients.PercentileClipper` for the algorithms. The
+    objective itself may change: DQN synchronizes its target network, PPO or PQN collects a new rollout, or
+    labels are shuffled. The statistics are then re-opened, so a legitimate jump does not count as a spike.
+    The agents of this package and `LabelShuffleDataModule` announce such changes. Any LightningModule or
+    datamodule can do so with `lit_gfs.gradients.objective_shift.announce_objective_shift`.
 
-    It writes, below ``intervention/<name>/``: ``clipped_layers``, the share of layers shortened per step;
-    ``clipped/<layer>``, the share of steps in which one was; ``scale``, the mean factor.
+    It writes below ``intervention/<name>/``: ``clipped_layers``, the share of clipped layers per step;
+    ``clipped/<layer>``, the share of steps in which the layer was clipped; ``scale``, the mean factor.
 
     Args:
-        scope: ``layer`` clips each layer by its own history, ``global`` all layers of an optimizer as one.
+        scope: ``layer`` clips each layer by its own history, ``global`` all layers of an optimizer together.
         mode: ``zscore`` or ``percentile``.
         z_threshold: Standard deviations above the running mean from which a norm is a spike (zscore).
-        decay: Memory of the running statistics, per gradient of a layer (zscore).
-        percentile: Percentile of the history that a norm may reach, in percent (percentile).
-        window: Gradients of a layer in the history (percentile).
-        warmup: Gradients of a layer that are only watched at first.
-        shift_grace: Gradients of a layer that are only watched after the objective has changed; 0 ignores
-            changes.
-        name: Its name in tags and in the checkpoint; two of a kind need different ones.
+        decay: Decay of the running statistics, per gradient of a layer (zscore).
+        percentile: Percentile of the history that limits the norm, from 0 to 100 (percentile).
+        window: Number of gradients of a layer in the history (percentile).
+        warmup: Gradients per layer that are observed but not clipped at the start.
+        shift_grace: Gradients per layer that are observed but not clipped after a change of the objective; 0
+            ignores changes.
+        name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
         UserError: If an argument is out of range, or the module has no layers.
@@ -84,7 +84,7 @@ class TemporalGradientClipping(GradientIntervention):
         return ZScoreClipper(self.z_threshold, self.decay, self.warmup, self.shift_grace)
 
     def on_objective_shift(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
-        """Re-open the statistics of all layers."""
+        """Re-open the statistics of all layers; see `announce_objective_shift`."""
         for part in self._parts:
             assert isinstance(part.algorithm, TemporalClipper)
             part.algorithm.reopen()
@@ -98,7 +98,7 @@ class TemporalGradientClipping(GradientIntervention):
         return named
 
     @override
-    def _grouped(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:
+    def _group(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:
         if self.scope == "layer":
             return parameters
         return {"all": [parameter for owned in parameters.values() for parameter in owned]}

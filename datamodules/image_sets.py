@@ -1,4 +1,4 @@
-"""Labelled images, read whole into memory."""
+"""Labelled image data sets, loaded into memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_gfs.errors import UserError, nearest
 
 CLASSES = 10
-"""How many labels each of the image sets has."""
+"""Number of labels of each data set."""
 
 CIFAR10_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _CIFAR10_SHAPE = (3, 32, 32)
@@ -19,18 +19,18 @@ _CIFAR10_RECORD = 1 + 3 * 32 * 32
 
 
 def load_images(dataset: str, root: str, samples: int | None) -> tuple[Tensor, Tensor]:
-    """Read the training images of a data set.
+    """Load the training images of a data set.
 
     Args:
-        dataset: ``digits`` or ``cifar10``, as `load_digits` and `load_cifar10` describe them.
-        root: Folder of the files of ``cifar10``.
-        samples: How many images to take, from the first on; ``None`` takes all.
+        dataset: ``digits`` or ``cifar10``; see `load_digits` and `load_cifar10`.
+        root: Folder with the files of ``cifar10``.
+        samples: Number of images, from the first on; ``None`` loads all.
 
     Returns:
-        Images ``(samples, *shape)`` and labels ``(samples,)`` of int64, 0 to 9.
+        Images ``(samples, *shape)``, and int64 labels ``(samples,)`` from 0 to 9.
 
     Raises:
-        UserError: If there is no such data set, a file is missing or damaged, or there are fewer images.
+        UserError: If the data set is unknown, a file is missing or damaged, or there are fewer images.
     """
     if dataset == "digits":
         images, labels = load_digits()
@@ -47,32 +47,32 @@ def load_images(dataset: str, root: str, samples: int | None) -> tuple[Tensor, T
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Read scikit-learn's 1,797 handwritten digits, which come with the package.
+    """Load the 1,797 handwritten digits that are a part of scikit-learn.
 
     Returns:
-        Images of 8 x 8 grey values as vectors ``(1797, 64)`` of float32 in [0, 1], and labels ``(1797,)``.
+        Images of 8 x 8 grey values as float32 vectors ``(1797, 64)`` in [0, 1], and labels ``(1797,)``.
     """
-    from sklearn import datasets  # a second of import time, for those who want it
+    from sklearn import datasets  # this import takes a second
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     return torch.from_numpy(pixels / 16).float(), torch.from_numpy(labels).long()
 
 
 def load_cifar10(root: Path, samples: int | None = None) -> tuple[Tensor, Tensor]:
-    """Read CIFAR-10's training images in the published binary format.
+    """Load CIFAR-10's training images from the published binary format.
 
-    A file is a row of records: one byte of label, then 3,072 bytes of pixels, channel by channel. The format
-    that is published beside it, for Python, runs code when it is read and is not supported.
+    A file is a sequence of records: one byte for the label, then 3,072 bytes for the pixels, channel by
+    channel. The published Python format is not supported, because reading it runs code.
 
     Args:
-        root: The folder with ``data_batch_1.bin`` to ``data_batch_5.bin``.
-        samples: Images after which no further file is read; ``None`` reads all files.
+        root: Folder with ``data_batch_1.bin`` to ``data_batch_5.bin``.
+        samples: Number of images; further files are not read. ``None`` reads all files.
 
     Returns:
-        Images ``(N, 3, 32, 32)`` of uint8 and labels ``(N,)``, with N of at least ``samples``.
+        Uint8 images ``(N, 3, 32, 32)`` and labels ``(N,)``, where N is at least ``samples``.
 
     Raises:
-        UserError: If a file that is needed is missing or damaged.
+        UserError: If a required file is missing or damaged.
     """
     parts: list[np.ndarray] = []
     for name in CIFAR10_FILES:
@@ -85,7 +85,7 @@ def load_cifar10(root: Path, samples: int | None = None) -> tuple[Tensor, Tensor
 
 
 def _read_records(path: Path) -> np.ndarray:
-    """Return a file's records, ``(count, 3073)`` of uint8."""
+    """Return the records of a file, uint8 ``(count, 3073)``."""
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:

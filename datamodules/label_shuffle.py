@@ -1,4 +1,4 @@
-"""Supervised learning on labels that change: plasticity loss within seconds, and without an environment."""
+"""Supervised learning with shuffled labels, which shows plasticity loss in seconds without an environment."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from lit_gfs.utils.seeding import run_seed
 
 
 class LabelShuffleDataModule(LightningDataModule):
-    """Images whose labels are shuffled among them every few epochs; the run ends after ``epochs``.
+    """Images whose labels are shuffled every few epochs; the run ends after ``epochs`` epochs.
 
-    The non-stationary supervised experiment of Castanyer et al. (2025, arXiv 2506.15544): after a shuffle the
-    labels are noise, so that the accuracy on the training images is what a network can still learn. Class
-    counts stay as they are. Each shuffle is announced as an objective shift, ``label_shuffle``, before the
-    first step on the new labels. Evaluation is on the training images with the labels of the moment: every
-    ``eval_every`` epochs, at the last epoch before a shuffle, and at the end.
+    This is the non-stationary supervised experiment of Castanyer et al. (2025, arXiv 2506.15544). After a
+    shuffle the labels are noise, so the accuracy on the training images measures the network's remaining
+    ability to learn. A shuffle does not change the number of images per class. Each shuffle is announced as
+    the objective shift ``label_shuffle`` before the first step on the new labels. The evaluation uses the
+    training images with the current labels. It runs every ``eval_every`` epochs, in the last epoch before a
+    shuffle, and at the end.
 
     Args:
         dataset: ``digits`` (1,797 images of 8 x 8, part of scikit-learn) or ``cifar10`` (50,000 of 32 x 32).
-        root: Folder with CIFAR-10's binary files, ``data_batch_1.bin`` to ``data_batch_5.bin``; nothing is
-            downloaded.
-        samples: How many images to learn, from the first on; ``null`` takes all.
-        batch_size: Images in a batch, in each process; an epoch leaves out what does not fill one.
-        shuffle_every: Epochs from one shuffle of the labels to the next; ``null`` never shuffles.
-        starts_true: Whether the first phase has the true labels. If not, it shows what a fresh network can
-            do, to hold the later ones against.
-        epochs: Passes over the images that the run lasts.
+        root: Folder with CIFAR-10's binary files, ``data_batch_1.bin`` to ``data_batch_5.bin``. The files are
+            not downloaded.
+        samples: Number of images, from the first on; ``null`` uses all.
+        batch_size: Images per batch in each process; an epoch drops an incomplete last batch.
+        shuffle_every: Epochs between two shuffles of the labels; ``null`` never shuffles.
+        starts_true: Whether the first phase has the true labels. Otherwise the first phase is the reference
+            for later ones, with a fresh network.
+        epochs: Number of epochs of the run.
         eval_every: Epochs between evaluations.
-        seed: Seed of labels and orders; ``null`` takes that of ``seed_everything``.
+        seed: Seed of the labels and of the order of images; ``null`` uses that of ``seed_everything``.
 
     Raises:
         UserError: If a count is out of range, or the images cannot be read.
@@ -76,12 +77,12 @@ class LabelShuffleDataModule(LightningDataModule):
 
     @property
     def env_id(self) -> str:
-        """The data set, which stands where other runs name their environment."""
+        """Name of the data set, in place of an environment's id."""
         return self.dataset
 
     @property
     def env_spec(self) -> EnvSpec:
-        """The images as observations, the classes as actions: an environment of one step."""
+        """Description of the task as an environment with images as observations and classes as actions."""
         images = self.task.images
         return EnvSpec(
             env_id=self.dataset,
@@ -95,25 +96,25 @@ class LabelShuffleDataModule(LightningDataModule):
 
     @property
     def epoch(self) -> int:
-        """The epoch whose labels hold, from 0."""
+        """The current epoch, from 0."""
         return self._loader.epoch
 
     def ends_phase(self) -> bool:
-        """Return whether labels change after this epoch, or the run ends."""
+        """Return whether the labels change or the run ends after this epoch."""
         return self.epoch + 1 == self.epochs or self.task.is_shuffled_before(self.epoch + 1)
 
     def probe_images(self) -> Tensor:
-        """Return the first 256 images, ``(256, *shape)``: always the same ones."""
+        """Return the first 256 images, ``(256, *shape)``, or all if there are fewer."""
         return self.task.images[:256]
 
-    # -- what Lightning asks for -------------------------------------------------------------------------
+    # -- Hooks of Lightning ------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Start at the first epoch, unless the Trainer goes on; a checkpoint is loaded afterwards.
+        """Check the model and the Trainer, and start at the first epoch unless the Trainer continues a fit.
 
         Raises:
-            UserError: If the model learns from something else, the Trainer cannot count in epochs, or its
-                precision is not served.
+            UserError: If the model does not learn from labels, or the Trainer's limits or precision are not
+                supported.
         """
         trainer = cast(Any, self.trainer)
         name = type(trainer.lightning_module).__name__
@@ -133,23 +134,23 @@ class LabelShuffleDataModule(LightningDataModule):
             trainer.fit_loop.max_epochs = self.epochs
 
     def train_dataloader(self) -> EpochLoader:
-        """Return the loader of the epochs."""
+        """Return the loader of training batches, one epoch per pass."""
         return self._loader
 
     def val_dataloader(self) -> EvaluationLoader:
-        """Return the evaluation that Lightning runs as validation."""
+        """Return the loader of all images with the labels of the current epoch."""
         return EvaluationLoader(self.task, lambda: self.epoch)
 
     def test_dataloader(self) -> EvaluationLoader:
-        """Return the same evaluation."""
+        """Return the same loader as for validation."""
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loader's state: without a loader, as in validation, labels follow from it too."""
+        """Return the state of the training loader, which also determines the labels of an evaluation."""
         return self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the same epoch."""
+        """Continue in the saved epoch."""
         self._loader.load_state_dict(state_dict)
 
     def _make_loader(self, rank: int = 0, world_size: int = 1) -> EpochLoader:
@@ -169,7 +170,8 @@ class LabelShuffleDataModule(LightningDataModule):
             announce_objective_shift(trainer, trainer.lightning_module, "label_shuffle")
 
     def _schedule_validation(self, epoch: int) -> None:
-        # A period of 1 always divides the Trainer's count of epochs, one of epoch + 2 never.
+        # The Trainer validates if the period divides the number of epochs so far: 1 always does, and a period
+        # that is larger than this number never does.
         trainer = cast(Any, self.trainer)
         due = (epoch + 1) % self.eval_every == 0 or self.ends_phase()
         trainer.check_val_every_n_epoch = 1 if due else trainer.current_epoch + 2

@@ -1,4 +1,4 @@
-"""Images whose labels change from phase to phase, and the loaders that hand them out."""
+"""Images with labels that change from phase to phase, and their training and evaluation loaders."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ Batch = tuple[Tensor, Tensor]
 """Images ``(batch, *shape)`` and labels ``(batch,)``."""
 
 EVALUATION_BATCH = 1_024
-"""Images that are evaluated at once."""
+"""Images per evaluation batch."""
 
 
 class ShuffledLabels:
-    """Images whose labels are permuted among them from one phase to the next.
+    """Images whose labels are a new permutation of the true labels in each phase.
 
-    Each phase has a permutation of the true labels that follows from (seed, phase) alone; the first one may
-    have the true labels themselves.
+    The permutation depends only on the seed and the phase. The first phase may have the true labels.
 
     Args:
-        images: ``(N, *shape)``.
-        labels: The true ones, ``(N,)``.
-        shuffle_every: Epochs in a phase; ``None`` for one phase without an end.
-        seed: What permutations, and orders of epochs, are drawn from.
+        images: Images ``(N, *shape)``.
+        labels: True labels ``(N,)``.
+        shuffle_every: Epochs per phase; ``None`` for a single phase.
+        seed: Seed of the permutations and of the order of images in each epoch.
         starts_true: Whether the first phase has the true labels.
     """
 
@@ -50,18 +49,18 @@ class ShuffledLabels:
         return len(self.images)
 
     def labels(self, epoch: int) -> Tensor:
-        """Return the labels that hold in an epoch, ``(N,)``."""
+        """Return the labels of an epoch, ``(N,)``."""
         phase = 0 if self.shuffle_every is None else epoch // self.shuffle_every
         if phase == 0 and self.starts_true:
             return self.true_labels
         return self.true_labels[self._permutation("labels", phase)]
 
     def order(self, epoch: int) -> Tensor:
-        """Return the order in which an epoch visits the images, ``(N,)``."""
+        """Return the order of the images in an epoch, as indices ``(N,)``."""
         return self._permutation("order", epoch)
 
     def is_shuffled_before(self, epoch: int) -> bool:
-        """Return whether an epoch is the first one on labels that are not those of the epoch before."""
+        """Return whether an epoch has other labels than the previous epoch."""
         return self.shuffle_every is not None and epoch > 0 and epoch % self.shuffle_every == 0
 
     def _permutation(self, purpose: str, index: int) -> Tensor:
@@ -70,15 +69,15 @@ class ShuffledLabels:
 
 
 class EpochLoader:
-    """One epoch per pass, in batches of equal size; what does not fill a last one is left out.
+    """Training batches, one epoch per pass; an incomplete last batch is dropped.
 
     Args:
         data: Images, and the labels and the order of each epoch.
-        batch_size: Images in a batch.
-        rank: This process among ``world_size`` ones, each with batches of its own.
-        world_size: How many processes learn.
-        on_first_batch: Called with the epoch before its first batch is handed out.
-        on_last_batch: Called with the epoch before its last batch is handed out.
+        batch_size: Images per batch.
+        rank: Rank of this process; each process has its own batches.
+        world_size: Number of processes.
+        on_first_batch: Called with the epoch before it returns its first batch.
+        on_last_batch: Called with the epoch before it returns its last batch.
     """
 
     def __init__(
@@ -125,14 +124,14 @@ class EpochLoader:
         return self._data.images[chosen], self._labels[chosen]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch and the position in it: all else follows from them."""
+        """Return the epoch and the position in it, which determine the remaining batches."""
         return {"epoch": self.epoch, "position": self._position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the next batch, once iterated.
+        """Continue at the next batch when the loader is next iterated.
 
         Raises:
-            UserError: If the position lies behind the end of an epoch: batches were smaller before.
+            UserError: If the position is beyond the end of an epoch, because batches were smaller before.
         """
         if state_dict["position"] > len(self):
             raise UserError(
@@ -143,11 +142,11 @@ class EpochLoader:
 
 
 class EvaluationLoader:
-    """All images in their own order, with the labels that hold when it is iterated.
+    """All images in their original order, with the labels of the current epoch.
 
     Args:
         data: Images and their labels in each epoch.
-        epoch: Says which epoch it is.
+        epoch: Returns the current epoch.
     """
 
     def __init__(self, data: ShuffledLabels, epoch: Callable[[], int]) -> None:

@@ -1,4 +1,4 @@
-"""Errors that a user causes and can mend, and faults that end a run."""
+"""Errors that a user can fix, and faults that end a run."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 LONGEST_SHOWN = 200
-"""Characters of a user's value that are shown."""
+"""How many characters of a user's value an error message shows at most."""
 
 
 class UserError(Exception):
-    """A request that cannot be served as it stands.
+    """An invalid request by the user.
 
-    The message is one line: the value given, what was expected, and the nearest valid choice where there
-    is one. The command line prints it without a traceback and exits with status 2.
+    The message is one line: the given value, the expected values, and the nearest valid choice if there is
+    one. The command line prints it without a traceback and exits with status 2.
     """
 
 
 class RunFault(Exception):
-    """What ends a run in mid-course and is no mistake in what was asked for.
+    """A fault that ends a run although the user's request was valid.
 
-    The command line prints its message in one line, without a traceback, and exits with `status`.
+    The command line prints the message in one line, without a traceback, and exits with `status`.
     """
 
     status: ClassVar[int] = 1
 
 
 class EnvironmentFault(RunFault):
-    """A simulator that raised an exception (its ``__cause__``), or did not come back.
+    """A simulator raised an exception (the fault's ``__cause__``) or did not return in time.
 
     Args:
         env_id: The environment's id.
-        index: Which of the environments stepped together, ``None`` if that is not known.
-        what: What it did, such as ``raised ValueError: no such body``.
+        index: Index of the environment in its batch, ``None`` if it is unknown.
+        what: A description of the failure, such as ``raised ValueError: no such body``.
     """
 
     status = 4
@@ -45,9 +45,9 @@ class EnvironmentFault(RunFault):
         self.index = index
         self.what = what
         self.env_steps: int | None = None
-        """Environment steps that the run had counted by then."""
+        """Environment steps of the run before the failure."""
         self.advice = ""
-        """Where to look, and how to go on."""
+        """Advice for the user: where to look, and how to continue."""
 
     def __str__(self) -> str:
         which = self.env_id if self.index is None else f"environment {self.index} of {self.env_id}"
@@ -56,11 +56,11 @@ class EnvironmentFault(RunFault):
 
 
 class StorageFault(RunFault):
-    """A file of the run that could not be written or read: the disk is full, became read-only, or fails.
+    """Writing or reading a file of the run failed: the disk is full, read-only or broken.
 
     Args:
-        what: What could not be done, and why.
-        advice: How to go on.
+        what: The failed operation and its reason.
+        advice: How to continue.
     """
 
     status = 5
@@ -71,11 +71,11 @@ class StorageFault(RunFault):
 
 
 class TrainingDiverged(RunFault):
-    """A run that was given up: its losses, gradients or weights had stopped being finite.
+    """Training ended because losses, gradients or weights were no longer finite.
 
     Args:
-        message: Since when, where it began, and what to try.
-        weights_are_lost: Whether the weights themselves are not finite, so that they are not worth keeping.
+        message: When and where it began, and what to try.
+        weights_are_lost: Whether the weights are not finite either, so saving them is useless.
     """
 
     status = 3
@@ -86,11 +86,11 @@ class TrainingDiverged(RunFault):
 
 
 class RunStopped(SystemExit):
-    """Ends the process of a run that was asked to stop, with the status that a shell gives to the signal.
+    """Exit of a run after a signal, with the shell's exit status for that signal.
 
     Args:
-        number: The signal.
-        advice: How the run ended and how to go on, for the line that is printed.
+        number: Number of the signal.
+        advice: How the run ended and how to continue; a part of the printed line.
     """
 
     def __init__(self, number: int, advice: str = "") -> None:
@@ -103,11 +103,11 @@ class RunStopped(SystemExit):
 
 
 class OtherProcessFailed(BaseException):
-    """Ends a process because another process of its run has failed, and was to tell why.
+    """Exit of a process because another process of its run failed; that process reports the reason.
 
     Args:
-        status: The exit status of that one, and so of this one.
-        message: What is left for this one to print, after the program's name.
+        status: Exit status of the failed process, and of this one.
+        message: Text that this process still prints, after the program's name.
     """
 
     def __init__(self, status: int, message: str = "") -> None:
@@ -117,24 +117,24 @@ class OtherProcessFailed(BaseException):
 
 
 STOPS = (KeyboardInterrupt, RunStopped, OtherProcessFailed)
-"""What a signal, or another process's end, raises in whatever code is running: that code is not at fault."""
+"""Exceptions that a signal or the end of another process raises. The code they interrupt is not at fault."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the kind of an error and what it says."""
+    """Return the class and the message of an error in one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
-    """Name the valid choices, three at most, closest to a misspelt one.
+    """Suggest up to three valid choices for a misspelt one.
 
     Args:
-        value: What the user wrote.
-        choices: Every valid choice.
+        value: The user's value.
+        choices: All valid choices.
 
     Returns:
-        ``"; did you mean 'a' or 'b'?"``, ready to end a sentence with, or ``""`` if nothing is close.
+        ``"; did you mean 'a' or 'b'?"``, as the end of a sentence, or ``""`` if no choice is close.
     """
     by_lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.5)
@@ -144,10 +144,10 @@ def nearest(value: str, choices: Iterable[str]) -> str:
 
 
 def require_between(least: float, most: float, **values: float | None) -> None:
-    """Check numbers that a user gave; ``None`` stands for an option that is off.
+    """Check the user's numbers by their names; ``None`` means that an option is off.
 
     Raises:
-        UserError: If one of them lies outside of ``[least, most]``.
+        UserError: If a number lies outside of ``[least, most]``.
     """
     for name, value in values.items():
         if value is not None and not least <= value <= most:

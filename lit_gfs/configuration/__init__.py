@@ -1,1 +1,1 @@
-"""What a user may ask for: configurations found, read and checked, and mistakes told in one line."""
+"""Configurations: finding, reading and checking them, with one-line messages about mistakes."""

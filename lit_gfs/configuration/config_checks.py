@@ -1,5 +1,5 @@
-"""Mistakes in a configuration that jsonargparse lets pass: unknown keys without a value, missing numbers, and
-callables that are no class."""
+"""Checks for mistakes in a configuration that jsonargparse accepts, such as unknown keys without a value,
+missing numbers, and callables that are not classes."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ KINDS = (
     CheckpointIO,
     LayerSync,
 )
-"""Classes that a configuration may name.
+"""Base classes of the classes that a configuration may name.
 
-Where any callable is accepted others would do; some of those start processes or load what they are given.
+jsonargparse would accept any callable for some arguments, and some callables start processes or load files.
 """
 
 _NETWORKS = ("torch.nn.", "lit_gfs.", "lightning.", "pytorch_lightning.", "lightning_fabric.")
-"""Where a class that is a network, or a part of one, has to be defined."""
+"""Packages that may define networks and their parts."""
 
 _EXPECTED_KINDS = "a network, optimizer, callback, logger, profiler, strategy or plugin"
 
@@ -70,20 +70,20 @@ _TRAINER_LEAST = {
     "gradient_clip_val": 0,
     "log_every_n_steps": 0,
 }
-"""Least values that the Trainer does not check itself."""
+"""Smallest valid values of options that the Trainer does not check."""
 
 GROUPS = ("trainer", "run", "gfs")
-"""Top-level keys with options of their own below them."""
+"""Top-level keys with options below them."""
 
 
 def read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """Read each ``--config`` file of a command line.
+    """Read all ``--config`` files of a command line.
 
     Args:
-        arguments: What was typed, with a path after each ``--config``.
+        arguments: Arguments of the command line, with a path after each ``--config``.
 
     Raises:
-        UserError: If one of them cannot be read, or is no mapping.
+        UserError: If a file cannot be read, or is not a mapping.
     """
     files = [value for option, value in pairwise(arguments) if option == "--config"]
     contents = []
@@ -99,17 +99,17 @@ def read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def check_keys(content: Mapping[Any, Any], options: Collection[str]) -> None:
-    """Check the keys at the top of a configuration, and those below ``gfs``.
+    """Check the top-level keys of a configuration, and those below `GROUPS`.
 
-    A key whose value is empty, as in ``gfs: {path_init: {}}``, switches something on; misspelt, it would be
-    passed over in silence.
+    A key with an empty value, as in ``gfs: {path_init: {}}``, enables a part. The parser would silently
+    ignore a misspelt one.
 
     Args:
-        content: What stands in the file.
-        options: The dotted names that the parser knows, such as ``gfs.path_init``.
+        content: Content of the file.
+        options: Dotted names of the parser's options, such as ``gfs.path_init``.
 
     Raises:
-        UserError: If a key is not known.
+        UserError: If a key is unknown.
     """
     if "trust" in content:
         raise UserError("trust cannot be set in a configuration; type it, as in: --trust my_package")
@@ -128,11 +128,10 @@ def check_keys(content: Mapping[Any, Any], options: Collection[str]) -> None:
 
 
 def check_groups(config: Namespace) -> None:
-    """Refuse a value in the place of a group of options, text that cannot be written down, and numbers that
-    the Trainer would stumble over.
+    """Reject values in place of a group of options, text that is not UTF-8, and invalid Trainer options.
 
     Raises:
-        UserError: If there is one.
+        UserError: If there is such a value.
     """
     for group in ("trainer", "run"):
         if group in config and not isinstance(config[group], Namespace):
@@ -157,7 +156,7 @@ def check_groups(config: Namespace) -> None:
         raise UserError(
             f"trainer.strategy is {strategy!r}, which hands environments to other processes; expected 'ddp'"
         )
-    # Lightning starts as many processes as it is asked for.
+    # Lightning starts one process per device, without a limit.
     devices, most = str(config.trainer.get("devices")), max(2, os.cpu_count() or 1)
     if devices.isdecimal() and int(devices) > most:
         raise UserError(f"trainer.devices is {devices}; expected at most {most} on this machine")
@@ -170,8 +169,8 @@ def check_groups(config: Namespace) -> None:
 
 
 def _has_other_nodes(config: Namespace) -> bool:
-    """Say whether other nodes are known of; without, Lightning would wait for them for ever."""
-    # Those that Lightning looks for, in its order.
+    """Return whether other nodes are configured; otherwise Lightning would wait for them forever."""
+    # The environments that Lightning detects, in its order.
     clusters = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
     chosen = (named.cls for named in named_classes(config.trainer))
     return (
@@ -182,14 +181,14 @@ def _has_other_nodes(config: Namespace) -> bool:
 
 
 def check_no_pipes(arguments: Sequence[str], contents: Sequence[Any]) -> None:
-    """Refuse values that are the path of a pipe or a device: the parser would read it, and may never end.
+    """Reject paths of pipes and devices as values, because the parser would read them and might never finish.
 
     Args:
-        arguments: What was typed.
-        contents: What stands in the configurations.
+        arguments: Arguments of the command line.
+        contents: Contents of the configurations.
 
     Raises:
-        UserError: If there is one.
+        UserError: If there is such a value.
     """
     typed = (argument.partition("=")[2] or argument for argument in arguments)
     for value in (*typed, *_leaves(list(contents))):
@@ -200,20 +199,20 @@ def check_no_pipes(arguments: Sequence[str], contents: Sequence[Any]) -> None:
 def _is_pipe(path: str) -> bool:
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # no path at all
+    except (OSError, ValueError):  # not an existing path
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def check_empty_keys(content: Mapping[str, Any], config: Namespace) -> None:
-    """Refuse keys of no class's arguments whose value is ``{}``: the parser drops them without a word.
+    """Reject unknown arguments of classes with the value ``{}``, because the parser drops them silently.
 
     Args:
-        content: What stands in a configuration.
-        config: What the parser made of all of them.
+        content: Content of a configuration.
+        config: The parsed configuration.
 
     Raises:
-        UserError: If there is one.
+        UserError: If there is such a key.
     """
     for named in named_classes(config):
         written = _written_at(content, named.place)
@@ -221,7 +220,7 @@ def check_empty_keys(content: Mapping[str, Any], config: Namespace) -> None:
             continue
         class_path = written.get("class_path", named.cls.__name__)
         if str(class_path).rpartition(".")[2] != named.cls.__name__:
-            continue  # of another class, which a later configuration replaced
+            continue  # a later configuration has replaced this class
         arguments = {**written, **(written.get("init_args") or {})}
         for key, value in arguments.items():
             if value == {} and key not in {*named.parameters, "class_path", "init_args", "dict_kwargs"}:
@@ -229,14 +228,14 @@ def check_empty_keys(content: Mapping[str, Any], config: Namespace) -> None:
 
 
 def check_values(config: Namespace) -> None:
-    """Refuse what no argument may be, before anything is built.
+    """Reject invalid values of arguments before any object is built.
 
-    That is ``null`` for a number, a string, a switch or a class that has to have a value; what is no finite
-    number, or beyond 64 bits; a class or a function that is not of `KINDS`, or arguments that a class does
-    not list, unless its package is trusted; and an environment whose module is not trusted.
+    Invalid values are: ``null`` for a required number, string, boolean or class; non-finite numbers and
+    numbers beyond 64 bits; classes and functions that are not of `KINDS`, and arguments that a class does not
+    list, unless the package is trusted; environments whose module is not trusted.
 
     Raises:
-        UserError: If there is one.
+        UserError: If there is such a value.
     """
     for named in named_classes(config):
         _check_kind(named.place.removesuffix("."), named.cls)
@@ -258,7 +257,7 @@ def check_values(config: Namespace) -> None:
 
 
 def _required_kind(hint: Any) -> str | None:
-    """Say what a plain argument expects that cannot be ``null``."""
+    """Describe the values of an argument that cannot be ``null``; ``None`` for other types."""
     if hint in (int, float, bool, str):
         return hint.__name__
     if typing.get_origin(hint) is typing.Literal and None not in typing.get_args(hint):
@@ -267,7 +266,7 @@ def _required_kind(hint: Any) -> str | None:
 
 
 def _check_env_id(place: str, env_id: str) -> None:
-    # Gymnasium imports what stands before the colon.
+    # Gymnasium imports the module before the colon.
     module, colon, name = env_id.rpartition(":")
     if colon and not is_trusted(module):
         is_module = all(part.isidentifier() for part in module.split("."))
@@ -284,7 +283,7 @@ def _check_number(place: str, value: Any, default: Any) -> None:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Yield what lists, tuples, sets and dictionaries hold, however deep."""
+    """Yield the elements of nested lists, tuples, sets and dictionaries."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple | set):
@@ -316,12 +315,12 @@ def _check_kind(place: str, named: Any) -> None:
 def _is_of_kind(named: Any) -> bool:
     if not (inspect.isclass(named) and issubclass(named, KINDS)):
         return False
-    # Environments, interpreters and downloaders of other libraries are modules too.
+    # In other libraries, environments, interpreters and downloaders are also subclasses of nn.Module.
     return not issubclass(named, nn.Module) or named.__module__.startswith(_NETWORKS)
 
 
 def _check_unlisted(place: str, cls: Any, unlisted: Mapping[str, Any]) -> None:
-    """Refuse arguments that a class does not list: nothing is known of what it does with them."""
+    """Reject arguments that a class does not list, because their effect is unknown."""
     if unlisted and not is_trusted(cls.__module__):
         package = cls.__module__.partition(".")[0]
         raise UserError(
@@ -332,13 +331,13 @@ def _check_unlisted(place: str, cls: Any, unlisted: Mapping[str, Any]) -> None:
 
 def _check_known(content: Mapping[Any, Any], known: Collection[str], where: str) -> None:
     for key in content:
-        # A list is added to with a plus, as in callbacks+.
+        # A plus appends to a list, as in callbacks+.
         if str(key).removesuffix("+") not in known:
             raise UserError(f"{where}{key} is no known key{nearest(str(key), known)}")
 
 
 def _written_at(content: Any, place: str) -> dict[str, Any] | None:
-    """Return what a configuration says at a place; it may leave ``init_args`` out on the way there."""
+    """Return the mapping at a place of a configuration; ``init_args`` may be omitted on the way."""
     for key in filter(None, place.split(".")):
         if isinstance(content, dict) and key not in content:
             content = content.get("init_args")

@@ -1,4 +1,4 @@
-"""Which configuration files a command line means: paths, shipped names, or the one beside a checkpoint."""
+"""Search for configuration files: by path, by shipped name, or next to a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RUN_OPTIONS = ("--run.root", "--run.name", "--run.version")
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return every shipped configuration by name: ``quickstart``, ``ppo_cartpole`` ..."""
+    """Return the paths of all shipped configurations by name, such as ``quickstart``."""
     return {
         path.relative_to(CONFIG_DIRECTORY).with_suffix("").as_posix(): path
         for path in sorted(CONFIG_DIRECTORY.rglob("*.yaml"))
@@ -26,9 +26,9 @@ def find_config(name: str) -> Path:
     """Find a configuration by path or by shipped name, with or without ``configs/`` and ``.yaml``.
 
     Raises:
-        UserError: If there is none; the message names the nearest shipped ones.
+        UserError: If there is no such configuration; the message suggests similar shipped names.
     """
-    if os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
+    if os.path.isfile(name):  # Path.is_file raises an error for names that are too long
         return Path(name)
     if os.path.isdir(name):
         raise UserError(f"--config {name!r} is a directory; expected a YAML file or a shipped name")
@@ -43,10 +43,10 @@ def find_config(name: str) -> Path:
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replace configuration names by paths, and add a checkpoint's own configuration where none is given.
+    """Replace configuration names by paths; without any, add the configuration of the checkpoint.
 
     Args:
-        arguments: What was typed after the program's name.
+        arguments: Arguments of the command line, after the program's name.
 
     Returns:
         Arguments in which every ``--config`` is an existing file.
@@ -78,7 +78,7 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
             raise UserError(
                 f"--ckpt_path {checkpoint!r} has no {CONFIG_NAME} beside it; give one with --config"
             )
-        # Directly after the subcommand, so that everything typed overrides it.
+        # Insert it directly after the subcommand, so all other arguments override it.
         completed[1:1] = ["--config", str(directory / CONFIG_NAME)]
         if checkpoint == LAST:
             place = {
@@ -91,7 +91,7 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Split ``--option value`` and ``--option=value``, for the options that this module reads."""
+    """Yield pairs of option and value for the options of this module; other arguments have no value."""
     remaining = iter(arguments)
     for argument in remaining:
         option, equals, value = argument.partition("=")

@@ -1,9 +1,9 @@
-"""Which packages a configuration may name classes of.
+"""Trusted packages, whose classes a configuration may name.
 
-To import a module is to run its code, and a configuration may come from somebody else, or lie beside a
-checkpoint that does. So it may name classes of the libraries that this one is built on, and of what the user
-trusts: by ``--trust package`` on the command line, or by `trust` in a program of one's own. No configuration
-can say it for itself.
+Importing a module runs its code, and a configuration may come from an unknown source, also next to a
+checkpoint. So a configuration may only name classes of the libraries that this package builds on, and of
+packages that the user trusts. The user trusts a package with ``--trust package`` on the command line, or with
+`trust` in a program. A configuration cannot trust packages itself.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LIBRARIES = (
     "tensordict",
     "lit_gfs",
 )
-"""Packages that every configuration may name classes of."""
+"""Packages whose classes every configuration may name."""
 
-# Modules of these packages that act when they are imported.
+# Modules of these packages with side effects on import.
 _SCRIPTS = (
     "lit_gfs.__main__",
     "torch._inductor.compile_worker.__main__",
@@ -41,13 +41,13 @@ _OPTION = "--trust"
 
 
 def trust(*packages: str) -> None:
-    """Let configurations name classes of more packages, for as long as the process lives.
+    """Trust more packages until the end of the process.
 
     Args:
-        packages: Packages, or modules of them: ``my_package``, ``my_package.networks``.
+        packages: Names of packages or modules, such as ``my_package`` or ``my_package.networks``.
 
     Raises:
-        UserError: If one of them is no name of a package.
+        UserError: If a name is not a valid package name.
     """
     for package in packages:
         if not all(part.isidentifier() for part in package.split(".")):
@@ -61,10 +61,10 @@ def trust(*packages: str) -> None:
 
 @contextlib.contextmanager
 def trusting(packages: Sequence[str]) -> Iterator[None]:
-    """Trust packages for a while; those that were trusted before stay so.
+    """Trust packages within the context; packages that were already trusted remain trusted.
 
     Args:
-        packages: As in `trust`.
+        packages: Names as in `trust`.
     """
     added = [package for package in packages if package not in TRUSTED]
     trust(*added)
@@ -78,16 +78,16 @@ def trusting(packages: Sequence[str]) -> Iterator[None]:
 
 
 def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take ``--trust package[,package]`` out of a command line; it may be given several times.
+    """Remove all ``--trust package[,package]`` options from a command line.
 
     Args:
-        arguments: What was typed.
+        arguments: Arguments of the command line.
 
     Returns:
         The other arguments, and the packages.
 
     Raises:
-        UserError: If it has no value.
+        UserError: If an option has no value.
     """
     others: list[str] = []
     packages: list[str] = []
@@ -105,7 +105,7 @@ def take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class _TypedOnly(argparse.Action):
-    """An option that the help shows, and that leaves nothing in a configuration: it is taken out before."""
+    """An option for the help text only; it is removed from the command line before parsing."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str, metavar: str) -> None:
         super().__init__(
@@ -113,11 +113,11 @@ class _TypedOnly(argparse.Action):
         )
 
     def __call__(self, *arguments: Any) -> None:
-        """Do nothing."""
+        """Do nothing; the option has no value in a configuration."""
 
 
 def add_trust_option(parser: jsonargparse.ArgumentParser) -> None:
-    """Have a parser's help show ``--trust``, which `take_trust` reads."""
+    """Add ``--trust`` to the help of a parser; `take_trust` reads the option."""
     parser.add_argument(
         _OPTION,
         action=_TypedOnly,
@@ -127,17 +127,17 @@ def add_trust_option(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def trust_options(packages: Sequence[str]) -> list[str]:
-    """Return the arguments that have another command line trust the same packages."""
+    """Return the command-line arguments that trust these packages."""
     return [f"{_OPTION}={','.join(packages)}"] if packages else []
 
 
 def is_by_default(path: str) -> bool:
-    """Say whether an import path is of a library that every configuration may name, besides this one."""
+    """Return whether an import path belongs to one of `LIBRARIES` other than this package."""
     return path.partition(".")[0] in set(LIBRARIES) - {"lit_gfs"}
 
 
 def refusal(place: str, path: str) -> str:
-    """Say in one line that a configuration may not name something, and what to do about it."""
+    """Return a one-line message about an import path that is not trusted, with advice."""
     package = re.split(r"[.:]", path)[0]
     return (
         f"{place} is {path!r}, which is not imported; expected something of lightning, torch, torchrl, "
@@ -145,8 +145,9 @@ def refusal(place: str, path: str) -> str:
     )
 
 
-# Enforced before anything is imported that a value names, and again on where that is defined: a path such as
-# torch.os.system does not pass. A dict with a class_path stays a dict where any value is accepted.
+# jsonargparse checks an import path before the import, and then the module that defines the imported object.
+# So it rejects paths such as torch.os.system. For arguments of any type, a dict with a class_path stays a
+# dict.
 jsonargparse.set_parsing_settings(
     import_path_denylist=["*", *_SCRIPTS],
     import_path_allowlist=list(LIBRARIES),

@@ -1,4 +1,4 @@
-"""Whether a configuration that was made for vectors is used on images."""
+"""Check whether a configuration for vector observations is used with images."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from lit_gfs.errors import EnvironmentFault, UserError
 
 
 def vectors_of(contents: Sequence[Mapping[str, Any]], spec: EnvSpec) -> str | None:
-    """Name the environment of a configuration that shows vectors, where the run's own one shows images.
+    """Find a configuration for vector observations in a run whose environment has image observations.
 
-    Network, learning rate and length of such a configuration are chosen for vectors.
+    The network, learning rate and length of such a configuration are chosen for vectors.
 
     Args:
-        contents: What each of the run's configurations says.
+        contents: Contents of the run's configurations.
         spec: The run's environment.
 
     Returns:
-        The environment's id; ``None`` if there is none.
+        The id of the environment in that configuration; ``None`` if there is none.
     """
     if not spec.is_pixels:
         return None
     for content in contents:
         env_id = _env_id(content)
-        # A module is imported only for the environment that the run has in the end.
-        if env_id not in (None, spec.env_id) and ":" not in str(env_id) and _shows_vectors(str(env_id)):
+        # A colon separates a module, which may be imported only for the environment of the run itself.
+        if env_id not in (None, spec.env_id) and ":" not in str(env_id) and _has_vectors(str(env_id)):
             return env_id
     return None
 
@@ -38,7 +38,7 @@ def _env_id(content: Mapping[str, Any]) -> str | None:
     return env_id if isinstance(env_id, str) else None
 
 
-def _shows_vectors(env_id: str) -> bool:
+def _has_vectors(env_id: str) -> bool:
     try:
         env = make_env(env_id)
     except (UserError, EnvironmentFault):

@@ -1,4 +1,4 @@
-"""The classes that a parsed configuration names, with what they are given."""
+"""Classes in a parsed configuration, with their arguments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class NamedClass(NamedTuple):
     """A class that a configuration names."""
 
     place: str
-    """Where it stands, as in ``model.trunk.``."""
+    """Position in the configuration, such as ``model.trunk.``."""
     cls: Any
     arguments: dict[str, Any]
     unlisted: dict[str, Any]
-    """Those of its arguments that it accepts and does not list."""
+    """Additional arguments that are not in the class's signature."""
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -35,13 +35,13 @@ class NamedClass(NamedTuple):
 
 
 def named_classes(config: Any, place: str = "") -> Iterator[NamedClass]:
-    """Find every class that a configuration names, the outer ones first.
+    """Yield all classes that a configuration names, outer classes first.
 
     Args:
-        config: What the parser made of it, or a part of that.
-        place: Where the part stands, as in ``model.``.
+        config: The parsed configuration, or a part of it.
+        place: Position of the part, such as ``model.``.
     """
-    # Only what the parser has looked at: what looks like a class within plain data stays data.
+    # Only a Namespace can be a class: the parser leaves plain data as lists, tuples and dictionaries.
     if isinstance(config, list | tuple | dict):
         items = config.items() if isinstance(config, dict) else enumerate(config)
         for key, item in items:
@@ -59,9 +59,9 @@ def named_classes(config: Any, place: str = "") -> Iterator[NamedClass]:
 
 
 def _find(path: str) -> Any:
-    """Return what an import path names, such as a class, or a method of one."""
+    """Import the object at an import path, such as a class or a method of a class."""
     module, _, name = path.rpartition(".")
     try:
         return operator.attrgetter(name)(importlib.import_module(module))
-    except ModuleNotFoundError:  # not a module, but a class in one
+    except ModuleNotFoundError:  # the path before the last dot is a class, not a module
         return getattr(_find(module), name)

@@ -1,4 +1,4 @@
-"""Mistakes in the parts that a configuration names: unfinished ones, and those that do not go together."""
+"""Checks for classes in a configuration that are abstract, unusable, or do not fit together."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _UNUSABLE = {
     WeightAveraging: "needs a model that can be copied; expected none of its kind",
     SparseAdam: "takes sparse gradients alone; expected another, such as Adam",
 }
-"""Classes that can be named and built, and fail once training starts: what to do instead."""
+"""Classes that can be built but fail when training starts, each with advice for the user."""
 
 _EPISODE_BYTES = 12
-"""A return and a length."""
+"""Memory of an evaluation episode: its return and its length."""
 
 
 def check_parts(config: Namespace) -> None:
-    """Refuse what could be built, but not trained with.
+    """Reject classes that can be built but not trained with.
 
     Raises:
-        UserError: If there is such a part.
+        UserError: If there is such a class.
     """
     parts = list(named_classes(config))
     for part in parts:
@@ -72,7 +72,7 @@ def check_parts(config: Namespace) -> None:
 
 
 def _reason_against(cls: Any) -> str | None:
-    """Say why a class of a library, or one of the same library that is based on it, cannot be used."""
+    """Return why a class of a library is unusable, or ``None``; the reason also holds for its subclasses."""
     if not inspect.isclass(cls) or not is_by_default(cls.__module__):
         return None
     return next((_UNUSABLE[base] for base in cls.__mro__ if base in _UNUSABLE), None)
@@ -92,10 +92,10 @@ def _check_hooks(parts: list[NamedClass]) -> None:
 
 
 def _check_pair(model: NamedClass, data: NamedClass) -> None:
-    """Check that a model and a datamodule offer what they ask of each other, whoever wrote them."""
+    """Check that a model and a datamodule have the attributes that they need from each other."""
     if not (inspect.isclass(model.cls) and inspect.isclass(data.cls)):
         return
-    # A class of the user's own may make it when it is built.
+    # A class of the user may create env_spec in its constructor.
     gives_spec = hasattr(data.cls, "env_spec") or is_trusted(data.cls.__module__)
     if "env_spec" in model.parameters and not gives_spec:
         raise UserError(
@@ -103,7 +103,7 @@ def _check_pair(model: NamedClass, data: NamedClass) -> None:
             "RolloutDataModule, ReplayDataModule or LabelShuffleDataModule"
         )
     learns = issubclass(model.cls, Learner) or hasattr(model.cls, "collection_policy")
-    # Labels suit any model that the user has written for them.
+    # The user's own models may learn from labels.
     learns |= is_trusted(model.cls.__module__) and not issubclass(data.cls, EnvDataModule)
     if hasattr(data.cls, "env_spec") and not learns:
         raise UserError(
@@ -113,7 +113,7 @@ def _check_pair(model: NamedClass, data: NamedClass) -> None:
 
 
 def _check_monitors(model: Any, callbacks: list[NamedClass]) -> None:
-    """Refuse callbacks that watch a value which nobody reports, where all who could are known."""
+    """Reject callbacks that monitor an unknown metric, unless a trusted callback could report it."""
     scores = _scores(model)
     if not scores or any(is_trusted(part.cls.__module__) for part in callbacks):
         return
@@ -128,7 +128,7 @@ def _check_monitors(model: Any, callbacks: list[NamedClass]) -> None:
 
 
 def _scores(model: Any) -> set[str]:
-    """Return the tags of all values that a model of ours reports to callbacks; none if it is another's."""
+    """Return the tags of all metrics that a model of this package reports; empty for other models."""
     if not inspect.isclass(model) or not model.__module__.startswith("lit_gfs."):
         return set()
     return set(getattr(model, "scores", ()))

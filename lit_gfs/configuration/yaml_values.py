@@ -1,4 +1,4 @@
-"""Values that YAML has no word for, and that classes have as defaults: written as a parser reads it."""
+"""YAML representations of enums, paths and durations, in the form that the parser reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 
 def _represent_enum(dumper: yaml.SafeDumper, value: Enum) -> yaml.Node:
-    # A parser takes members of plain enums by their names; those that are strings as well, by their values.
+    # The parser reads members of plain enums by name, and members of string enums by value.
     return dumper.represent_data(value.value if isinstance(value, str) else value.name)
 
 

@@ -1,1 +1,1 @@
-"""Pure functions of tensors: returns, losses, exploration, distributions of actions."""
+"""Pure functions of tensors: returns, losses, exploration, and action distributions."""

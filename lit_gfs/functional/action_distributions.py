@@ -1,7 +1,7 @@
-"""Distributions of actions, given what a policy's head makes of observations.
+"""Action distributions of policies, built from the outputs of the policy's head.
 
-All of them draw without asking the device for anything: a check of the probabilities, as
-`torch.multinomial` makes, would wait for them. Draws are those of `torch.multinomial` and `torch.normal`.
+Sampling does not synchronize with the device. `torch.multinomial` does, because it checks the probabilities.
+The draws are the same as those of `torch.multinomial` and `torch.normal`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from lit_gfs.functional.losses import (
     gaussian_log_prob,
 )
 
-_NEVER = -1e9
-"""Logit of a choice that a part of an action does not have: its probability is 0 in float32, its logarithm
-finite."""
+_MASKED_LOGIT = -1e9
+"""Logit of a choice that a part of an action does not have. Its probability is 0 in float32, and its
+log-probability is finite."""
 
 
 class ActionDistribution(Protocol):
     """A distribution of actions for each observation of a batch ``(*batch,)``."""
 
     def sample(self) -> Tensor:
-        """Draw one action each, without gradient."""
+        """Draw one action per observation, without gradient."""
 
     def mode(self) -> Tensor:
         """Return the most probable actions."""
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-probabilities, or log-densities, of actions, ``(*batch,)``."""
+        """Return the log-probabilities or log-densities of actions, ``(*batch,)``."""
 
     def entropy(self) -> Tensor:
         """Return the entropies in nats, ``(*batch,)``."""
@@ -44,7 +44,7 @@ class ActionDistribution(Protocol):
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of several actions, ``(*batch,)``.
+    """A categorical distribution over discrete actions ``(*batch,)``.
 
     Args:
         logits: Unnormalized log-probabilities, ``(*batch, num_actions)``.
@@ -53,7 +53,9 @@ class Categorical:
     logits: Tensor
 
     def sample(self) -> Tensor:
-        """Draw indices of actions: the first to happen of events with these rates."""
+        """Draw action indices ``(*batch,)``."""
+        # Exponential race: if each action waits for an exponential time at a rate equal to its probability,
+        # the probability to come first is the action's probability.
         probability = self.logits.detach().softmax(-1)
         return (probability / torch.empty_like(probability).exponential_()).argmax(-1)
 
@@ -71,11 +73,11 @@ class Categorical:
 
 
 class MultiCategorical:
-    """Several independent choices, ``(*batch, parts)``; a switch is a choice of two.
+    """Several independent categorical choices ``(*batch, parts)``; a binary part has two choices.
 
     Args:
         logits: Unnormalized log-probabilities of all choices, part after part, ``(*batch, sum(choices))``.
-        choices: How many choices each part has.
+        choices: Number of choices of each part.
     """
 
     def __init__(self, logits: Tensor, choices: Sequence[int]) -> None:
@@ -100,7 +102,7 @@ class MultiCategorical:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Numbers with independent dimensions, ``(*batch, dim)``, without bounds.
+    """A Gaussian with independent dimensions over unbounded continuous actions ``(*batch, dim)``.
 
     Args:
         mean: Means, ``(*batch, dim)``.
@@ -129,17 +131,17 @@ class Gaussian:
 
 
 def logits_by_part(logits: Tensor, choices: Sequence[int]) -> Tensor:
-    """Give each part of an action a row of its own.
+    """Split logits into one row for each part of an action, padded to the same length.
 
     Args:
         logits: Logits of all choices, part after part, ``(*batch, sum(choices))``.
-        choices: How many choices each part has.
+        choices: Number of choices of each part.
 
     Returns:
-        Logits ``(*batch, parts, max(choices))``; a choice that a part does not have has probability 0.
+        Logits ``(*batch, parts, max(choices))``; padding has probability 0.
     """
     most = max(choices)
     if min(choices) == most:
         return logits.unflatten(-1, (len(choices), most))
     rows = logits.split(list(choices), -1)
-    return torch.stack([F.pad(row, (0, most - row.shape[-1]), value=_NEVER) for row in rows], -2)
+    return torch.stack([F.pad(row, (0, most - row.shape[-1]), value=_MASKED_LOGIT) for row in rows], -2)

@@ -1,6 +1,6 @@
-"""Exploration: random actions, and how often they are drawn.
+"""Exploration: epsilon-greedy actions and the schedule of epsilon.
 
-A schedule is a function of the environment-step count alone, so that a resumed run goes on where it was.
+A schedule depends only on the number of environment steps, so a resumed run continues the same schedule.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def linear_schedule(step: int, start: float, end: float, duration: int) -> float:
-    """Go from ``start`` to ``end`` in a straight line, then stay.
+    """Interpolate linearly from ``start`` to ``end`` over ``duration`` steps, then stay at ``end``.
 
     Args:
         step: Environment steps so far.
         start: Value at step 0.
-        end: Value from ``duration`` on.
-        duration: Length of the line in environment steps; 0 gives ``end`` at once.
+        end: Value from step ``duration`` on.
+        duration: Length of the schedule in environment steps; 0 returns ``end`` from the first step.
 
     Returns:
         The value at ``step``.
@@ -27,14 +27,14 @@ def linear_schedule(step: int, start: float, end: float, duration: int) -> float
 
 
 def epsilon_greedy(q_values: Tensor, epsilon: float) -> Tensor:
-    """Choose the best action, or with probability ``epsilon`` any; every row draws for itself.
+    """Choose the greedy action, or with probability ``epsilon`` a uniformly random one, for each row.
 
     Args:
         q_values: Action values, ``(num_envs, num_actions)``.
-        epsilon: Probability of a draw from all actions, the best among them.
+        epsilon: Probability of a random action, which may be the greedy one.
 
     Returns:
-        Indices of actions, ``(num_envs,)``.
+        Action indices, ``(num_envs,)``.
     """
     greedy = q_values.argmax(-1)
     if epsilon == 0:

@@ -1,6 +1,6 @@
-"""Losses of the agents, and the densities in them, as pure functions of tensors.
+"""Losses of the agents, and their log-densities and entropies, as pure functions of tensors.
 
-Every loss is a mean over its batch. Tensors whose shapes do not fit are refused, never broadcast.
+Every loss is a mean over its batch. Mismatched shapes raise a ``ValueError``; they are never broadcast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 def q_loss(
     q_values: Tensor, action: Tensor, target: Tensor, kind: Literal["huber", "mse"]
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of the chosen actions' values against their targets.
+    """Return the loss between the chosen actions' values and their targets.
 
     Args:
         q_values: Values of all actions, ``(batch, num_actions)``.
@@ -28,7 +28,7 @@ def q_loss(
         The mean loss, and the temporal-difference errors d = target - value ``(batch,)``, without gradient.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
     """
     _check_same_shape(action=action, target=target)
     chosen = _select(q_values, action)
@@ -43,7 +43,7 @@ def max_q_value(next_q: Tensor) -> Tensor:
 
 
 def double_q_value(online_next_q: Tensor, target_next_q: Tensor) -> Tensor:
-    """Return the target network's value of the online network's choice (van Hasselt et al. 2016).
+    """Return the target network's value of the online network's greedy action (van Hasselt et al. 2016).
 
     Args:
         online_next_q: Action values by the online network, ``(batch, num_actions)``.
@@ -56,27 +56,27 @@ def double_q_value(online_next_q: Tensor, target_next_q: Tensor) -> Tensor:
 
 
 class PolicyLoss(NamedTuple):
-    """The clipped policy loss and how far the policy has moved; only ``loss`` carries a gradient."""
+    """PPO's clipped policy loss and its diagnostics; only ``loss`` carries a gradient."""
 
     loss: Tensor
-    """Mean clipped surrogate, negated."""
+    """Negative mean of the clipped surrogate objective."""
     approx_kl: Tensor
     """Estimate of KL(old policy || policy)."""
     clip_fraction: Tensor
-    """Share of ratios outside of the trusted interval."""
+    """Share of probability ratios outside of ``[1 - clip, 1 + clip]``."""
 
 
 def clipped_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> PolicyLoss:
     """Return PPO's clipped surrogate loss (Schulman et al. 2017, eq. 7).
 
-    The KL estimate is the mean of (r - 1) - log r over the ratios r, which is unbiased and never negative
-    (Schulman 2020, "Approximating KL divergence", estimator k3).
+    The KL estimate is the mean of (r - 1) - log r over the probability ratios r. It is unbiased and never
+    negative (Schulman 2020, "Approximating KL divergence", estimator k3).
 
     Args:
-        log_prob: Log-probabilities of the actions under the policy, ``(batch,)``.
-        old_log_prob: Log-probabilities under the policy that acted, ``(batch,)``.
+        log_prob: Log-probabilities of the actions under the current policy, ``(batch,)``.
+        old_log_prob: Log-probabilities under the policy that collected the rollout, ``(batch,)``.
         advantage: Advantages, ``(batch,)``.
-        clip: Half-width of the trusted interval around a ratio of 1.
+        clip: Half-width of the clipping interval around a ratio of 1.
 
     Returns:
         Loss, approximate KL divergence and clip fraction, scalars.
@@ -87,8 +87,10 @@ def clipped_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tenso
     _check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
+    # The minimum removes the gain from moving the ratio out of the interval, but never hides a loss.
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
     with torch.no_grad():
+        # expm1(log r) = r - 1, exact for ratios close to 1.
         approx_kl = (log_ratio.expm1() - log_ratio).mean()
         clip_fraction = ((ratio - 1).abs() > clip).float().mean()
     return PolicyLoss(loss, approx_kl, clip_fraction)
@@ -99,14 +101,14 @@ def value_loss(
 ) -> Tensor:
     """Return half the mean squared error of values, optionally clipped as in OpenAI's baselines.
 
-    With clipping a value gains nothing by moving further than ``clip`` from what it was: the larger of the
-    errors with and without the clipped move counts.
+    Clipping limits the change of a value since the rollout to ``clip``. The loss takes the larger of the
+    squared errors with and without this limit, so a larger change does not reduce the loss further.
 
     Args:
         value: Values, ``(batch,)``.
         target: Targets, ``(batch,)``.
-        old_value: Values by the network that acted, ``(batch,)``; only used with ``clip``.
-        clip: Half-width to which a value may move; ``None`` does not clip.
+        old_value: Values at the time of the rollout, ``(batch,)``; only used with ``clip``.
+        clip: Largest change of a value; ``None`` does not clip.
 
     Returns:
         The mean of (value - target)^2 / 2.
@@ -126,7 +128,7 @@ def value_loss(
 
 
 def normalize_advantage(advantage: Tensor) -> Tensor:
-    """Shift and scale advantages to mean 0 and standard deviation 1; a single one is left as it is."""
+    """Shift and scale advantages to mean 0 and standard deviation 1; a single advantage is unchanged."""
     if advantage.numel() < 2:
         return advantage
     return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -137,11 +139,11 @@ def explained_variance(value: Tensor, target: Tensor) -> Tensor:
 
     Args:
         value: Predicted values, of any shape.
-        target: What they are trained towards, of the same shape.
+        target: Value targets, of the same shape.
 
     Returns:
-        1 - Var(target - value) / Var(target): 1 is perfect, 0 no better than a constant. Targets that do
-        not vary leave nothing to explain and give 0.
+        1 - Var(target - value) / Var(target): 1 is perfect, 0 is no better than a constant. Constant targets
+        give 0.
 
     Raises:
         ValueError: If the shapes differ.
@@ -157,7 +159,7 @@ def categorical_log_prob(logits: Tensor, action: Tensor) -> Tensor:
 
     Args:
         logits: Unnormalized log-probabilities, ``(*batch, num_actions)``.
-        action: Indices of actions, ``(*batch,)``.
+        action: Action indices, ``(*batch,)``.
     """
     return _select(logits.log_softmax(-1), action)
 
@@ -194,6 +196,7 @@ def gaussian_entropy(log_std: Tensor) -> Tensor:
 
 
 def _select(values: Tensor, index: Tensor) -> Tensor:
+    """Pick one value ``(*batch,)`` from each row of ``values`` ``(*batch, n)``."""
     _check_same_shape(values=values[..., 0], index=index)
     return values.gather(-1, index.long().unsqueeze(-1)).squeeze(-1)
 

@@ -1,15 +1,15 @@
-"""Returns: what values are trained towards, as pure functions of a rollout or a batch of transitions.
+"""Returns and advantages, as pure functions of a rollout or of a batch of transitions.
 
-An episode can end in two ways. A *terminated* one has no future: nothing is bootstrapped. A *truncated* one
-was merely cut off: its return bootstraps from the value of its true final observation. Both are *done*:
-what follows in the rollout belongs to another episode and must not leak backwards.
+An episode ends in one of two ways. If it is *terminated*, there is no future, so its return does not
+bootstrap. If it is *truncated*, it was cut off, so its return bootstraps from the value of its true final
+observation. Both are *done*: the next step of the rollout belongs to another episode and must not contribute.
 
-All arguments of a call have one shape. Rollouts are ``(num_envs, T)`` or ``(num_envs, T, 1)``, time second.
-``next_value[:, t]`` is the value of the observation that step t led to, the final one where the episode
-ended, never that of the reset which follows.
+All arguments of a call have the same shape. Rollouts are ``(num_envs, T)`` or ``(num_envs, T, 1)``.
+``next_value[:, t]`` is the value of the observation after step t: the final observation where the episode
+ended, never the first observation after the reset.
 
-The recursions are TorchRL's. Its vectorized variants cut small weights off (errors of 1e-6) and fail at
-lambda 0, so the plain ones are used.
+TorchRL computes the recursions. Its vectorized variants drop small weights (errors of 1e-6) and fail at
+lambda 0, so this module uses the plain ones.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from torchrl.objectives.value.functional import (
 
 
 class FinalObservations(Protocol):
-    """The observations that some steps of a rollout led to: a tensor, or what holds the final ones alone."""
+    """The next observations of a rollout: a tensor, or an object that stores only the final ones."""
 
     def __getitem__(self, steps: Tensor) -> Tensor:
-        """Return the observations ``(m, *shape)`` that the steps of a mask ``(num_envs, T)`` led to."""
+        """Return the next observations ``(m, *shape)`` of the steps selected by a mask ``(num_envs, T)``."""
 
 
 def td_target(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:
@@ -37,8 +37,8 @@ def td_target(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: flo
 
     Args:
         reward: Rewards, of any shape.
-        next_value: Values of the states that followed.
-        terminated: Whether the episode ended there for good, boolean.
+        next_value: Values of the next states.
+        terminated: Whether the step terminated the episode, boolean.
         gamma: Discount per environment step.
 
     Returns:
@@ -64,10 +64,10 @@ def generalized_advantage(
 
     Args:
         reward: Rewards, ``(num_envs, T)`` or ``(num_envs, T, 1)``.
-        value: Values of the states that were acted in.
-        next_value: Values of the states that followed.
-        done: Whether the episode ended, terminated or truncated, boolean.
-        terminated: Whether it ended for good, boolean.
+        value: Values of the states.
+        next_value: Values of the next states.
+        done: Whether the step ended the episode, terminated or truncated, boolean.
+        terminated: Whether the step terminated the episode, boolean.
         gamma: Discount per environment step.
         lambda_: Decay of the weight on longer returns, from 0 (one step) to 1 (Monte Carlo).
 
@@ -78,6 +78,8 @@ def generalized_advantage(
         ValueError: If the shapes differ.
     """
     _check_shapes(reward, value, next_value, done, terminated)
+    # delta = r + gamma v(s') - v(s), backwards in time: A = delta + gamma lambda A' while not done.
+    # TorchRL masks v(s') of terminated steps by a product, which would turn an infinite value into NaN.
     advantage, _ = generalized_advantage_estimate(
         gamma,
         lambda_,
@@ -92,13 +94,13 @@ def lambda_return(
 ) -> Tensor:
     """Return lambda-returns, G = r + gamma ((1 - lambda) v(s') + lambda G') (Sutton & Barto 2018, eq. 12.2).
 
-    At the end of an episode, and of the rollout, v(s') takes the place of G'.
+    At the end of an episode, and at the end of the rollout, v(s') replaces G'.
 
     Args:
         reward: Rewards, ``(num_envs, T)`` or ``(num_envs, T, 1)``.
-        next_value: Values of the states that followed; in Q-learning their largest action value.
-        done: Whether the episode ended, terminated or truncated, boolean.
-        terminated: Whether it ended for good, boolean.
+        next_value: Values of the next states; in Q-learning the largest action value.
+        done: Whether the step ended the episode, terminated or truncated, boolean.
+        terminated: Whether the step terminated the episode, boolean.
         gamma: Discount per environment step.
         lambda_: Weight of longer returns, from 0 (one step) to 1 (Monte Carlo).
 
@@ -122,23 +124,25 @@ def next_values(
     terminated: Tensor,
     value_of: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Return the values of the states that a rollout's steps led to, with as few evaluations as it takes.
+    """Return the values of a rollout's next states, with as few evaluations as possible.
 
-    Within an episode the next state's value was computed when that state was acted in. Only the final
-    observation of a truncated episode, and the one that each env's last step led to, were never acted in.
+    Within an episode, the value of the next state is the next entry of ``value``. Two kinds of observations
+    still need an evaluation: the final one of a truncated episode, and the one after the rollout's last step.
 
     Args:
-        value: Values of the states that were acted in, ``(num_envs, T)``.
-        next_observation: The observations that the steps led to, the true final ones where an episode ended,
-            ``(num_envs, T, *shape)``; final ones are enough.
-        done: Whether the episode ended, terminated or truncated, boolean ``(num_envs, T)``.
-        terminated: Whether it ended for good, boolean ``(num_envs, T)``.
+        value: Values of the states, ``(num_envs, T)``.
+        next_observation: Next observations ``(num_envs, T, *shape)``, the true final one where an episode
+            ended; only the final ones and those after the last step are read.
+        done: Whether the step ended the episode, terminated or truncated, boolean ``(num_envs, T)``.
+        terminated: Whether the step terminated the episode, boolean ``(num_envs, T)``.
         value_of: Maps observations ``(n, *shape)`` to values ``(n,)``.
 
     Returns:
-        Values, ``(num_envs, T)``; those of terminated steps mean nothing.
+        Values, ``(num_envs, T)``; the entries of terminated steps are meaningless.
     """
+    # Shift by one step. The repeated last column is a placeholder.
     next_value = torch.cat([value[:, 1:], value[:, -1:]], dim=1)
+    # A terminated step does not bootstrap, so its next value is never needed.
     is_unknown = done & ~terminated
     is_unknown[:, -1] = ~terminated[:, -1]
     if is_unknown.any():
@@ -147,7 +151,7 @@ def next_values(
 
 
 def _as_columns(*tensors: Tensor) -> list[Tensor]:
-    """Give rollouts the trailing dimension that TorchRL expects."""
+    """Add the trailing dimension that TorchRL expects to rollouts ``(num_envs, T)``."""
     return [tensor.unsqueeze(-1) if tensor.ndim == 2 else tensor for tensor in tensors]
 
 

@@ -1,4 +1,4 @@
-"""Algorithms on gradients, layer by layer: plain objects that know neither Lightning nor any optimizer."""
+"""Layer-wise gradient clipping and normalization, independent of Lightning and of the optimizer."""
 
 from lit_gfs.gradients.clipping import PercentileClipper, TemporalClipper, ZScoreClipper
 from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients

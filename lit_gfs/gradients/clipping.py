@@ -1,4 +1,4 @@
-"""Temporal-aware gradient clipping: a layer's gradient is measured against the layer's own recent past."""
+"""Temporal-aware gradient clipping: compare a layer's gradient norm with the layer's own recent norms."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor
 from lit_gfs.errors import require_between
 from lit_gfs.gradients.layerwise import LayerwiseScaling
 
-_LEAST_SPREAD = 0.01
-"""The least standard deviation of a layer's norm, as a share of its mean: a steady
-history must not make every change a spike."""
+_MIN_RELATIVE_STD = 0.01
+"""Lower bound on the standard deviation of a layer's norm, relative to its mean. Without it, every change
+after a steady history would count as a spike."""
 
 
 class TemporalClipper(LayerwiseScaling):
-    """Base of the clippers: shortens a gradient that stands out from the layer's history.
+    """Base of the clippers: shortens a gradient that is large compared to the layer's history.
 
-    A clipper knows of time in two ways. It has a memory that fades, and it can be told by `reopen` that the
-    objective itself has changed (a new target network, a new rollout): for the next ``shift_grace`` gradients
-    a layer is then not clipped, and its memory is weak, so that it learns the new scale instead of mistaking
-    it for a spike.
+    A clipper is aware of time in two ways. First, its memory decays. Second, `reopen` reports a change of the
+    objective (a new target network, a new rollout). The clipper then does not clip a layer's next
+    ``shift_grace`` gradients and weakens its memory. So it adapts to the new scale, instead of treating the
+    new scale as a spike.
 
     Args:
-        warmup: Gradients of a layer that are only watched at first.
-        shift_grace: Gradients of a layer that are only watched after `reopen`; 0 ignores it.
+        warmup: Gradients per layer that are observed but not clipped at the start.
+        shift_grace: Gradients per layer that are observed but not clipped after `reopen`; 0 ignores `reopen`.
 
     Raises:
         UserError: If an argument is out of range.
@@ -37,15 +37,15 @@ class TemporalClipper(LayerwiseScaling):
         self.shift_grace = shift_grace
 
     def target_norms(self, norms: Tensor) -> Tensor:
-        """Return the norm that each layer's gradient may keep, ``(L,)``: at most ``norms`` itself."""
+        """Return the norm of each layer's gradient after clipping, ``(L,)``, at most ``norms``."""
         raise NotImplementedError
 
     def observe(self, norms: Tensor, usable: Tensor) -> None:
-        """Take norms ``(L,)`` into the history, where ``usable``."""
+        """Add the norms ``(L,)`` of the ``usable`` layers to the history."""
         raise NotImplementedError
 
     def reopen(self) -> None:
-        """Note that the objective has just changed."""
+        """Prepare for a new scale of gradients, after the objective has changed."""
         if self.state and self.shift_grace:
             self.state["watch"].clamp_(min=self.shift_grace)
             self._weaken_memory()
@@ -57,8 +57,10 @@ class TemporalClipper(LayerwiseScaling):
         return {"watch": torch.full_like(norms, self.warmup, dtype=torch.int64)}
 
     def factors(self, norms: Tensor, usable: Tensor, weight_norms: Tensor | None = None) -> Tensor:
-        """Return target norm by norm, once a layer is no longer only watched."""
+        """Return the ratio of the target norm to the norm; 1 during warm-up and grace."""
+        # ``watch`` counts down the gradients of each layer that are observed but not clipped.
         watch = self.state["watch"]
+        # The history used for clipping does not include the current gradient.
         target = torch.where(watch > 0, norms, self.target_norms(norms))
         self.observe(norms, usable)
         watch -= (usable & (watch > 0)).to(watch.dtype)
@@ -68,24 +70,26 @@ class TemporalClipper(LayerwiseScaling):
 class ZScoreClipper(TemporalClipper):
     """Clips by the z-score of a layer's gradient norm.
 
-    With m and v, running mean and variance of the norm n: where z = (n - m) / sqrt(v) exceeds z*, the
-    gradient is shortened to m + (z*^2 / z) sqrt(v) - the farther out, the shorter (ZClip, Kumar et al. 2025,
-    arXiv 2504.02507). Two things differ from there. What enters the statistics is the norm limited to m + z*
-    sqrt(v), not the shortened one: that would be ever closer to m for larger jumps, the variance would
-    shrink, and a lasting rise of the norm would be taken for a spike for good. And sqrt(v) is at least 1% of
-    m.
+    Let m and v be the running mean and variance of the norm n. If z = (n - m) / sqrt(v) exceeds z*, the
+    gradient is shortened to the norm m + (z*^2 / z) sqrt(v), so a larger outlier becomes shorter (ZClip,
+    Kumar et al. 2025, arXiv 2504.02507). Two details differ from the paper:
 
-    The weight of a new norm is 1/(k + 1) after k norms, so that the first ones are plain averages without
-    bias, and never less than 1 - ``decay``. `TemporalClipper.reopen` sets k to ``shift_memory`` or less.
+    - The statistics take the norm limited to m + z* sqrt(v), not the shortened norm. The shortened norm
+      approaches m for larger jumps, so the variance would shrink and a lasting rise of the norm would count
+      as a spike forever.
+    - sqrt(v) is at least 1% of m.
+
+    After k norms, a new norm has the weight 1/(k + 1), but at least 1 - ``decay``. So the first statistics
+    are plain averages without bias. `TemporalClipper.reopen` reduces k to at most ``shift_memory``.
 
     Args:
         z_threshold: z*, in standard deviations.
-        decay: Memory of the running statistics, per gradient.
-        warmup: Gradients of a layer that are only watched at first.
-        shift_grace: Gradients of a layer that are only watched after `reopen`; 0 ignores it.
-        shift_memory: How many gradients the past counts for after `reopen`. From a memory of 6 or less, one
-            gradient of a new, lasting scale is enough to bring the next one within 2.5 standard deviations,
-            however large the change.
+        decay: Decay of the running statistics, per gradient.
+        warmup: Gradients per layer that are observed but not clipped at the start.
+        shift_grace: Gradients per layer that are observed but not clipped after `reopen`; 0 ignores `reopen`.
+        shift_memory: Number of gradients that the history counts for after `reopen`. With 6 or less, a single
+            gradient of a new, lasting scale brings the next one within 2.5 standard deviations, however large
+            the change is.
 
     Raises:
         UserError: If an argument is out of range.
@@ -109,24 +113,26 @@ class ZScoreClipper(TemporalClipper):
     def target_norms(self, norms: Tensor) -> Tensor:
         """Return m + (z*^2 / z) sqrt(v) where z > z*, else the norm."""
         deviation = norms - self.state["mean"]
-        spread = self._spread()
-        shortened = self.state["mean"] + (self.z_threshold * spread).square() / deviation
-        return torch.where(deviation > self.z_threshold * spread, shortened, norms)
+        std = self._std()
+        # With z = deviation / std, (z*^2 / z) std is (z* std)^2 / deviation.
+        shortened = self.state["mean"] + (self.z_threshold * std).square() / deviation
+        return torch.where(deviation > self.z_threshold * std, shortened, norms)
 
     def observe(self, norms: Tensor, usable: Tensor) -> None:
-        """Move mean and variance towards the norms, limited to m + z* sqrt(v) unless only watched."""
+        """Update mean and variance with the norms, limited to m + z* sqrt(v) after warm-up and grace."""
         mean, variance, memory = self.state["mean"], self.state["variance"], self.state["memory"]
-        limited = torch.minimum(norms, mean + self.z_threshold * self._spread())
-        taken = torch.where(self.state["watch"] > 0, norms, limited)
+        limited = torch.minimum(norms, mean + self.z_threshold * self._std())
+        observed = torch.where(self.state["watch"] > 0, norms, limited)
+        # A weight of 0 leaves the statistics of layers without a usable gradient unchanged.
         weight = (1 / (memory + 1)).clamp(min=1 - self.decay) * usable
-        deviation = taken - mean
+        deviation = observed - mean
+        # v <- (1 - w) (v + w d^2), where d is the deviation from the mean before its update.
         variance.add_(weight * deviation.square()).mul_(1 - weight)
-        # In this order, as variance about the mean before: (1 - w) (v + w d^2).
         mean.add_(weight * deviation)
         memory.add_(usable)
 
-    def _spread(self) -> Tensor:
-        return torch.maximum(self.state["variance"].sqrt(), _LEAST_SPREAD * self.state["mean"])
+    def _std(self) -> Tensor:
+        return torch.maximum(self.state["variance"].sqrt(), _MIN_RELATIVE_STD * self.state["mean"])
 
     def _weaken_memory(self) -> None:
         self.state["memory"].clamp_(max=self.shift_memory)
@@ -139,14 +145,14 @@ class ZScoreClipper(TemporalClipper):
 class PercentileClipper(TemporalClipper):
     """Clips to a percentile of a layer's last gradient norms (AutoClip, Seetharaman et al. 2020).
 
-    After AutoClip, but per layer, over a window instead of the whole past, and with a high percentile. Norms
-    enter the history as they were before clipping. `TemporalClipper.reopen` empties it.
+    Unlike AutoClip, it works per layer, keeps a window instead of the whole history, and defaults to a high
+    percentile. The history contains the norms before clipping. `TemporalClipper.reopen` empties it.
 
     Args:
-        percentile: What of the history lies below the limit, in percent.
-        window: Gradients in the history.
-        warmup: Gradients of a layer that are only watched at first.
-        shift_grace: Gradients of a layer that are only watched after `reopen`; 0 ignores it.
+        percentile: Percentile of the history that limits the norm, from 0 to 100.
+        window: Number of gradients in the history.
+        warmup: Gradients per layer that are observed but not clipped at the start.
+        shift_grace: Gradients per layer that are observed but not clipped after `reopen`; 0 ignores `reopen`.
 
     Raises:
         UserError: If an argument is out of range.
@@ -162,12 +168,14 @@ class PercentileClipper(TemporalClipper):
         self.window = window
 
     def target_norms(self, norms: Tensor) -> Tensor:
-        """Return the norm, or the percentile of the history if that is less."""
+        """Return the norm, limited to the percentile of the history."""
         limit = self.state["history"].nanquantile(self.percentile / 100, dim=0)
-        return torch.where(norms > limit, limit, norms)  # without a history the limit is NaN
+        # The limit is NaN while the history is empty; the comparison is then false.
+        return torch.where(norms > limit, limit, norms)
 
     def observe(self, norms: Tensor, usable: Tensor) -> None:
-        """Write the norms over the oldest ones."""
+        """Replace the oldest norms of the history."""
+        # Each layer has its own write position, because layers without a usable gradient do not advance.
         history, count = self.state["history"], self.state["count"]
         oldest = (count % self.window).unsqueeze(0)
         history.scatter_(0, oldest, torch.where(usable, norms, history.gather(0, oldest)))

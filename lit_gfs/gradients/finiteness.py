@@ -1,4 +1,4 @@
-"""Which tensors hold values that are not finite: infinite, or not a number."""
+"""Search of tensors for non-finite values (infinity or NaN)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 
 @torch.no_grad()
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether all values of tensors are finite; free to ask on the CPU, a wait for any other device.
+    """Return whether all values of tensors are finite; synchronizes with any device other than the CPU.
 
     Args:
         tensors: Dense tensors on one device, of any floating or complex dtype.
     """
-    # A sum is the cheapest pass over a tensor. It may overflow where no value does: that is looked into.
+    # A sum is the cheapest pass over a tensor. It can overflow although all values are finite; only then is
+    # the exact check needed.
     if all(cmath.isfinite(tensor.sum().item()) for tensor in tensors):
         return True
     return not nonfinite_tensors(tensors).any()
@@ -25,15 +26,15 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 @torch.no_grad()
 def nonfinite_tensors(tensors: Sequence[Tensor]) -> Tensor:
-    """Find tensors with a value that is not finite, without reading from their device.
+    """Find the tensors with a non-finite value, without synchronizing with their device.
 
-    Large values count as finite: the maximum norm, unlike the 2-norm, does not overflow.
+    Large values count as finite: the maximum norm does not overflow, unlike the 2-norm.
 
     Args:
         tensors: P dense tensors on one device, of any floating or complex dtype.
 
     Returns:
-        Flags ``(P,)`` of bool, on the tensors' device.
+        Boolean flags ``(P,)``, on the tensors' device.
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What the gradient interventions share: one factor per layer, found from the norms of its gradients."""
+"""Base of the gradient interventions: one factor per layer, computed from the layers' gradient norms."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from lit_gfs.metrics.gradient_flow import LayerGradients, layer_norms
 
 
 class ScaledGradients(NamedTuple):
-    """What was done to the gradients of L layers; tensors on the gradients' device, ``(L,)``."""
+    """Norms and factors of the gradients of L layers; tensors ``(L,)`` on the gradients' device."""
 
     norms: Tensor
-    """2-norms before; 0 for a layer without a gradient."""
+    """2-norms before scaling; 0 for a layer without a gradient."""
     scales: Tensor
-    """The factors; 1 where nothing was done."""
+    """The applied factors; 1 for an unchanged layer."""
 
 
 class LayerwiseScaling:
-    """Base of the algorithms that multiply each layer's gradient by a factor of its own.
+    """Base of the algorithms that multiply the gradient of each layer by a scalar factor.
 
-    A factor is a scalar, so a layer keeps its gradient's direction. What state has for each layer is matched
-    by name: layers may come and go. A layer without a gradient, or with a zero one, says nothing about scale:
-    it is left alone and its state rests. If any norm is not finite, no gradient changes and no state moves.
+    A scalar factor keeps the direction of a layer's gradient. The state of each layer is found by the layer's
+    name, so layers may appear and disappear. A layer without a gradient, or with a zero gradient, keeps its
+    gradient and its state. If any norm is not finite, all gradients and the whole state stay unchanged.
 
-    A subclass lists its state in `_fresh_state` and gives the factors in `factors`.
+    A subclass implements `_fresh_state` for its state and `factors` for the factors.
     """
 
     needs_weights = False
-    """Whether `factors` reads the norms of the parameters themselves."""
+    """Whether `factors` reads the norms of the parameters."""
 
     def __init__(self) -> None:
         self.layers: list[str] = []
-        """The names of the L layers that state is kept for."""
+        """Names of the L layers in the state."""
         self.state: dict[str, Tensor] = {}
-        """Tensors by name, on the gradients' device: ``(..., L)``, or ``()`` for what all layers share."""
-        self._kept_as: tuple[torch.device, torch.dtype] | None = None
-        """Where the state is and how precise, None as long as it has not been matched to gradients."""
+        """Tensors by name, on the gradients' device: ``(..., L)``, or ``()`` if shared by all layers."""
+        self._device_and_dtype: tuple[torch.device, torch.dtype] | None = None
+        """Device and dtype of the state; None until the state is matched to gradients."""
 
     def factors(self, norms: Tensor, usable: Tensor, weight_norms: Tensor | None) -> Tensor:
-        """Return the factor of each layer, and take the norms into the state.
+        """Return the factor of each layer, and update the state with the norms.
 
         Args:
             norms: Gradient norms ``(L,)``, finite and positive where ``usable``.
-            usable: Which layers count, ``(L,)`` of bool; the state of the others must not move.
-            weight_norms: Norms of the layers' parameters ``(L,)``, where `needs_weights`.
+            usable: Which layers have a usable gradient, boolean ``(L,)``. The state of the other layers must
+                not change.
+            weight_norms: Norms of the layers' parameters ``(L,)`` if `needs_weights`.
 
         Returns:
             Factors ``(L,)``; ignored where not ``usable``.
@@ -56,7 +57,7 @@ class LayerwiseScaling:
         raise NotImplementedError
 
     def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
-        """Return the state of layers never seen, ``(..., L)`` or ``()`` each, like ``norms`` ``(L,)``."""
+        """Return the initial state: tensors ``(..., L)`` or ``()`` on the device of ``norms`` ``(L,)``."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -66,44 +67,49 @@ class LayerwiseScaling:
         Args:
             gradients: Gradients of L layers by name, as from
                 `lit_gfs.metrics.gradient_flow.gradients_by_layer`.
-            weights: The parameters themselves in the same form, where the algorithm `needs_weights`.
+            weights: The parameters in the same form, if the algorithm `needs_weights`.
 
         Returns:
-            What was done.
+            The norms before scaling, and the factors.
         """
         norms = layer_norms(gradients)
         self._align(list(gradients), norms)
+        # One non-finite norm makes all layers unusable: the optimizer step is about to be skipped.
         usable = norms.isfinite().all() & (norms > 0)
         weight_norms = layer_norms(weights) if self.needs_weights and weights is not None else None
-        # Norms that do not count are kept from the arithmetic, where they could turn into NaN.
+        # Replace unusable norms by 1, because they could turn the state into NaN.
         factors = self.factors(torch.where(usable, norms, 1.0), usable, weight_norms)
         scales = torch.where(usable, factors, 1.0)
         scale_gradients_(gradients, scales)
         return ScaledGradients(norms, scales)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all state, as strings and tensors."""
+        """Return the state as strings and tensors."""
         return {
             "layers": list(self.layers),
             "state": {key: value.clone() for key, value in self.state.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with saved state.
+        """Restore a saved state.
 
-        Layers are matched by name when gradients are next applied. State of another kind, or with a history
-        of another length, says nothing here: the algorithm then begins anew.
+        The next call of `apply` matches the layers by name. If the saved state belongs to another algorithm
+        or has a history of another length, the algorithm starts from its initial state.
         """
         self.layers = list(state["layers"])
         self.state = {key: value.clone() for key, value in state["state"].items()}
-        self._kept_as = None
+        self._device_and_dtype = None
 
     def _align(self, layers: Sequence[str], norms: Tensor) -> None:
-        """Bring the state to these layers, this device and precision; what is known of a layer stays."""
-        kept_as = (norms.device, norms.dtype)
-        if self.layers == layers and self._kept_as == kept_as:
+        """Match the state to these layers, and to the device and dtype of their norms ``(L,)``.
+
+        Known layers keep their state; new layers get the initial state.
+        """
+        device_and_dtype = (norms.device, norms.dtype)
+        if self.layers == layers and self._device_and_dtype == device_and_dtype:
             return
         fresh = self._fresh_state(norms)
+        # Discard a state with other keys or other history lengths.
         shapes = ({key: value.shape[:-1] for key, value in state.items()} for state in (self.state, fresh))
         if operator.ne(*shapes):
             self.layers, self.state = [], {}
@@ -114,7 +120,7 @@ class LayerwiseScaling:
                 fresh[key].copy_(known)
             else:
                 fresh[key][..., new] = known.to(fresh[key])[..., old]
-        self.layers, self.state, self._kept_as = list(layers), fresh, kept_as
+        self.layers, self.state, self._device_and_dtype = list(layers), fresh, device_and_dtype
 
 
 def scale_gradients_(gradients: LayerGradients, scales: Tensor) -> None:
@@ -125,12 +131,13 @@ def scale_gradients_(gradients: LayerGradients, scales: Tensor) -> None:
         scales: Factors ``(L,)``.
     """
     if scales.device.type == "cpu":
-        # Reading costs nothing here, and most factors are 1.
+        # On the CPU, reading the factors is free. Most factors are 1 and need no multiplication.
         pairs = zip(gradients.values(), scales.tolist(), strict=True)
         for layer, scale in pairs:
             if scale != 1.0:
                 torch._foreach_mul_([gradient for gradient in layer if gradient is not None], scale)
         return
+    # On other devices, factors stay on the device, and one kernel launch multiplies many tensors.
     flat: list[Tensor] = []
     factors: list[Tensor] = []
     for layer, factor in zip(gradients.values(), scales.unbind(), strict=True):

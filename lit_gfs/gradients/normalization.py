@@ -1,4 +1,4 @@
-"""Gradient normalization: layers receive gradients of like size."""
+"""Gradient normalization: bring the gradient norms of all layers closer together."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from lit_gfs.errors import UserError, nearest, require_between
 from lit_gfs.gradients.layerwise import LayerwiseScaling
 
 Reference = Literal["running", "instant", "unit", "weight"]
-"""What a layer's gradient norm is brought to: the running or the momentary geometric mean over the layers, 1,
-or the norm of the layer's parameters."""
+"""Reference norm: the running or the current geometric mean over the layers, 1, or the norm of the layer's
+parameters."""
 
-_LARGEST_FACTOR = 1e8
-"""A layer that starves by more than this has no gradient, but rounding errors."""
+_MAX_FACTOR = 1e8
+"""Largest factor before the exponent. A gradient smaller than this allows consists of rounding errors."""
 
 
 class GradientNormalizer(LayerwiseScaling):
-    """Brings the gradient norms of layers closer together: g_l <- g_l (r / n_l)^strength.
+    """Scales the gradient g_l of each layer l towards a reference norm: g_l <- g_l (r / n_l)^strength.
 
-    n_l is the norm of layer l's gradient and r the reference. At strength 1 every layer has norm r
-    (block-normalized gradient, Yu et al. 2017, arXiv 1707.04822); at 0 nothing changes. References:
+    n_l is the norm of layer l's gradient and r is the reference. At strength 1 every layer has the norm r
+    (block-normalized gradient, Yu et al. 2017, arXiv 1707.04822); at 0 the gradients are unchanged.
+    References:
 
-    - ``running``: geometric mean over the layers, its logarithm averaged over time. Steps keep their relative
-      sizes only as far as strength is below 1: the gradient of all layers together shrinks and grows less
-      than it did.
-    - ``instant``: the same without the average over time. The geometric mean over the layers stays as it was.
+    - ``running``: the geometric mean over the layers; its logarithm is averaged over time. At a strength
+      above 0, the gradient of the whole network varies less over time than before.
+    - ``instant``: the geometric mean over the layers at this step. Scaling does not change it.
     - ``unit``: 1.
-    - ``weight``: the norm of the layer's parameters, so that relative changes are alike (LARS, You et al.
-      2017, arXiv 1708.03888, without its trust coefficient). A layer whose parameters are all zero is left
-      alone.
+    - ``weight``: the norm of the layer's parameters, so all layers change by a similar relative amount (LARS,
+      You et al. 2017, arXiv 1708.03888, without the trust coefficient). Layers whose parameters are all zero
+      stay unchanged.
 
     Args:
         strength: From 0 (off) to 1 (full equalization).
-        reference: What norms are brought to.
-        decay: Memory of the running reference, per step.
+        reference: The reference norm.
+        decay: Decay of the running reference, per step.
 
     Raises:
         UserError: If an argument is out of range.
@@ -64,19 +64,21 @@ class GradientNormalizer(LayerwiseScaling):
             target = torch.where(weight_norms > 0, weight_norms.to(norms), norms)
         else:
             target = self._geometric_mean(norms, usable)
-        return (target / norms).clamp(max=_LARGEST_FACTOR) ** self.strength
+        return (target / norms).clamp(max=_MAX_FACTOR) ** self.strength
 
     def _geometric_mean(self, norms: Tensor, usable: Tensor) -> Tensor:
-        """Return the reference ``()``, advanced by one step."""
+        """Return the geometric mean ``()`` over the usable layers, and update its running average."""
         count = usable.sum()
+        # Mean of log n_l; unusable layers contribute log 1 = 0.
         instant = torch.where(usable, norms, 1.0).log().sum() / count.clamp(min=1)
         if self.reference == "instant":
             return instant.exp()
         mean, steps = self.state["log_reference"], self.state["steps"]
-        seen = count > 0
-        weight = (1 / (steps + 1)).clamp(min=1 - self.decay) * seen
+        has_layers = count > 0
+        # A plain average over the first steps has no bias; later it is an exponential moving average.
+        weight = (1 / (steps + 1)).clamp(min=1 - self.decay) * has_layers
         mean += weight * (instant - mean)
-        steps += seen
+        steps += has_layers
         return mean.exp()
 
     def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
-"""Announcing that the objective itself has changed, to whoever keeps statistics about gradients.
+"""Announcement of a change of the objective to the callbacks.
 
-A target network that is synchronized, a new rollout, shuffled labels: from one step to the next, gradients
-are those of another function. A LightningModule or a datamodule says so by `announce_objective_shift`; a
-callback that cares has a method ``on_objective_shift(trainer, pl_module, reason)``. Announce it on all ranks,
-before the first backward pass under the new objective."""
+Between two steps, the objective can change: the target network is synchronized, a new rollout begins, or
+labels are shuffled. Statistics of gradients then belong to another function. A LightningModule or a
+datamodule reports the change with `announce_objective_shift`, on all ranks and before the first backward pass
+under the new objective. A callback reacts with ``on_objective_shift(trainer, pl_module, reason)``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 
 
 def announce_objective_shift(trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
-    """Call ``on_objective_shift`` of all callbacks that have it.
+    """Call ``on_objective_shift`` of all callbacks that define it.
 
     Args:
-        trainer: The Trainer whose callbacks are told.
-        pl_module: The module that is trained.
-        reason: What changed, such as ``target_sync``, ``rollout`` or ``label_shuffle``.
+        trainer: The Trainer with the callbacks.
+        pl_module: The trained module.
+        reason: The kind of change, such as ``target_sync``, ``rollout`` or ``label_shuffle``.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         react = getattr(callback, "on_objective_shift", None)

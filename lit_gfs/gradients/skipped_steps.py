@@ -1,4 +1,4 @@
-"""An account of optimizer steps that were skipped, and the names of what was not finite in them."""
+"""Counts of skipped optimizer steps, and the layers whose gradients or weights were not finite."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lit_gfs.metrics.module_protocol import layers_of
 
 
 class Step(NamedTuple):
-    """A step that may have been skipped; the device knows.
+    """A step that may have been skipped; its flags are still on the device.
 
     Attributes:
-        at: Where it stands on the x axis.
+        at: Position of the step on the x axis.
         parameters: P parameters with a gradient.
-        flags: Whether the loss was not finite, then whether each gradient was not, ``(1 + P,)`` of bool.
+        flags: Whether the loss is non-finite, then whether each gradient is non-finite, boolean ``(1 + P,)``.
     """
 
     at: int
@@ -30,15 +30,15 @@ class Step(NamedTuple):
 
 @dataclass
 class SkippedSteps:
-    """An account of skipped steps, of numbers and strings.
+    """Counts of skipped steps, as plain numbers and strings for a checkpoint.
 
     Attributes:
-        total: All of them.
-        nonfinite_losses: Those whose loss was not finite.
-        in_a_row: Those since the last step that was taken.
-        began_at: Where on the x axis the first in this row stands.
-        began_with: What was not finite there.
-        began_with_loss: Whether the loss was a part of it.
+        total: Number of skipped steps.
+        nonfinite_losses: Number of skipped steps with a non-finite loss.
+        in_a_row: Number of skipped steps since the last taken step.
+        began_at: Position on the x axis of the first skipped step in a row.
+        began_with: Description of the non-finite values of that step.
+        began_with_loss: Whether the loss of that step was non-finite.
     """
 
     total: int = 0
@@ -49,12 +49,12 @@ class SkippedSteps:
     began_with_loss: bool = False
 
     def add(self, at: int, bad_loss: bool, source: str) -> None:
-        """Count one more.
+        """Count a skipped step.
 
         Args:
-            at: Where it stands on the x axis.
-            bad_loss: Whether its loss was not finite.
-            source: What was not finite, as from `source_of_skip`.
+            at: Position of the step on the x axis.
+            bad_loss: Whether its loss was non-finite.
+            source: Description of its non-finite values, from `source_of_skip`.
         """
         if self.in_a_row == 0:
             self.began_at, self.began_with, self.began_with_loss = at, source, bad_loss
@@ -64,25 +64,25 @@ class SkippedSteps:
 
 
 def source_of_skip(bad_loss: bool, layers: Sequence[str]) -> str:
-    """Say in words what was not finite in a step.
+    """Describe the non-finite values of a step in words.
 
     Args:
-        bad_loss: Whether the loss was a part of it.
-        layers: The layers whose gradient was.
+        bad_loss: Whether the loss was non-finite.
+        layers: The layers with a non-finite gradient.
     """
     parts = ["the loss"] if bad_loss else []
     return " and ".join(parts + ([f"the gradient of {listed(layers)}"] if layers else []))
 
 
 def nonfinite_weights(pl_module: LightningModule) -> list[str]:
-    """Name the layers with a parameter that is not finite."""
+    """Return the names of the layers with a non-finite parameter."""
     parameters = [p for p in pl_module.parameters() if p.is_floating_point() or p.is_complex()]
     flags = nonfinite_tensors([parameter.detach() for parameter in parameters]).tolist()
     return owners(pl_module, [p for p, flag in zip(parameters, flags, strict=True) if flag])
 
 
 def owners(pl_module: LightningModule, parameters: Sequence[nn.Parameter]) -> list[str]:
-    """Name the layers that own parameters, once each; a parameter that is no layer's goes by its own name."""
+    """Return the names of the layers that own parameters; a parameter without a layer gives its own name."""
     if not parameters:
         return []
     names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
@@ -92,6 +92,6 @@ def owners(pl_module: LightningModule, parameters: Sequence[nn.Parameter]) -> li
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Join names, the first few of many."""
+    """Join the first names with commas, and count the others."""
     more = f" and {len(names) - most} more layers" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""Keeping an optimizer from taking a step, and gradients readable before it does."""
+"""Functions to skip an optimizer step, and to unscale the gradients of mixed precision before it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 
 def require_whole_gradients(trainer: Trainer, callback: str) -> None:
-    """Refuse strategies that leave each rank a part of the gradients.
+    """Reject strategies that shard the gradients over the ranks.
 
     Raises:
-        MisconfigurationException: If the Trainer has one; the message begins with the callback's name.
+        MisconfigurationException: If the Trainer has such a strategy; the message begins with the callback's
+            name.
     """
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
         raise MisconfigurationException(
@@ -27,20 +28,20 @@ def require_whole_gradients(trainer: Trainer, callback: str) -> None:
 
 
 def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
-    """Return the loss scaler of 16-bit mixed precision, which skips steps that overflow by itself."""
+    """Return the loss scaler of 16-bit mixed precision, if any; it skips overflowing steps itself."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def unscale_gradients(trainer: Trainer, optimizer: Optimizer) -> bool:
-    """Take the loss scale off the gradients of an optimizer, if that has not been done for the coming step.
+    """Divide the gradients of an optimizer by the loss scale, unless Lightning already has.
 
-    Lightning leaves it to optimizers that can do so within their step, such as fused ones; whoever reads
-    norms in ``on_before_optimizer_step`` would see another scale at another time.
+    Lightning does not unscale gradients for optimizers that do so within their step, such as fused ones.
+    Norms read in ``on_before_optimizer_step`` would then include the loss scale.
 
     Returns:
-        Whether there is a step to come. After a ``training_step`` that returned ``None``, Lightning calls
-        its hooks, but neither the loss scaler nor the optimizer; the scaler must then be left alone.
+        Whether an optimizer step follows. After a ``training_step`` that returned ``None``, Lightning calls
+        its hooks, but neither the loss scaler nor the optimizer, so the loss scaler must not be touched.
     """
     scaler = loss_scaler(trainer)
     if scaler is None:
@@ -56,22 +57,24 @@ def unscale_gradients(trainer: Trainer, optimizer: Optimizer) -> bool:
 
 
 def skip_step_where(optimizer: Optimizer, flag: Tensor, scaler: torch.amp.GradScaler | None = None) -> None:
-    """Have the coming step of an optimizer change nothing if a flag is set.
+    """Skip the next step of an optimizer if a flag is set.
 
-    On the CPU the flag is read and the gradients are dropped: parameters stay as they are, and so does what
-    the optimizer keeps for each of them, Kron's counters too. On another device
-    nothing is read, as that would wait for it. Fused optimizers skip the step there. Others take it with a
-    gradient of zero: parameters still move by what momentum remains, and weight decay. A loss scaler that has
-    unscaled the gradients takes the flag for an overflow, and skips exactly on any device.
+    - On the CPU, the flag is read and the gradients are dropped. Parameters and optimizer state do not
+      change, nor do the counters of Kron.
+    - On another device, the flag is not read, because that would synchronize with the device. Fused
+      optimizers skip the step on the device. Other optimizers take the step with zero gradients, so momentum
+      and weight decay still change the parameters.
+    - A loss scaler that has unscaled the gradients treats the flag as an overflow, and skips the step exactly
+      on any device.
 
     Args:
         optimizer: The optimizer that is about to step.
-        flag: Whether to skip, ``()`` of bool, on the gradients' device.
+        flag: Whether to skip, boolean ``()``, on the gradients' device.
         scaler: The loss scaler of 16-bit mixed precision, if there is one.
     """
     if scaler is not None:
         for found in scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
-            # Not a sum: fused optimizers skip at 1, not at 2.
+            # The maximum, because fused optimizers skip at a value of 1 and not at 2.
             torch.maximum(found, flag.to(found), out=found)
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -80,7 +83,7 @@ def skip_step_where(optimizer: Optimizer, flag: Tensor, scaler: torch.amp.GradSc
             for parameter in parameters:
                 parameter.grad = None
     elif can_skip_exactly(optimizer, flag.device):
-        # What a loss scaler sets after an overflow; `forget_skip` takes it away.
+        # A loss scaler sets these attributes after an overflow; `forget_skip` removes them.
         vars(optimizer).update(found_inf=flag.float(), grad_scale=None)
     else:
         for parameter in parameters:
@@ -90,12 +93,12 @@ def skip_step_where(optimizer: Optimizer, flag: Tensor, scaler: torch.amp.GradSc
 
 
 def can_skip_exactly(optimizer: Optimizer, device: torch.device) -> bool:
-    """Whether `skip_step_where` leaves parameters on this device exactly as they are."""
-    # Not the mark that fused optimizers set on themselves: agents choose the kernel afterwards.
+    """Return whether `skip_step_where` leaves parameters on this device exactly unchanged."""
+    # Fused optimizers also mark themselves on construction, but agents choose the kernel afterwards.
     return device.type == "cpu" or all(group.get("fused") for group in optimizer.param_groups)
 
 
 def forget_skip(optimizer: Optimizer) -> None:
-    """Remove what `skip_step_where` left on an optimizer."""
+    """Remove the attributes that `skip_step_where` set on an optimizer."""
     for name in ("found_inf", "grad_scale"):
         vars(optimizer).pop(name, None)

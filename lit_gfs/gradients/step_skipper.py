@@ -1,4 +1,4 @@
-"""Skips optimizer steps that are not finite, and keeps account of them."""
+"""Skipping of optimizer steps with non-finite losses or gradients, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from lit_gfs.gradients.step_guard import loss_scaler, skip_step_where, unscale_g
 from lit_gfs.metrics.module_protocol import trained_parameters, unit_of, x_axis
 
 MOST_UNREAD = 50
-"""Steps on a device other than the CPU after which the host should read how they went."""
+"""Number of unread steps on a device other than the CPU after which the host should read their flags."""
 
 
 class StepSkipper:
-    """Skips steps whose loss or gradient is not finite, counts them, and warns of the first, the tenth ...
+    """Skips and counts steps with a non-finite loss or gradient; warns at the first, the tenth, and so on.
 
-    On the CPU every step is read at once. On another device the step is skipped there, and read when `read`
-    is called: nothing waits for it. Under 16-bit mixed precision the loss scaler skips steps by itself; those
-    are not counted as long as its scale is above 1, unless the loss is not finite.
+    On the CPU the flags of a step are read immediately. On another device the step is skipped on the device
+    without synchronization, and `read` reads the flags later. Under 16-bit mixed precision the loss scaler
+    skips overflowing steps itself. Those are not counted while its scale is above 1, unless the loss is
+    non-finite.
 
     Args:
-        name: Whose warnings these are.
+        name: Name of the callback, for the warnings.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.skips = SkippedSteps()
-        """What was skipped, as far as it has been read from the device."""
+        """Counts of the skipped steps that have been read from the device."""
         self.losses: list[Tensor] = []
-        """Those of the coming step."""
+        """Losses of the next step."""
         self.unread: list[Step] = []
+        """Steps whose flags have not been read yet."""
 
     def forget(self) -> None:
-        """Forget what belongs to a step to come, or to one that was not read."""
+        """Discard the losses of the next step and the unread steps."""
         self.losses, self.unread = [], []
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> bool:
-        """Have the coming step of an optimizer change nothing if its loss or a gradient is not finite.
+        """Skip the next step of an optimizer if its loss or a gradient is non-finite.
 
         Returns:
-            Whether its gradients were dropped: on the CPU alone, and where no loss scaler skips.
+            Whether the gradients were dropped; that happens only on the CPU and without a loss scaler.
         """
         losses, self.losses = self.losses, []
         parameters = [p for p in trained_parameters(optimizer) if p.grad is not None]
@@ -59,11 +61,11 @@ class StepSkipper:
         flags = torch.zeros(len(tensors), dtype=torch.bool) if is_fine else nonfinite_tensors(tensors)
         bad_loss, bad_gradients = flags[: len(losses)].any(), flags[len(losses) :]
         if trainer.world_size > 1:
-            # Gradients are alike on all ranks, losses are not.
+            # All ranks have the same gradients, but different losses.
             bad_loss = trainer.strategy.reduce(bad_loss.float(), reduce_op="sum") > 0
         scaler = loss_scaler(trainer)
         if scaler is not None:
-            # Above 1 an overflow may be the scale's doing; the scaler then lowers it.
+            # While the loss scale is above 1, it may cause the overflow; the scaler then lowers it.
             assert scaler._scale is not None
             bad_gradients = bad_gradients & (scaler._scale <= 1)
         is_bad = bad_loss | bad_gradients.any()
@@ -76,16 +78,16 @@ class StepSkipper:
         return scaler is None and bool(is_bad)
 
     def read(self, pl_module: LightningModule) -> bool:
-        """Count and report the steps since the last time.
+        """Read the flags of the unread steps, count the skipped ones, and warn about them.
 
         Returns:
-            Whether the last one that has been read was skipped, and there were any to read.
+            Whether the last of these steps was skipped; False if there were none.
         """
         if not self.unread:
             return False
         steps, self.unread = self.unread, []
         sizes = [len(step.flags) for step in steps]
-        every_flag = torch.cat([step.flags for step in steps]).cpu()  # the only transfer to the host
+        every_flag = torch.cat([step.flags for step in steps]).cpu()  # one transfer to the host for all steps
         report = None
         for step, flags in zip(steps, every_flag.split(sizes), strict=True):
             bad_loss, *bad_gradients = flags.tolist()
@@ -95,7 +97,7 @@ class StepSkipper:
             bad = [p for p, flag in zip(step.parameters, bad_gradients, strict=True) if flag]
             source = source_of_skip(bad_loss, owners(pl_module, bad))
             self.skips.add(step.at, bad_loss, source)
-            # The first, the tenth, the hundredth ... or every step of a run that is lost would be a line.
+            # Warn at 1, 10, 100, ... skipped steps. A failing run would otherwise print a line per step.
             if self.skips.total == 10 ** (len(str(self.skips.total)) - 1):
                 report = f"the step at {unit_of(pl_module)} {step.at:,} is skipped, not finite: {source}"
         if report:

@@ -1,4 +1,4 @@
-"""Notices that a whole fit went by without one optimizer step that callbacks were told of."""
+"""Detection of fits whose optimizer steps are invisible to callbacks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 class StepWitness:
-    """Warns at the end of a fit in which batches were trained on, and no optimizer step was seen.
+    """Warns at the end of a fit that trained on batches without a visible optimizer step.
 
-    Lightning tells callbacks of the steps of its own optimizers alone, not of those that ``optimizers(
-    use_pl_optimizer=False)`` returns.
+    Lightning calls the callbacks' hooks only for its own optimizers, not for those from
+    ``optimizers(use_pl_optimizer=False)``.
 
     Args:
-        name: Whose warning it is.
+        name: Name of the callback, for the warning.
     """
 
     def __init__(self, name: str) -> None:
@@ -22,15 +22,15 @@ class StepWitness:
         self._batches_before = 0
 
     def begin(self, trainer: Trainer) -> None:
-        """Begin to watch a fit."""
+        """Start at the beginning of a fit."""
         self._seen, self._batches_before = False, _batches(trainer)
 
     def see(self) -> None:
-        """Note a step."""
+        """Register an optimizer step."""
         self._seen = True
 
     def end(self, trainer: Trainer) -> None:
-        """Warn if no step was noted."""
+        """Warn if the fit trained on batches without a registered step."""
         if self._seen or _batches(trainer) == self._batches_before:
             return
         rank_zero_warn(

@@ -1,4 +1,4 @@
-"""Initialization strategies: functions of a module, applied before training."""
+"""Weight initialization: functions that initialize a module before training."""
 
 from lit_gfs.init.path_sensitive import PathReport, path_sensitive_
 from lit_gfs.init.paths import path_shares

@@ -1,4 +1,4 @@
-"""Mirrored initialization: chains of layers that compute a linear map, however deep they are."""
+"""Mirrored initialization: chains of layers start as linear maps, at any depth."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ _MIRRORABLE = ("relu", "gelu", "silu")
 
 
 def mirrored_layers(paths: Paths) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
-    """Find the layers of plain chains: needed layers whose output only other needed layers read, activated.
+    """Find the layers of plain chains.
+
+    All paths cross a layer of a plain chain, and only layers of the chain read its activated output.
 
     Args:
-        paths: What was measured of a module's paths.
+        paths: The measured paths of a module.
 
     Returns:
-        The weights of the layers that put out mirrored halves, and of those that read them.
+        The weights of the layers with mirrored outputs (writers), and of the layers that read them (readers).
     """
+    # Candidates: trainable layers that every path crosses and that forward calls once.
     calls = Counter(reading.weight for reading in paths.readings)
     plain = {w for w, share in paths.shares.items() if share == 1 and w.requires_grad and calls[w] == 1}
     sources = {reading.origin.weight for reading in paths.readings if reading.origin} & plain
     sources |= {origin.weight for origin in paths.outputs if origin} & plain
+    # Drop a candidate if any of its readers cannot undo the mirroring.
     for reading in paths.readings:
         origin = reading.origin
         if origin is not None and not (
@@ -38,16 +42,17 @@ def mirrored_layers(paths: Paths) -> tuple[set[nn.Parameter], set[nn.Parameter]]
     for origin in paths.outputs:
         if origin is not None and origin.activation not in _MIRRORABLE:
             sources.discard(origin.weight)
+    # Writers and readers come in pairs.
     links = [(r.origin.weight, r.weight) for r in paths.readings if r.origin and r.origin.weight in sources]
     readers = {reader for _, reader in links}
     return sources & (readers | {source for source, _ in links}), readers
 
 
 def can_mirror(paths: Paths) -> bool:
-    """Return whether a module has a plain chain, and all layers in its chains have an even number of outputs.
+    """Return whether a module has a plain chain, and all writers in its chains have an even width.
 
     Args:
-        paths: What was measured of the module's paths.
+        paths: The measured paths of the module.
     """
     writers, _ = mirrored_layers(paths)
     return _has_chain(paths, writers) and all(len(weight) % 2 == 0 for weight in writers)
@@ -55,23 +60,24 @@ def can_mirror(paths: Paths) -> bool:
 
 @torch.no_grad()
 def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[str]:
-    """Make plain chains mirrored: "looks linear" (Balduzzi et al. 2017, arXiv 1702.08591).
+    """Initialize plain chains as "looks linear" networks (Balduzzi et al. 2017, arXiv 1702.08591).
 
-    A layer's output is made of two halves a and -a. Behind ReLU, GELU or SiLU, of which f(a) - f(-a) = a, the
-    next layer puts a together again: its weight is ``[[W, -W], [-W, W]]``, that of a chain's first layer
-    ``[W; -W]``, of its last ``[W, -W]``. Features then stay as far apart as inputs are. W is orthogonal: an
-    isometry where there is another layer to follow.
+    The output of a layer consists of two halves a and -a. An activation f with f(a) - f(-a) = a (ReLU, GELU,
+    SiLU) follows, so the next layer can recover a from f(a) and f(-a). The weight of the first layer of a
+    chain is ``[W; -W]``, of a middle layer ``[[W, -W], [-W, W]]``, and of the last layer ``[W, -W]``. The
+    chain keeps the distances between its inputs, because W is orthogonal, with gain 1 except in the last
+    layer.
 
     Args:
-        paths: What was measured of the module's paths.
+        paths: The measured paths of the module.
         names: The layers' names by their weights.
-        gain: Singular value of W in a chain's last layer.
+        gain: Singular value of W in the last layer of a chain.
 
     Returns:
-        The names of the layers whose output is mirrored.
+        The names of the layers with mirrored outputs.
 
     Raises:
-        UserError: If there is no plain chain, or a layer in one has an odd number of outputs.
+        UserError: If there is no plain chain, or a writer in a chain has an odd width.
     """
     writers, readers = mirrored_layers(paths)
     if not _has_chain(paths, writers):
@@ -88,6 +94,7 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
     for weight in names:
         if weight not in writers | readers:
             continue
+        # Draw the block W, then repeat it with signs for mirrored inputs and outputs.
         outputs, inputs, *kernel = weight.shape
         block = torch.empty(
             outputs // (1 + (weight in writers)), inputs // (1 + (weight in readers)), *kernel
@@ -98,18 +105,19 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
 
 
 def _has_chain(paths: Paths, writers: set[nn.Parameter]) -> bool:
-    # One layer behind the branches of a residual network is not what anybody means by a chain.
+    # In a residual network, a single layer after the branches is not a chain.
     has_branches = any(0 < share < 1 for share in paths.shares.values())
     return len(writers) > (1 if has_branches else 0)
 
 
-def _mirrored(block: Tensor, dim: int, wanted: bool) -> Tensor:
-    return torch.cat([block, -block], dim) if wanted else block
+def _mirrored(block: Tensor, dim: int, is_mirrored: bool) -> Tensor:
+    return torch.cat([block, -block], dim) if is_mirrored else block
 
 
 def _reads_all(weight: nn.Parameter, source: nn.Parameter) -> bool:
-    """Whether a layer's first half of inputs is its source's first half of outputs."""
+    """Return whether the first half of a layer's inputs is the first half of its source's outputs."""
     if source.ndim > 2:
-        # Channels come first where a convolution's output is flattened; groups would read a part of them.
+        # The channel is the slowest index of a flattened image. A grouped convolution reads only some
+        # channels.
         return (weight.ndim == 2 and weight.shape[1] % len(source) == 0) or weight.shape[1] == len(source)
     return weight.shape[1] == len(source)

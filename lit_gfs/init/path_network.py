@@ -1,9 +1,9 @@
-"""Runs a module's own forward on path energies instead of signals.
+"""Execution of a module's forward on path energies instead of signals.
 
-A path leads from an input to an output through one weight of every layer that it crosses; its energy is the
-product of those weights' squares. At initialization signs are random, so that the energies of all paths add
-up to the squared size of the output, and their derivatives to squared gradients. With absolute instead of
-squared weights this is the saliency of SynFlow (Tanaka et al. 2020, arXiv 2006.05467).
+A path leads from an input to an output through one weight of every layer that it crosses. Its energy is the
+product of the squares of these weights. Signs are random at initialization. So the sum of all path energies
+is the expected squared output, and its derivatives give the expected squared gradients. With absolute instead
+of squared weights this is the saliency of SynFlow (Tanaka et al. 2020, arXiv 2006.05467).
 """
 
 from __future__ import annotations
@@ -35,61 +35,66 @@ _SUMS = ("add", "iadd", "radd", "sub", "isub", "rsub", "subtract")
 _CONCATENATIONS = ("cat", "concat", "concatenate")
 
 _TINY = 1e-30
-"""Stands in for a mean of energies that is 0, where a branch is shut."""
+"""Lower bound of a mean energy in a division; energies are 0 where a branch is shut."""
 
 
 class Origin(NamedTuple):
-    """The layer whose output a tensor is, and the activation it went through since, if any."""
+    """The layer that computed a tensor, and the activation applied since, if any."""
 
     weight: nn.Parameter
     activation: str | None = None
 
 
 class Energy(Tensor):
-    """Marks the tensors that hold path energies."""
+    """A tensor of path energies."""
 
     depth: int = 0
-    """The most layers that a path to here crosses."""
+    """Largest number of layers on a path to this tensor."""
     origin: Origin | None = None
+    """The layer that computed this tensor."""
     parts: tuple[Tensor, ...] = ()
-    """What was concatenated into this one, over features."""
+    """The tensors that were concatenated along features into this one."""
 
 
 class Reading(NamedTuple):
-    """What one call of a layer reads."""
+    """The input of one call of a layer."""
 
     weight: nn.Parameter
+    """The layer's weight."""
     origin: Origin | None
+    """The layer that computed the input."""
     parts: tuple[Tensor, ...]
+    """The concatenated parts of the input."""
     factor: Tensor
-    """A factor of 1 on what it puts out; a shared layer has one for each call."""
+    """A factor of 1 on the output of the call; its derivatives measure the call's share of energy."""
 
 
 class End(NamedTuple):
-    """Where energies are summed: at an output, or before they are normalized or concatenated."""
+    """A place where paths end: an output, or the input of a normalization or concatenation."""
 
     kind: Literal["output", "norm", "cat"]
     total: Tensor
+    """The sum ``()`` of the energies there."""
 
 
 class PathNetwork(TorchFunctionMode):
-    """Reinterprets, while a module runs, functions of signals as functions of path energies.
+    """Replaces functions of signals by functions of path energies while a module runs.
 
-    - Linear maps and convolutions have their weight squared, and no bias.
-    - An activation halves: what the gain sqrt(2) of the layer before it makes good.
-    - A normalization divides by the mean. While ``cuts`` is ``None`` it does nothing.
-    - A concatenation needs all that it joins. Paths go on from the part that the longest one leads to, and
-      end at the others.
-    - Constants multiply squared, and add nothing. All else works on energies as on signals.
+    - Linear maps and convolutions use the squared weight and no bias.
+    - An activation halves the energy. The gain sqrt(2) of the layer before it compensates for that.
+    - A normalization divides by the mean. While ``cuts`` is ``None``, it is the identity.
+    - A concatenation continues the paths of the part with the longest path, and ends those of the others.
+    - A product with a constant multiplies by the square of the constant. A sum ignores constants.
+    - All other functions work on energies as on signals.
 
-    A *cut* is a normalization or concatenation that all paths cross. It hides from what follows how large the
-    energies were; paths end there, and new ones begin.
+    A *cut* is a normalization or concatenation that all paths cross. The scale of the energies before it does
+    not affect the energies after it. So paths end at a cut, and new paths begin.
 
     Args:
-        factors: The layers' weights, and for each the factor ``()`` on its energies.
-        cuts: Which normalizations and concatenations, in order of their calls, are cuts.
-        bend: Whether smooth activations count half in derivatives: scaling what they read does not scale what
-            they return, which sets the layers before them apart.
+        factors: The layers' weights, each with a factor ``()`` on its squared weight.
+        cuts: The normalizations and concatenations that are cuts, as indices in the order of their calls.
+        bend: Whether derivatives through smooth activations are halved. A smooth activation does not scale
+            its output with its input, so the layers before it must form chains of their own.
     """
 
     def __init__(
@@ -103,13 +108,15 @@ class PathNetwork(TorchFunctionMode):
         self.cuts = cuts
         self.bend = bend
         self.joints: list[Tensor] = []
-        """A factor of 1 on what each normalization or concatenation passes on."""
+        """A factor of 1 on the output of each normalization or concatenation, to measure shares of energy."""
         self.ends: list[End] = []
-        """Where paths end: at outputs and cuts."""
+        """The places where paths end: outputs and cuts."""
         self.readings: list[Reading] = []
+        """The inputs of all layers, in the order of their calls."""
         self.outputs: list[Energy] = []
+        """The energies that the module returned."""
         self.half = torch.full((), 0.5, dtype=torch.float64, requires_grad=True)
-        """What an activation passes on."""
+        """The factor of every activation; derivatives by it count the activations on a path."""
         rules = (
             (self._linear, _LINEAR),
             (self._rectifier, _RECTIFIERS),
@@ -124,12 +131,12 @@ class PathNetwork(TorchFunctionMode):
         self._rules = {name: rule for rule, names in rules for name in names}
 
     def run(self, module: nn.Module, example_input: Any) -> PathNetwork:
-        """Run the module on energies of 1; parameters, buffers and generators are left as they are.
+        """Run the module on input energies of 1, without changing parameters, buffers or generators.
 
         Args:
             module: Any module.
-            example_input: What its forward takes: a tensor, a tuple of arguments or a dict of keywords, of
-                which only the shapes matter. One example is enough.
+            example_input: Input of its forward: a tensor, a tuple of arguments or a dict of keywords. Only
+                the shapes matter; a batch of one example is enough.
 
         Returns:
             This object.
@@ -164,7 +171,7 @@ class PathNetwork(TorchFunctionMode):
                 leaf.depth = max(leaf.depth, depth)
         return result
 
-    # -- one rule each -----------------------------------------------------------------------------------
+    # -- One rule for each kind of function -------------------------------------------------------------
 
     def _linear(
         self,
@@ -185,6 +192,7 @@ class PathNetwork(TorchFunctionMode):
 
     def _rectifier(self, func: Callable[..., Any], energy: Energy, *args: Any, **kwargs: Any) -> Any:
         result: Any = energy * self.half.to(energy.device)
+        # Only the first activation after a layer becomes a part of the origin.
         if energy.origin is not None and energy.origin.activation is None:
             result.origin = Origin(energy.origin.weight, func.__name__.strip("_"))
         return result
@@ -193,6 +201,7 @@ class PathNetwork(TorchFunctionMode):
         result = self._rectifier(func, energy)
         if not self.bend:
             return result
+        # The value is unchanged, but only half of it carries a gradient.
         bent = _energy((_plain(result) + _plain(result).detach()) / 2)
         bent.origin = result.origin
         return bent
@@ -216,6 +225,7 @@ class PathNetwork(TorchFunctionMode):
         return func(*tree_map(self._squared, args), **kwargs)
 
     def _sum(self, func: Callable[..., Any], first: Any, second: Any, **kwargs: Any) -> Any:
+        # Energies add up in differences, too: signs are random.
         second = second if isinstance(second, Energy) else second * 0
         if func.__name__ in ("add_", "sub_"):
             return first.add_(second)
@@ -230,24 +240,27 @@ class PathNetwork(TorchFunctionMode):
     # ----------------------------------------------------------------------------------------------------
 
     def _join(self, kind: Literal["norm", "cat"], *energies: Energy) -> list[Energy]:
-        """Pass on what is normalized or concatenated, and note it."""
+        """Apply a normalization or concatenation to energies, and record it as a joint."""
         joint, tensors = len(self.joints), [_plain(energy) for energy in energies]
-        needed = tensors[0].new_ones((), requires_grad=True)
-        self.joints.append(needed)
-        noted = [End(kind, tensor.sum()) for tensor in tensors]
+        factor = tensors[0].new_ones((), requires_grad=True)
+        self.joints.append(factor)
+        ends = [End(kind, tensor.sum()) for tensor in tensors]
         if self.cuts is not None and joint in self.cuts:
-            self.ends += noted
+            # Paths end here. New ones begin with a mean energy of 1.
+            self.ends += ends
             return [_energy(tensor.detach() / tensor.detach().mean().clamp(min=_TINY)) for tensor in tensors]
         if kind == "norm":
-            return [_energy(tensors[0] * needed)]
+            return [_energy(tensors[0] * factor)]
         if self.cuts is None:
-            self.ends += noted
+            self.ends += ends
+        # All parts keep their values, but derivatives reach only the part with the longest path.
         longest = max(range(len(energies)), key=lambda index: energies[index].depth)
-        total = noted[longest].total
-        needed = needed * total / total.detach().clamp(min=_TINY)
-        return [_energy(tensor.detach() * needed) for tensor in tensors]
+        total = ends[longest].total
+        factor = factor * total / total.detach().clamp(min=_TINY)
+        return [_energy(tensor.detach() * factor) for tensor in tensors]
 
     def _squared(self, constant: Any) -> Any:
+        """Square a constant; the square of a layer's weight is multiplied by the layer's factor."""
         if isinstance(constant, Energy):
             return constant
         if isinstance(constant, Tensor):
@@ -260,12 +273,12 @@ class PathNetwork(TorchFunctionMode):
 def modules_run(
     module: nn.Module, example_input: Any, factors: Mapping[nn.Parameter, Tensor]
 ) -> tuple[set[nn.Module], set[nn.Parameter]]:
-    """Find which modules a module's forward calls, and which weights it reads.
+    """Find the submodules that a module's forward calls, and the layer weights that it reads.
 
     Args:
-        module: Any module; nothing of it changes.
-        example_input: What its forward takes.
-        factors: The weights to look for, each with a factor of 1.
+        module: Any module; it does not change.
+        example_input: Input of its forward.
+        factors: The weights to search for, each with a factor of 1.
     """
     called: set[nn.Module] = set()
     handles = [each.register_forward_pre_hook(lambda m, _: called.add(m)) for each in module.modules()]
@@ -279,7 +292,7 @@ def modules_run(
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, then each of its submodules back into the mode it was in."""
+    """Set a module to evaluation mode, and restore the mode of each submodule on exit."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:

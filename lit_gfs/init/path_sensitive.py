@@ -1,4 +1,4 @@
-"""Path-sensitive initialization: a layer starts at the scale that the paths through it ask for."""
+"""Path-sensitive initialization: the scale of each layer depends on the paths through it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from lit_gfs.networks.heads import LinearHead
 from lit_gfs.networks.trunks import MultiSkipTrunk
 
 _GAIN = math.sqrt(2)
+"""Gain of layers before an activation: a ReLU halves the mean square."""
 _SKIP_GROWTH = 2.0
+"""Growth of the energy by all skips of a `MultiSkipTrunk` together."""
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 class PathReport(NamedTuple):
-    """What path-sensitive initialization found and did; layers by their names."""
+    """Result of path-sensitive initialization; layers are given by their names."""
 
     shares: dict[str, float]
     """The share of path energy that crosses each trainable layer; see `path_shares`."""
     branch_scales: dict[str, float]
-    """The factor on the weight of each optional layer that was scaled."""
+    """The factor on the weight of each scaled optional layer."""
     mirrored: list[str]
-    """The layers whose output is mirrored."""
+    """The layers with mirrored outputs."""
     left_alone: dict[str, str]
-    """The trainable layers whose weights are as they were, each with the reason."""
+    """The trainable layers with unchanged weights, each with the reason."""
 
 
 @torch.no_grad()
@@ -44,45 +46,46 @@ def path_sensitive_(
     head_gain: float = 1.0,
     growth: float = 2.0,
 ) -> PathReport:
-    """Initialize a module by what the paths through its layers carry, measured on its own forward.
+    """Initialize a module by the energies of the paths through its layers, measured on its own forward.
 
-    All linear and convolutional weights become orthogonal with gain sqrt(2), biases 0, normalizations the
-    identity. Then scales follow the paths, which `measure_paths` finds without knowing the architecture:
+    First, all linear and convolutional weights become orthogonal with gain sqrt(2), biases become 0, and
+    normalizations become the identity. Then the scales follow the paths. `measure_paths` finds the paths
+    without knowledge of the architecture.
 
-    - *Branches.* A layer that only some paths cross is optional, as on a residual branch. All optional layers
-      get one factor, such that branches together add ``growth - 1`` times the energy of the paths around
-      them, however many branches there are, and layers in each: for L branches of m layers about
-      ``(log(growth) / L)^(1 / 2m)`` (Zhang et al. 2019, Fixup, arXiv 1901.09321, has L^(-1 / (2m - 2))).
-      Layers whose scale a normalization hides are left as they are.
-    - *Skips.* What enters a `MultiSkipTrunk` again and again is the same vector, so that amplitudes add, not
-      energies: its ``skip_scale`` becomes z with ``(1 + L z)^2 = 2``.
-    - *Concatenations.* Where n layers concatenate the same tensor to what they read, as in a `DenseTrunk`,
-      each reads it with 1/n of its energy.
-    - *Chains.* Layers that every path crosses share one factor per activation, and get the same mean square
-      weight: by Euler's theorem on homogeneous functions ``sum(w * dR/dw)`` is the same for all of them, so
-      that equal weights mean equal gradients. The product over the layers, and with it the function, stays.
-      All that normalizations hide the scale of is one such chain: there a gradient is the smaller the larger
-      the weights are.
+    - *Branches.* A layer is optional if only some paths cross it, such as a layer of a residual branch. All
+      optional layers get the same factor. With it, the branches together add ``growth - 1`` times the energy
+      of the paths around them, for any number of branches and of layers per branch. For L branches of m
+      layers the factor is about ``(log(growth) / L)^(1 / 2m)`` (Fixup uses L^(-1 / (2m - 2)), Zhang et al.
+      2019, arXiv 1901.09321). A layer keeps its scale if a normalization hides it.
+    - *Skips.* A `MultiSkipTrunk` adds the same vector once per branch, so amplitudes add up instead of
+      energies. Its ``skip_scale`` becomes z with ``(1 + L z)^2 = 2``.
+    - *Concatenations.* If n layers concatenate the same tensor to their input, as in a `DenseTrunk`, each
+      reads it with 1/n of its energy.
+    - *Chains.* All layers of a chain, which every path crosses, get the same mean square weight. By Euler's
+      theorem on homogeneous functions, ``sum(w * dR/dw)`` is the same for all of them, so equal weights mean
+      equal gradients. The product of the scales does not change, and neither does the function. All layers
+      whose scale a normalization hides form one such chain, because their gradients shrink as their weights
+      grow.
 
-    The last layers come after that, with gains of their own. Frozen parameters stay as they are, and so do
-    layers that forward does not run, such as a GAN's discriminator; shared ones are initialized once. A
-    parametrized weight is set through its parametrization's ``right_inverse``, and without one the layer
-    stays as it is; spectral normalization hides the scale. Weights are drawn on the CPU, from torch's global
+    The output layers get gains of their own at the end. These layers stay unchanged: frozen ones, layers that
+    forward does not run (such as the discriminator of a GAN), and layers with a parametrization without
+    ``right_inverse``. Other parametrized weights are set through ``right_inverse``; spectral normalization
+    hides the scale. Shared layers are initialized once. Weights are drawn on the CPU from torch's global
     generator.
 
     Args:
         module: Any module of linear and convolutional layers, activations, normalizations, sums, products,
-            pooling and concatenations; it is changed in place. Attention and recurrence are not followed.
-        example_input: What its forward takes: a tensor, a tuple of arguments or a dict of keywords, of which
-            only the shapes matter.
-        mirrored: Whether plain chains start as linear maps; see `lit_gfs.init.mirrored`. ``auto`` does so
-            where there is a chain of even widths, and nothing elsewhere.
-        head_gain: Gain of layers whose output the module returns. A `LinearHead` keeps its own.
-        growth: What branches multiply the energy by, more than 1. At 2 signals keep their size; more lets the
-            branches weigh more.
+            pooling and concatenations; it is changed in place. Attention and recurrence are not supported.
+        example_input: Input of its forward: a tensor, a tuple of arguments or a dict of keywords. Only the
+            shapes matter.
+        mirrored: Whether plain chains start as linear maps; see `lit_gfs.init.mirrored`. ``auto`` mirrors
+            them if there is a chain and all its widths are even.
+        head_gain: Gain of the layers whose output the module returns. A `LinearHead` uses its own gain.
+        growth: Factor of the energy by all branches together, more than 1. At 2 signals keep their size; a
+            larger value gives the branches more weight.
 
     Returns:
-        What was measured and done.
+        The measured shares and the applied changes.
 
     Raises:
         UserError: If an option is out of range, the module has no trainable layer, its forward does not run
@@ -105,6 +108,7 @@ def _initialize_(
     head_gain: float,
     growth: float,
 ) -> PathReport:
+    # Select the trainable layers that forward runs, and note the reason for all others.
     all_names = layer_weights(module)
     names = {weight: name for weight, name in all_names.items() if weight.requires_grad}
     computed = {layer: name for name, layer in module.named_modules() if _is_computed(layer)}
@@ -123,19 +127,23 @@ def _initialize_(
             f"{type(module).__name__} has no layer to initialize: expected at least one linear or "
             f"convolutional layer with a trainable weight{reasons}"
         )
-    alone = computed.keys() | {each for each in module.modules() if _has_one_of(fixed, each)}
-    _start_(module, names, run - alone)
+    # Start from orthogonal weights, and measure the paths with them.
+    unchanged = computed.keys() | {each for each in module.modules() if _has_one_of(fixed, each)}
+    _reset_layers_(module, names, run - unchanged)
     paths = measure_paths(module, example_input)
     scales = branch_scales(module, example_input, paths, growth)
+    # Heads are the layers whose output the module returns without an activation.
     heads = {origin.weight: head_gain for origin in paths.outputs if origin and origin.activation is None}
     for layer in module.modules():
         if isinstance(layer, LinearHead) and isinstance(layer.weight, nn.Parameter):
             heads[layer.weight] = layer.gain
 
+    # These two draw weights anew, so they come before all scaling.
     _share_repeated_inputs_(paths)
-    wanted = can_mirror(paths) if mirrored == "auto" else mirrored
-    mirrored_names = mirror_(paths, names, _GAIN) if wanted else []
+    should_mirror = can_mirror(paths) if mirrored == "auto" else mirrored
+    mirrored_names = mirror_(paths, names, _GAIN) if should_mirror else []
     _equalize_chains_(paths, heads)
+    # Branches and heads get their factors last, so the chains do not spread them over other layers.
     for weight, factor in (*scales.items(), *((head, gain / _GAIN) for head, gain in heads.items())):
         if weight.requires_grad:
             weight.mul_(factor)
@@ -153,15 +161,16 @@ def _has_one_of(weights: Container[nn.Parameter], layer: nn.Module) -> bool:
 
 
 def _is_computed(layer: nn.Module) -> bool:
-    """Whether a layer's weight is no parameter, as older functions than parametrizations make it."""
+    """Return whether a layer's weight is computed, as by the hooks of the old ``nn.utils.weight_norm``."""
     return isinstance(layer, LAYERS) and not isinstance(layer.weight, nn.Parameter)
 
 
-def _start_(module: nn.Module, names: dict[nn.Parameter, str], run: set[nn.Module]) -> None:
+def _reset_layers_(module: nn.Module, names: dict[nn.Parameter, str], run: set[nn.Module]) -> None:
+    """Set weights to orthogonal ones, biases to 0, normalizations to the identity, and the skips' scales."""
     for weight in names:
         _orthogonal_(weight, _GAIN)
     for layer in module.modules():
-        # Some networks use a layer's weight without calling the layer.
+        # A network may use the weight of a layer without calling the layer.
         if layer not in run and not _has_one_of(names, layer):
             continue
         owned = {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
@@ -170,11 +179,12 @@ def _start_(module: nn.Module, names: dict[nn.Parameter, str], run: set[nn.Modul
         if isinstance(layer, (*LAYERS, *_NORMS)) and "bias" in owned:
             nn.init.zeros_(owned["bias"])
         if isinstance(layer, MultiSkipTrunk) and len(layer.branches):
+            # Solves (1 + L z)^2 = growth for z.
             layer.skip_scale.fill_((math.sqrt(_SKIP_GROWTH) - 1) / len(layer.branches))
 
 
 def _share_repeated_inputs_(paths: Paths) -> None:
-    """Let what several layers concatenate to their input enter each with its part of the energy."""
+    """Divide the energy of a tensor that n layers concatenate to their input by n, in each of them."""
     times = Counter(id(part) for reading in paths.readings for part in reading.parts)
     for reading in paths.readings:
         widths = [part.shape[1] for part in reading.parts]
@@ -187,22 +197,25 @@ def _share_repeated_inputs_(paths: Paths) -> None:
 
 
 def _equalize_chains_(paths: Paths, heads: dict[nn.Parameter, float]) -> None:
-    hidden = [chain.weights for chain in paths.chains if chain.is_normalized]
-    felt = [chain for chain in paths.chains if not chain.is_normalized]
-    for chain in (Chain(frozenset().union(*hidden), 0.0, True), *felt):
+    """Give the layers of each chain the same mean square weight."""
+    # All chains whose scale a normalization hides are treated as one.
+    normalized = [chain.weights for chain in paths.chains if chain.is_normalized]
+    unnormalized = [chain for chain in paths.chains if not chain.is_normalized]
+    for chain in (Chain(frozenset().union(*normalized), 0.0, True), *unnormalized):
         members = (weight for weight in paths.shares if weight in chain.weights)
         weights = [weight for weight in members if weight.requires_grad and weight not in heads]
         if not weights:
             continue
+        # The geometric mean keeps the product of the scales, and so the function.
         sizes = torch.stack([weight.double().square().mean().sqrt() for weight in weights])
         common = sizes.log().mean().exp()
         if not chain.is_normalized:
-            # Gain sqrt(2) makes good what an activation takes; here and there none follows a layer.
+            # The gain sqrt(2) compensates for an activation. Take it back for layers without one.
             common *= 2 ** (min(chain.activations / len(weights) - 1, 0) / 2)
         for weight, size in zip(weights, sizes, strict=True):
             weight.mul_(common / size)
 
 
 def _orthogonal_(weight: Tensor, gain: float) -> None:
-    # On the CPU and in single precision: the same draws on every device, and QR needs the precision.
+    # Draw on the CPU for the same weights on every device, and in float32 because QR needs the precision.
     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain))

@@ -1,4 +1,4 @@
-"""Parametrized weights (weight or spectral normalization ...), dealt with as if layers owned them."""
+"""Temporary plain parameters in place of parametrized weights (weight or spectral normalization)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, typ
 
 @contextmanager
 def plain_weights(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[set[nn.Parameter]]:
-    """Give layers parameters of their own in the place of parametrized ones, for as long as this lasts.
+    """Replace parametrized weights by plain parameters within the context.
 
-    A parameter that was changed meanwhile is then set through its parametrization's ``right_inverse``; what
-    the parametrization allows of it is what the layer has in the end. After an exception nothing is set.
+    On exit, the values of changed parameters are set through the ``right_inverse`` of their parametrizations.
+    The layer's weight is then as close to the value as the parametrization allows. After an exception, no
+    value is set.
 
     Args:
         module: Any module.
         kinds: The classes of the layers.
 
     Yields:
-        The parameters that cannot be set, as a parametrization has no inverse. They require no gradient, and
-        neither do those that are made of something frozen.
+        The parameters that cannot be set because their parametrization has no inverse. They do not require a
+        gradient; neither do parameters that depend on a frozen parameter.
     """
     layers = {
         layer: type(layer)
@@ -37,13 +38,13 @@ def plain_weights(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iter
     for layer, values in before.items():
         layer.__class__ = type_before_parametrizations(layer)
         for name, value in values.items():
-            made_of = _parametrization(layer, name)
-            can_be_set = _can_be_set(made_of, value)
-            is_trained = all(parameter.requires_grad for parameter in made_of.parameters())
-            stand_in = nn.Parameter(value.clone(), requires_grad=can_be_set and is_trained)
-            layer.register_parameter(name, stand_in)
+            parametrization = _parametrization(layer, name)
+            can_be_set = _can_be_set(parametrization, value)
+            is_trained = all(parameter.requires_grad for parameter in parametrization.parameters())
+            plain = nn.Parameter(value.clone(), requires_grad=can_be_set and is_trained)
+            layer.register_parameter(name, plain)
             if is_trained and not can_be_set:
-                fixed.add(stand_in)
+                fixed.add(plain)
     after: dict[nn.Module, dict[str, Tensor]] = {}
     try:
         yield fixed
@@ -59,8 +60,9 @@ def plain_weights(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iter
 
 @torch.no_grad()
 def _values(layer: nn.Module) -> dict[str, Tensor]:
-    """Return what the layer's parametrized parameters are; in evaluation mode nothing is estimated anew."""
+    """Return the values of a layer's parametrized parameters."""
     values = {}
+    # In evaluation mode, spectral normalization does not update its estimates.
     for name in cast(nn.ModuleDict, layer.parametrizations):
         with _in_mode(_parametrization(layer, name), training=False):
             values[name] = getattr(layer, name).detach().clone()
@@ -70,7 +72,7 @@ def _values(layer: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _set(layer: nn.Module, name: str, value: Tensor) -> None:
     setattr(layer, name, value)
-    # Spectral normalization keeps estimates of a weight, which are brought up to date in training mode alone.
+    # Spectral normalization updates its estimates of the weight in training mode only.
     with _in_mode(_parametrization(layer, name), training=True):
         getattr(layer, name)
 
@@ -79,7 +81,7 @@ def _set(layer: nn.Module, name: str, value: Tensor) -> None:
 def _can_be_set(parametrization: ParametrizationList, value: Tensor) -> bool:
     try:
         copy.deepcopy(parametrization).right_inverse(value)
-    except (RuntimeError, ValueError):  # what torch raises where there is no inverse
+    except (RuntimeError, ValueError):  # torch raises these if there is no inverse
         return False
     return True
 

@@ -1,1 +1,1 @@
-"""Metrics: pure functions of tensors that say how training goes."""
+"""Metrics of training and of finished runs: functions of tensors and scores, and their recorders."""

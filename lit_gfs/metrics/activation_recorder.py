@@ -1,4 +1,4 @@
-"""Scores what activation modules put out during a forward pass."""
+"""Recorder of dormancy scores and features during a forward pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ACTIVATIONS = (
     nn.Softsign,
     nn.Tanh,
 )
-"""The modules whose outputs are taken for activations, subclasses included."""
+"""The activation modules, including their subclasses."""
 
 _CONVOLUTIONS = (
     nn.Conv1d,
@@ -46,10 +46,10 @@ _CONVOLUTIONS = (
 
 
 class ActivationRecorder:
-    """Scores, while attached, what each activation module puts out.
+    """Computes dormancy scores of the outputs of activation modules while it is attached.
 
     Args:
-        layers: The name of every layer with a weight matrix, ``None`` for one that is not reported.
+        layers: The name of each layer with a weight matrix; ``None`` for an unreported layer.
         activations: The activation modules.
     """
 
@@ -65,7 +65,11 @@ class ActivationRecorder:
         self._only_with_gradients = False
 
     def attach(self, only_with_gradients: bool = False) -> None:
-        """Begin anew; leave passes without gradients, such as a target network's, out if asked to."""
+        """Start a new recording.
+
+        Args:
+            only_with_gradients: Whether to ignore passes without gradients, such as those of target networks.
+        """
         self.detach()
         self.scores, self.features, self._latest = {}, None, None
         self._only_with_gradients = only_with_gradients
@@ -75,7 +79,7 @@ class ActivationRecorder:
         ]
 
     def detach(self) -> None:
-        """Stop recording; what was recorded stays."""
+        """Stop recording; `scores` and `features` remain."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -93,7 +97,7 @@ class ActivationRecorder:
             return
         name = None if self._latest is None else self._layers[self._latest]
         if name is not None:
-            # At once: what follows may write over it in place.
+            # Compute the scores now, because a later in-place operation may overwrite the output.
             units = output.detach()
             images = isinstance(self._latest, _CONVOLUTIONS) and units.ndim > 2
             self.scores[name] = dormancy_scores(units if images else _as_rows(units))
@@ -104,13 +108,13 @@ def _as_rows(tensor: Tensor) -> Tensor:
 
 
 def named_weight_layers(pl_module: LightningModule) -> dict[nn.Module, str | None]:
-    """List all modules with a weight matrix: by name those to report, the others with ``None``."""
+    """Return all modules with a weight matrix: layers with their names, other modules with ``None``."""
     names = {layer: name for name, layer in layers_of(pl_module).items()}
     weight_layers: dict[nn.Module, str | None] = {}
     for module in pl_module.modules():
         if isinstance(module, ParametrizationList):
             continue
-        # A parametrized weight (spectral normalization ...) is owned by a module below the layer.
+        # A submodule of the layer owns the parameters of a parametrized weight (spectral normalization).
         owners = [module]
         if is_parametrized(module):
             owners += cast(nn.ModuleDict, module.parametrizations).values()

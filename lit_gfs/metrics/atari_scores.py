@@ -1,9 +1,9 @@
 """Reference scores on the 57 Atari games: a uniformly random agent and a professional human tester.
 
-Undiscounted returns of episodes of at most 108,000 frames that start after 1 to 30 no-ops. The numbers are
-those of DQN Zoo (``dqn_zoo/atari_data.py``) and of the Open RL Benchmark (``openrlbenchmark/hns.py``), which
-agree. One is contested: Reincarnating RL (``reincarnating_rl/atari_scores.py``) gives the random agent 0 in
-VideoPinball and the same elsewhere.
+Scores are undiscounted returns of episodes of at most 108,000 frames that start after 1 to 30 no-ops. DQN Zoo
+(``dqn_zoo/atari_data.py``) and the Open RL Benchmark (``openrlbenchmark/hns.py``) list the same numbers.
+Reincarnating RL (``reincarnating_rl/atari_scores.py``) differs in one number: in VideoPinball the random
+agent has a score of 0.
 """
 
 from __future__ import annotations
@@ -69,4 +69,4 @@ ATARI_SCORES: Final[dict[str, tuple[float, float]]] = {
     "YarsRevenge": (3092.9, 54576.9),
     "Zaxxon": (32.5, 9173.3),
 }
-"""Random and human score by game, the game as in ``ALE/<game>-v5``."""
+"""Random and human score by game, with the name of the game in ``ALE/<game>-v5``."""

@@ -1,9 +1,9 @@
-"""Curvature: the trace and the largest eigenvalue of a loss's Hessian, from products with vectors alone.
+"""Curvature: the trace and the largest eigenvalue of a loss's Hessian, from Hessian-vector products.
 
-The Hessian is that of a scalar loss with respect to a list of parameters on one device, taken together as one
-vector. It is never built: a product with a vector is one more backward pass through the gradients' own graph,
-which `loss_gradients` makes once (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). Vectors are
-lists of tensors of the parameters' shapes. Every result stays on the parameters' device.
+The Hessian is that of a scalar loss with respect to a list of parameters on one device, as a single vector.
+It is never stored. A product with a vector is another backward pass through the graph of the gradients, which
+`loss_gradients` builds once (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). Vectors are lists
+of tensors with the shapes of the parameters. All results stay on the device of the parameters.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class EigenvalueEstimate(NamedTuple):
     """An estimate of the Hessian's eigenvalue of largest magnitude."""
 
     eigenvalue: Tensor
-    """Rayleigh quotient q = v.Hv of the last unit vector v, ``()``; it has the eigenvalue's sign."""
+    """Rayleigh quotient q = v.Hv of the last unit vector v, ``()``, with the sign of the eigenvalue."""
     residual: Tensor
-    """``||Hv - qv||``, ``()``: some eigenvalue is no further than this from q, and 0 means that q is one."""
+    """``||Hv - qv||``, ``()``: at least one eigenvalue lies within this distance from q."""
 
 
 def loss_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Differentiate a loss so that its gradients can be differentiated again.
+    """Compute the gradients of a loss with a graph for further differentiation.
 
     Args:
         loss: The loss ``()``, with its graph.
-        parameters: What to differentiate by; tensors that require gradients.
+        parameters: Tensors that require gradients.
 
     Returns:
-        One gradient per parameter, of its shape, with a graph of its own; zeros where the loss does not
-        depend on the parameter. ``.grad`` is left alone.
+        One gradient per parameter, of the same shape and with its own graph; zeros for a parameter that does
+        not affect the loss. ``.grad`` does not change.
 
     Raises:
-        RuntimeError: If the loss cannot be differentiated, or is known not to be twice.
+        RuntimeError: If the loss is not differentiable, or is marked as differentiable only once.
     """
     _refuse_once_differentiable(loss)
     return list(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
@@ -58,17 +58,17 @@ def hessian_vector_product(gradients: Vector, parameters: Sequence[Tensor], vect
     """Multiply the Hessian by a vector.
 
     Args:
-        gradients: From `loss_gradients`; their graph is kept for the next product.
-        parameters: The same as there.
-        vector: One tensor per parameter, of its shape.
+        gradients: Gradients from `loss_gradients`; their graph is kept for further products.
+        parameters: The parameters of these gradients.
+        vector: One tensor per parameter, of the same shape.
 
     Returns:
-        The product, one tensor per parameter, of its shape.
+        The product, one tensor per parameter, of the same shape.
 
     Raises:
         RuntimeError: If an operation of the loss cannot be differentiated twice.
     """
-    # A gradient that does not depend on any parameter has no graph: its rows of the Hessian are zero.
+    # The product is the derivative of g.v. A constant gradient has no graph: its rows of H are zero.
     varying = [(g, v) for g, v in zip(gradients, vector, strict=True) if g.requires_grad]
     if not varying:
         return [torch.zeros_like(parameter) for parameter in parameters]
@@ -84,16 +84,17 @@ def hutchinson_trace(
     samples: int = 50,
     generator: torch.Generator | None = None,
 ) -> TraceEstimate:
-    """Estimate the trace of the Hessian by random probes z with entries -1 and 1: the mean of z.Hz.
+    """Estimate the trace of the Hessian as the mean of z.Hz over random probes z with entries -1 and 1.
 
-    It is unbiased; a probe's variance is ``2 * sum(H[i, j] ** 2 for i != j)``, so a diagonal Hessian's trace
-    comes out exactly (Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix").
+    The estimate is unbiased. The variance of one probe is ``2 * sum(H[i, j] ** 2 for i != j)``, so the trace
+    of a diagonal Hessian is exact (Hutchinson 1990, "A stochastic estimator of the trace of the influence
+    matrix").
 
     Args:
-        gradients: From `loss_gradients`.
-        parameters: The same as there.
+        gradients: Gradients from `loss_gradients`.
+        parameters: The parameters of these gradients.
         samples: Number of probes, at least 1; each costs one Hessian-vector product.
-        generator: Draws the probes, on the parameters' device; ``None`` takes PyTorch's global one.
+        generator: Random generator on the parameters' device; ``None`` uses the global one of PyTorch.
 
     Returns:
         The mean over the probes and its standard error.
@@ -102,9 +103,9 @@ def hutchinson_trace(
     for _ in range(samples):
         probe = [_random_signs(parameter, generator) for parameter in parameters]
         values.append(_dot(probe, hessian_vector_product(gradients, parameters, probe)))
-    drawn = torch.stack(values)
-    spread = drawn.std() if samples > 1 else torch.full_like(drawn[0], torch.nan)
-    return TraceEstimate(drawn.mean(), spread / samples**0.5)
+    traces = torch.stack(values)
+    std = traces.std() if samples > 1 else torch.full_like(traces[0], torch.nan)
+    return TraceEstimate(traces.mean(), std / samples**0.5)
 
 
 @torch.no_grad()
@@ -114,17 +115,16 @@ def largest_eigenvalue(
     iterations: int = 20,
     generator: torch.Generator | None = None,
 ) -> EigenvalueEstimate:
-    """Estimate the Hessian's eigenvalue of largest magnitude, sign kept, by power iteration.
+    """Estimate the Hessian's eigenvalue of largest magnitude, with its sign, by power iteration.
 
-    Where the most negative eigenvalue outweighs the most positive one, the result is negative. The closer the
-    two largest magnitudes, the more iterations it takes, and a pair of opposite sign and equal magnitude is
-    never told apart: look at the residual.
+    The result may be negative. The iteration converges slowly if the two largest magnitudes are close, and
+    not at all if two eigenvalues have the same magnitude and opposite signs. The residual shows both.
 
     Args:
-        gradients: From `loss_gradients`.
-        parameters: The same as there.
+        gradients: Gradients from `loss_gradients`.
+        parameters: The parameters of these gradients.
         iterations: Number of Hessian-vector products, at least 1.
-        generator: Draws the first vector, on the parameters' device; ``None`` takes PyTorch's global one.
+        generator: Random generator on the parameters' device; ``None`` uses the global one of PyTorch.
 
     Returns:
         The Rayleigh quotient of the last vector and its residual, both 0 for a zero Hessian.
@@ -133,20 +133,23 @@ def largest_eigenvalue(
         torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype, device=parameter.device)
         for parameter in parameters
     ]
+    # v <- Hv / ||Hv|| turns v towards the eigenvector of the largest magnitude.
     for _ in range(iterations):
         vector = _normalized(product)
         product = hessian_vector_product(gradients, parameters, vector)
     eigenvalue = _dot(vector, product)
-    remainder = torch._foreach_sub(product, torch._foreach_mul(vector, eigenvalue))
-    return EigenvalueEstimate(eigenvalue, _norm(remainder))
+    residual = torch._foreach_sub(product, torch._foreach_mul(vector, eigenvalue))
+    return EigenvalueEstimate(eigenvalue, _norm(residual))
 
 
 _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
+"""Code of the wrapper by which functions marked with ``once_differentiable`` are recognized."""
 
 
 def _refuse_once_differentiable(loss: Tensor) -> None:
-    # PyTorch would take the second derivative of such a function for zero: what it raises instead in a
-    # backward pass to the leaves does not lie on the way to chosen inputs.
+    """Raise an error if an operation in the graph of a loss is marked as ``once_differentiable``."""
+    # PyTorch raises its own error only in a backward pass to the leaves. With chosen inputs, it would
+    # silently treat the second derivative as zero.
     nodes, seen = [loss.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -173,9 +176,9 @@ def _norm(vector: Vector) -> Tensor:
 
 
 def _normalized(vector: Vector) -> list[Tensor]:
-    """Scale a vector to norm 1; zero stays zero, and one that is not finite becomes NaN."""
-    # By the largest entry first: a collapsed or diverged network's curvature, squared for the norm, would
-    # vanish or overflow.
+    """Scale a vector to norm 1; zero stays zero, and a non-finite vector becomes NaN."""
+    # Divide by the largest entry first. The squares of very small or large entries, as in a collapsed or
+    # diverged network, would otherwise underflow or overflow.
     largest = torch.stack(torch._foreach_norm(list(vector), torch.inf)).amax()
     scaled = _divided(vector, largest)
     return _divided(scaled, _norm(scaled))

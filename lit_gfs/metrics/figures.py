@@ -1,4 +1,4 @@
-"""Figures of what the metrics measure, drawn without any global state of the plotting library."""
+"""Figures of the metrics, drawn without global state of Matplotlib."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ZERO_COLOUR = "#c4c4c4"
 NOT_FINITE_COLOUR = "#e8112d"
-_MOST_LABELS = 20
+_MAX_LABELS = 20
 
 
 def gradient_heat_map(
@@ -25,19 +25,19 @@ def gradient_heat_map(
     applied: Tensor,
     x_label: str = "environment steps",
 ) -> Figure:
-    """Draw layer gradient norms over a run: raw beside applied, on one logarithmic colour scale.
+    """Draw raw and applied layer gradient norms over a run, on one logarithmic colour scale.
 
-    All columns are equally wide and the ticks say at which step they stand, because several measurements may
-    share one environment step. The colours end at the 1st and 99th percentile of all cells, so that a few
-    extreme norms do not flatten the rest.
+    Several measurements may have the same environment step, so all columns have equal width and the ticks
+    show their steps. The colours range from the 1st to the 99th percentile of all cells, so a few extreme
+    norms do not hide the differences of the others.
 
     Args:
-        layers: The names of the L layers, drawn from the top down.
-        steps: The step at which each of the C columns begins, never decreasing; C is at least 1.
-        raw: log10 of the norms before interventions and clipping, ``(C, L)``; minus infinity stands for
-            zero, NaN and plus infinity for not finite.
-        applied: log10 of the norms as the optimizer received them, ``(C, L)``.
-        x_label: What ``steps`` count.
+        layers: Names of the L layers, from top to bottom.
+        steps: The first step of each of the C columns, not decreasing; C is at least 1.
+        raw: log10 of the norms before interventions and clipping, ``(C, L)``. Minus infinity means zero; NaN
+            and plus infinity mean not finite.
+        applied: log10 of the norms that the optimizer received, ``(C, L)``.
+        x_label: Label of the x axis, the unit of ``steps``.
 
     Returns:
         The figure, on an Agg canvas.
@@ -54,9 +54,9 @@ def gradient_heat_map(
     scale = Normalize(*colour_limits(np.stack(list(panels.values()))))
     colours = ScalarMappable(scale, colormaps["viridis"])
 
-    # A layout of fixed margins, in inches: frames keep still while the reader moves through a run, and
-    # measuring every text would take longer than drawing.
-    width, height = 9.0, 1.7 + 0.24 * min(max(len(layers), 8), _MOST_LABELS)
+    # Fixed margins in inches keep the axes in place from one figure of a run to the next. An automatic layout
+    # would also take longer than drawing, because it measures all texts.
+    width, height = 9.0, 1.7 + 0.24 * min(max(len(layers), 8), _MAX_LABELS)
     figure = Figure(figsize=(width, height), dpi=100)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
@@ -69,7 +69,7 @@ def gradient_heat_map(
         bottom=1.05 / height,
         top=1 - 0.45 / height,
     )
-    every = math.ceil(len(layers) / _MOST_LABELS)
+    every = math.ceil(len(layers) / _MAX_LABELS)
     for column, (title, cells) in enumerate(panels.items()):
         axis = figure.add_subplot(grid[column])
         axis.imshow(norm_pixels(cells, colours), aspect="auto", interpolation="nearest")
@@ -105,10 +105,10 @@ def short_names(names: Sequence[str], longest: int = 20) -> list[str]:
 
     Args:
         names: Dotted names.
-        longest: The characters that have room; a longer name loses leading parts, then its beginning.
+        longest: Largest number of characters. A longer name loses leading parts, then leading characters.
 
     Returns:
-        The names without the leading parts that all of them share.
+        The names without their common leading parts.
     """
     parts = [name.split(".") for name in names]
     shared = 0
@@ -126,11 +126,11 @@ def _short_name(parts: Sequence[str], longest: int) -> str:
 
 
 def norm_pixels(cells: np.ndarray, colours: ScalarMappable) -> np.ndarray:
-    """Colour gradient norms.
+    """Map gradient norms to colours.
 
     Args:
-        cells: log10 of the norms, ``(rows, columns)``; minus infinity stands for zero, NaN and plus infinity
-            for not finite.
+        cells: log10 of the norms, ``(rows, columns)``. Minus infinity means zero; NaN and plus infinity mean
+            not finite.
         colours: The colour scale.
 
     Returns:
@@ -145,10 +145,10 @@ def norm_pixels(cells: np.ndarray, colours: ScalarMappable) -> np.ndarray:
 
 
 def colour_limits(cells: np.ndarray) -> tuple[float, float]:
-    """Return the ends of a colour scale: the 1st and 99th percentile, at least two decades apart.
+    """Return the limits of a colour scale: the 1st and 99th percentile, at least two decades apart.
 
     Args:
-        cells: log10 of norms, of any shape; those that are not finite are left out.
+        cells: log10 of norms, of any shape; non-finite cells are ignored.
     """
     finite = cells[np.isfinite(cells)]
     if finite.size == 0:
@@ -159,7 +159,7 @@ def colour_limits(cells: np.ndarray) -> tuple[float, float]:
 
 
 def _step_ticks(steps: Sequence[int]) -> tuple[np.ndarray, list[str]]:
-    """Return up to five column positions at round steps, and their labels, such as ``200k``."""
+    """Return up to five column positions of round steps, and their labels, such as ``200k``."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     ticks = np.asarray(MaxNLocator(4, integer=True).tick_values(steps[0], steps[-1]))

@@ -1,7 +1,8 @@
-"""Gradient flow: how large each layer's gradient is, and how steady its direction.
+"""Gradient flow: the norm of each layer's gradient, and the cosine between gradients of different steps.
 
-Gradients are mappings from a layer's name to the gradients of its parameters, ``None`` where a parameter has
-none; a layer without any gradient counts as a zero gradient. Every result stays on the gradients' device.
+Gradients are mappings from a layer's name to the gradients of its parameters, ``None`` for a parameter
+without one. A layer without any gradient has a zero gradient. All results stay on the device of the
+gradients.
 """
 
 from __future__ import annotations
@@ -22,33 +23,34 @@ def parameters_by_layer(
 ) -> dict[str, list[nn.Parameter]]:
     """List the trainable parameters that each layer owns directly.
 
-    A parameter that several layers share belongs to the first of them, so that no gradient counts twice.
-    A layer that is left with none is dropped.
+    A shared parameter belongs to the first of its layers, so each gradient counts once. Layers without
+    parameters of their own are left out.
 
     Args:
         layers: Layers by name, in forward order.
-        trained: The parameters to keep, usually those of an optimizer; ``None`` keeps all trainable ones.
+        trained: The parameters to include, usually those of an optimizer; ``None`` includes all trainable
+            ones.
 
     Returns:
         Parameters by layer name, in the order of ``layers``.
     """
-    wanted = None if trained is None else {id(parameter) for parameter in trained}
+    included = None if trained is None else {id(parameter) for parameter in trained}
     seen: set[int] = set()
     owned: dict[str, list[nn.Parameter]] = {}
     for name, layer in layers.items():
         for parameter in own_parameters(layer):
-            kept = parameter.requires_grad and (wanted is None or id(parameter) in wanted)
-            if kept and id(parameter) not in seen:
+            is_included = parameter.requires_grad and (included is None or id(parameter) in included)
+            if is_included and id(parameter) not in seen:
                 seen.add(id(parameter))
                 owned.setdefault(name, []).append(parameter)
     return owned
 
 
 def gradients_by_layer(parameters: LayerParameters) -> dict[str, list[Tensor | None]]:
-    """Read the current gradients, without a copy; sparse ones are made dense.
+    """Return the current gradients without copying them; sparse gradients become dense.
 
     Args:
-        parameters: Parameters by layer name, as from `parameters_by_layer`.
+        parameters: Parameters by layer name, from `parameters_by_layer`.
 
     Returns:
         Gradients by layer name, one entry per parameter.
@@ -72,19 +74,19 @@ def layer_norms(gradients: LayerGradients) -> Tensor:
     dtype = _accumulation_dtype(flat)
     norms = torch._foreach_norm(flat, 2, dtype=dtype)
     squares = torch.stack([norm.to(flat[0].device) for norm in norms]).square()
-    # Each layer is summed by itself: an indexed sum is not deterministic on every device.
+    # Sum each layer separately, because an indexed sum is not deterministic on every device.
     return torch.stack([layer.sum() for layer in squares.split([len(layer) for layer in present])]).sqrt()
 
 
 def layer_cosines(gradients: LayerGradients, previous: LayerGradients) -> Tensor:
-    """Compute the cosine between each layer's gradient and an earlier one.
+    """Compute the cosine similarity of each layer's gradient and an earlier one.
 
     Args:
         gradients: Gradients of L layers.
         previous: Earlier gradients of the same layers, with the same shapes.
 
     Returns:
-        Cosines ``(L,)`` in [-1, 1]; NaN where either gradient is zero, missing or not finite.
+        Cosines ``(L,)`` in [-1, 1]; NaN if either gradient is zero, missing or not finite.
     """
     norms, earlier_norms = layer_norms(gradients), layer_norms(previous)
     dots = torch.stack(
@@ -98,13 +100,13 @@ def layer_cosines(gradients: LayerGradients, previous: LayerGradients) -> Tensor
 
 
 def max_min_ratio(norms: Tensor) -> Tensor:
-    """Divide the largest layer norm by the smallest, over those that are finite and not zero.
+    """Return the ratio of the largest to the smallest layer norm, among the finite and non-zero norms.
 
     Args:
         norms: Layer norms ``(L,)``.
 
     Returns:
-        The ratio ``()``, at least 1; NaN if no norm is finite and not zero.
+        The ratio ``()``, at least 1; NaN if all norms are zero or not finite.
     """
     usable = norms.isfinite() & (norms > 0)
     largest = torch.where(usable, norms, -torch.inf).max()
@@ -120,7 +122,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor | None:
 
 
 def _dot(layer: Sequence[Tensor | None], earlier: Sequence[Tensor | None]) -> Tensor:
-    """Sum the products of two gradients of one layer, ``()``; a missing gradient counts as zero."""
+    """Return the dot product ``()`` of two gradients of one layer; a missing gradient counts as zero."""
     pairs = [(a, b) for a, b in zip(layer, earlier, strict=True) if a is not None and b is not None]
     if not pairs:
         return torch.zeros(())

@@ -1,4 +1,4 @@
-"""Reads gradients around the steps of an optimizer."""
+"""Measurement of layer gradients before and after interventions, around the steps of an optimizer."""
 
 from __future__ import annotations
 
@@ -20,46 +20,48 @@ from lit_gfs.metrics.gradient_flow import (
 
 
 def probes_for(optimizers: Sequence[Optimizer], layers: Mapping[str, nn.Module]) -> list[GradientProbe]:
-    """Divide layers among optimizers, for measuring.
+    """Build one probe for each optimizer.
 
     Args:
         optimizers: The optimizers of a run.
         layers: Layers by name.
 
     Returns:
-        One probe for each optimizer. A layer whose parameters are divided among several goes, whole, to the
-        first of them.
+        The probes. A layer with parameters in several optimizers belongs, as a whole, to the first of them.
     """
     held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     owned = parameters_by_layer(layers, [parameter for parameters in held for parameter in parameters])
     probes = []
     for optimizer, parameters in zip(optimizers, held, strict=True):
         ids = {id(parameter) for parameter in parameters}
-        mine = [name for name, layer in owned.items() if any(id(parameter) in ids for parameter in layer)]
-        probes.append(GradientProbe(optimizer, {name: owned.pop(name) for name in mine}))
+        names = [name for name, layer in owned.items() if any(id(parameter) in ids for parameter in layer)]
+        probes.append(GradientProbe(optimizer, {name: owned.pop(name) for name in names}))
     return probes
 
 
 class GradientProbe:
-    """Measures the layers of one optimizer around its steps.
+    """Measures raw norms, applied norms and cosines of the gradients of one optimizer's L layers.
 
     Args:
         optimizer: The optimizer.
-        parameters: Its parameters by layer name, L layers.
+        parameters: The optimizer's parameters by layer name.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: dict[str, list[nn.Parameter]]) -> None:
         self.optimizer = optimizer
         self.parameters = parameters
         self.steps = 0
+        """Number of observed steps."""
         self.previous: LayerGradients | None = None
+        """Copy of the raw gradients of the step before the next measured one."""
         self.raw: Tensor | None = None
+        """Raw norms ``(L,)`` of the measured step, until `collect`."""
         self._applied: Tensor | None = None
         self._cosines: Tensor | None = None
         self._handle: RemovableHandle | None = None
 
     def observe(self, every_n_steps: int) -> None:
-        """Count a step that is about to be taken; measure it, or keep its gradient, if that is due."""
+        """Measure the gradients before each n-th step, and copy those of the step before it."""
         if not self.parameters:
             return
         if self.steps % every_n_steps == 0:
@@ -72,10 +74,11 @@ class GradientProbe:
             }
 
     def collect(self) -> Tensor:
-        """Return raw norms, applied norms and cosines, ``(3, L)``, and forget them."""
+        """Return raw norms, applied norms and cosines, ``(3, L)``, and reset them."""
         assert self.raw is not None
         assert self._cosines is not None
-        # An optimizer that wraps another may never call its hooks, and an overflow skips a 16-bit step.
+        # The hook may not have run: a wrapping optimizer may not call it, and an overflow skips a 16-bit
+        # step.
         applied = self._applied if self._applied is not None else self._norms()
         values = torch.stack([self.raw, applied.to(self.raw), self._cosines.to(self.raw)])
         if self._handle is not None:
@@ -84,12 +87,12 @@ class GradientProbe:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step count and the gradients kept for the next cosine."""
+        """Return the number of steps and the gradients for the next cosine."""
         previous = None if self.previous is None else {name: list(g) for name, g in self.previous.items()}
         return {"steps": self.steps, "previous": previous}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue; kept gradients of other layers than today's are dropped."""
+        """Restore a saved state; gradients are discarded if the layers have changed."""
         self.steps = state["steps"]
         previous = state["previous"]
         if previous is not None and list(previous) == list(self.parameters):
@@ -110,8 +113,8 @@ class GradientProbe:
         else:
             self._cosines = layer_cosines(gradients, self.previous)
             self.previous = None
-        # Right after the step, not at the end of the batch: under manual optimization another optimizer's
-        # backward pass or a zero_grad may follow within the batch.
+        # Measure the applied norms right after the step. Under manual optimization, a zero_grad or the
+        # backward pass of another optimizer may follow before the end of the batch.
         if self._handle is None:
             self._handle = self.optimizer.register_step_post_hook(self._after_step)
 

@@ -1,10 +1,10 @@
 """Aggregates over many runs on many tasks, with stratified bootstrap intervals.
 
-The definitions are those of Agarwal et al. (2021), "Deep reinforcement learning at the edge of the
-statistical precipice", and of its library rliable. Runs are resampled with replacement within each stratum
-(task), never across strata. Every statistic takes a list of strata, each an array ``(..., runs)``, and works
-along the last axis: the same function serves the sample and all its resamples at once. Strata may differ in
-their number of runs::
+The definitions follow Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical
+precipice", and its library rliable. Runs are resampled with replacement within each stratum (task), never
+across strata. Every statistic takes a list of strata, each an array ``(..., runs)``, and reduces the last
+axis. So one call computes the statistic of the sample and of all resamples. Strata may have different numbers
+of runs::
 
     generator = np.random.default_rng(0)
     strata = [resample(scores, 2_000, generator) for scores in scores_by_task]
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A statistic of a sample and its interval."""
+    """A statistic of a sample and the ends of its interval."""
 
     value: float
     low: float
@@ -31,16 +31,15 @@ class Estimate(NamedTuple):
 
 
 def draw(runs: int, resamples: int, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Draw which runs make up each resample.
+    """Draw the indices of the runs in each resample.
 
     Args:
         runs: Number of runs of the stratum.
         resamples: Number of resamples.
-        generator: Draws them.
+        generator: Random generator.
 
     Returns:
-        Indices ``(1 + resamples, runs)``. Row 0 is the sample itself, every run once, so that one call
-        computes a statistic and its resamples.
+        Indices ``(1 + resamples, runs)``. Row 0 is the sample itself, with each run once.
     """
     drawn = generator.integers(0, runs, size=(resamples, runs), dtype=np.intp)
     return np.concatenate([np.arange(runs, dtype=np.intp)[None], drawn])
@@ -52,7 +51,7 @@ def resample(scores: ArrayLike, resamples: int, generator: np.random.Generator) 
     Args:
         scores: Scores ``(runs,)``.
         resamples: Number of resamples.
-        generator: Draws them.
+        generator: Random generator.
 
     Returns:
         Scores ``(1 + resamples, runs)``; row 0 is the sample itself.
@@ -68,35 +67,36 @@ def interquartile_means(strata: Sequence[ArrayLike]) -> Floats:
         strata: Scores ``(..., runs)`` of each stratum.
 
     Returns:
-        Means ``(...)``; a quarter of the scores, rounded down, is left out on each side.
+        Means ``(...)``, without a quarter of the scores (rounded down) on each side.
     """
-    # Its import takes most of a second, which whoever imports this module for a plain run should not pay.
+    # This import takes most of a second, which plain runs should not pay.
     from scipy.stats import trim_mean
 
     return np.asarray(trim_mean(_pooled(strata), 0.25, axis=-1))
 
 
 def optimality_gaps(strata: Sequence[ArrayLike], target: float = 1.0) -> Floats:
-    """Return by how much scores fall short of a target on average; scores above it do not make up for others.
+    """Return the mean shortfall of scores below a target; scores above the target count as the target.
 
     Args:
         strata: Normalized scores ``(..., runs)`` of each stratum.
-        target: The score that is good enough.
+        target: The target score.
 
     Returns:
-        Gaps ``(...)``, lower being better.
+        Gaps ``(...)``; lower is better.
     """
     return target - np.minimum(_pooled(strata), target).mean(-1)
 
 
 def probabilities_of_improvement(strata: Sequence[ArrayLike], others: Sequence[ArrayLike]) -> Floats:
-    """Return how likely a run scores higher than another's on a random stratum; a tie counts one half.
+    """Return the probability that a run scores higher than a run of the others; a tie counts one half.
 
-    Per stratum it is the Mann-Whitney statistic U divided by the number of pairs; strata weigh the same.
+    Per stratum, it is the Mann-Whitney statistic U divided by the number of pairs. The result is the mean
+    over the strata.
 
     Args:
         strata: Scores ``(..., runs)`` of each stratum.
-        others: Scores ``(..., runs)`` of what to compare with, in the same strata.
+        others: Scores ``(..., runs)`` of the other algorithm, in the same strata.
 
     Returns:
         Probabilities ``(...)``.
@@ -111,18 +111,18 @@ def probabilities_of_improvement(strata: Sequence[ArrayLike], others: Sequence[A
 def estimate(
     statistics: ArrayLike, level: float = 0.95, worst: float = -np.inf, best: float = np.inf
 ) -> Estimate:
-    """Turn a statistic of the sample and of its resamples into a value and a percentile interval.
+    """Return the statistic of the sample with its percentile interval over the resamples.
 
-    The ends are resamples' own values, the next ones outwards, so that they are right for values that are not
-    finite, too.
+    Each end is the value of a resample, rounded outwards. Without interpolation, the ends are also correct
+    for non-finite values.
 
     Args:
-        statistics: ``(1 + resamples,)``, the sample first. NaN says that a statistic is not defined for a
-            resample: it could have been anything, and counts as ``worst`` for the lower end and as ``best``
-            for the upper one.
-        level: Share of resamples inside of the interval.
-        worst: The lowest value that the statistic can have.
-        best: The highest value that it can have.
+        statistics: Statistics ``(1 + resamples,)``, that of the sample first. NaN means that the statistic of
+            a resample is undefined. It counts as ``worst`` for the lower end and as ``best`` for the upper
+            end.
+        level: Share of resamples inside the interval.
+        worst: Lowest possible value of the statistic.
+        best: Highest possible value of the statistic.
     """
     value, *_ = values = np.asarray(statistics, dtype=float)
     undefined, tail = np.isnan(values[1:]), (1 - level) / 2

@@ -1,7 +1,4 @@
-"""How callbacks meet a LightningModule: through Lightning, and a few names that a module may have.
-
-A module that has none of them works too; what then stands in is said beside each function.
-"""
+"""Interface between callbacks and LightningModules: optional attributes of a module, and their defaults."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ from lit_gfs.networks.layers import named_layers
 
 
 def layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
-    """Return the module's layers by name: its ``named_layers()``, else all that own trained parameters.
+    """Return the module's layers by name: its ``named_layers()``, else all that own trainable parameters.
 
-    A module's own list is taken as it is: what it leaves out is no layer. Parameters that the module itself
-    owns directly stand under its class name.
+    A list of the module's own is complete: other submodules are not layers. If the module itself is a layer,
+    its key is its class name.
     """
     own = getattr(pl_module, "named_layers", None)
     layers = own() if callable(own) else named_layers(pl_module)
@@ -26,36 +23,36 @@ def layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
 
 
 def trained_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    """List what an optimizer holds and that requires gradients."""
+    """List the parameters of an optimizer that require gradients."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def x_axis(trainer: Trainer, pl_module: LightningModule) -> int:
-    """Return where the run stands: the module's ``env_steps``, else the Trainer's ``global_step``."""
+    """Return the position of the run on the x axis: the module's ``env_steps``, else ``global_step``."""
     env_steps = getattr(pl_module, "env_steps", None)
     return trainer.global_step if env_steps is None else int(env_steps)
 
 
 def unit_of(pl_module: LightningModule) -> str:
-    """Name what `x_axis` counts."""
+    """Return the unit of `x_axis` in words."""
     return "step" if getattr(pl_module, "env_steps", None) is None else "environment step"
 
 
 def is_log_step(trainer: Trainer, written_at: int) -> bool:
-    """Whether a multiple of ``Trainer(log_every_n_steps)`` has been reached since ``global_step`` was this.
+    """Return whether a multiple of ``Trainer(log_every_n_steps)`` was reached since the step ``written_at``.
 
-    Several optimizers, or several steps in a batch, may step over a multiple.
+    A batch with several optimizers or several steps may skip the multiple itself.
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(every) and trainer.global_step // every > written_at // every
 
 
 def score_tag(pl_module: LightningModule) -> str:
-    """Return the tag of an evaluation's verdict: the module's ``score``, else ``eval/episode_return``."""
+    """Return the tag of the evaluation's score: the module's ``score``, else ``eval/episode_return``."""
     return getattr(pl_module, "score", "eval/episode_return")
 
 
 def write_scalars(trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
-    """Write scalars to all loggers, at the current place on the x axis."""
+    """Write scalars to all loggers, at the current position on the x axis."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(scalars), step=x_axis(trainer, pl_module))

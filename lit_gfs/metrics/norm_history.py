@@ -1,4 +1,4 @@
-"""The history of layer norms over a run, in bounded memory."""
+"""History of layer norms over a run, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ from torch import Tensor
 
 
 class NormHistory:
-    """Layer norms over a whole run, raw and applied, in a bounded number of columns.
+    """Raw and applied layer norms over a whole run, in a bounded number of columns.
 
-    Each column stands for the same number of consecutive measurements, one at first. When all columns are
-    full, neighbours are joined in pairs and from then on each column takes twice as many measurements, so
-    the run is always covered evenly. A cell is the geometric mean of its layer's finite, non-zero norms.
+    Each column contains the same number of consecutive measurements, at first one. When all columns are full,
+    neighbouring columns are merged in pairs, and each column then takes twice as many measurements. So the
+    columns always cover the run evenly. A cell is the geometric mean of its layer's finite, non-zero norms.
 
     Args:
-        layers: The names of the L layers, in the order of the rows.
-        max_columns: The most columns kept; even.
+        layers: Names of the L layers, in the order of the rows.
+        max_columns: Largest number of columns; even.
     """
 
     def __init__(self, layers: Sequence[str], max_columns: int) -> None:
         self.layers = list(layers)
         self.max_columns = max_columns
         self.per_column = 1
+        """Measurements per column."""
         self.measurements = 0
+        """Measurements so far."""
         self.steps: list[int] = []
-        """The step at which each of the C columns begins."""
-        # (raw or applied, [sum of log10, finite and non-zero, not finite], column, layer): sums and counts
-        # are joined by addition, without loss.
+        """The first step of each of the C columns."""
+        # (raw or applied, [sum of log10, count of usable, count of non-finite norms], column, layer). Sums
+        # and counts of two columns can be merged exactly, by addition.
         self._cells = torch.zeros(2, 3, max_columns, len(self.layers), dtype=torch.float64)
 
     def append(self, step: int, layers: Sequence[str], raw: Tensor, applied: Tensor) -> None:
         """Add one measurement.
 
         Args:
-            step: Where it stands on the x axis.
-            layers: The names of the M measured layers; the others keep no trace of this measurement.
+            step: Position of the measurement on the x axis.
+            layers: Names of the M measured layers; the cells of other layers do not change.
             raw: Norms before interventions and clipping, ``(M,)``.
-            applied: Norms as the optimizer received them, ``(M,)``.
+            applied: Norms that the optimizer received, ``(M,)``.
         """
         if self.measurements == self.max_columns * self.per_column:
-            self._join_neighbours()
+            self._merge_neighbours()
         column = self.measurements // self.per_column
         if column == len(self.steps):
             self.steps.append(step)
@@ -54,11 +56,9 @@ class NormHistory:
         self.measurements += 1
 
     def log10_norms(self) -> tuple[Tensor, Tensor]:
-        """Return the columns so far.
+        """Return log10 of the raw and of the applied norms, ``(C, L)`` each, in float64.
 
-        Returns:
-            log10 of the raw and of the applied norms, ``(C, L)`` each, float64. Where no norm was finite and
-            non-zero, the cell is NaN if one was not finite, else minus infinity.
+        A cell without a finite, non-zero norm is NaN if it has a non-finite norm, else minus infinity.
         """
         sums, usable, not_finite = self._cells[:, :, : len(self.steps)].unbind(1)
         empty = torch.where(not_finite > 0, torch.nan, -torch.inf)
@@ -66,7 +66,7 @@ class NormHistory:
         return raw, applied
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as numbers, strings, lists and tensors."""
+        """Return the history as numbers, strings, lists and tensors."""
         return {
             "layers": list(self.layers),
             "per_column": self.per_column,
@@ -76,10 +76,10 @@ class NormHistory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue a saved history.
+        """Restore a saved history.
 
-        Layers are matched by name: one that is new has an empty past, one that is gone is forgotten. If the
-        saved columns are more than ``max_columns``, neighbours are joined until they fit.
+        Layers are matched by name. A new layer has an empty history; that of a missing layer is discarded. If
+        there are more than ``max_columns`` saved columns, neighbours are merged until they fit.
         """
         self.per_column, self.measurements = state["per_column"], state["measurements"]
         self.steps = list(state["steps"])
@@ -90,9 +90,10 @@ class NormHistory:
             if name in saved:
                 self._cells[:, :, : len(self.steps), row] = state["cells"][..., saved[name]]
         while len(self.steps) > self.max_columns:
-            self._join_neighbours()
+            self._merge_neighbours()
 
-    def _join_neighbours(self) -> None:
+    def _merge_neighbours(self) -> None:
+        """Merge neighbouring columns in pairs."""
         pairs = self._cells.unflatten(2, (-1, 2)).sum(3)
         columns = max(self.max_columns, pairs.shape[2] + pairs.shape[2] % 2)
         self._cells = self._cells.new_zeros(2, 3, columns, len(self.layers))

@@ -1,4 +1,4 @@
-"""Means over many steps, gathered where the values are."""
+"""Means of metrics over many steps, accumulated on the device of the values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOST_PENDING = 64
+_MAX_PENDING = 64
+"""Number of values per tag that are kept before they are summed."""
 
 Totals = dict[str, tuple[float, int]]
-"""The sum of a value's elements and their number, by tag."""
+"""The sum of all elements of a value and their number, by tag."""
 
 
 class RecordedMeans:
-    """Means of tensors over all their elements, since they were last taken.
+    """Means of tensors over all their elements, since the last call of `take`.
 
-    Adding a value costs no arithmetic and no host synchronization: values are kept as they come and summed up
-    together, a few dozen at a time.
+    Adding a value costs no arithmetic and no synchronization with the device. Values are kept, and summed a
+    few dozen at a time.
     """
 
     def __init__(self) -> None:
@@ -27,47 +28,47 @@ class RecordedMeans:
         self._counts: dict[str, int] = {}
 
     def __bool__(self) -> bool:
-        """Whether anything was added since the means were last taken."""
+        """Return whether values were added since the last call of `take`."""
         return bool(self._pending or self._sums)
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add values of any shape, which nobody writes to later."""
+        """Add values of any shape by their tags; they must not be changed in place later."""
         for tag, value in values.items():
             pending = self._pending.setdefault(tag, [])
             pending.append(value.detach())
-            if len(pending) == _MOST_PENDING:
-                self._sum_up(tag)
+            if len(pending) == _MAX_PENDING:
+                self._sum_pending(tag)
 
     def take(self) -> dict[str, float]:
-        """Return the mean of each value's elements, sorted by tag, and begin anew."""
+        """Return the mean of all elements by tag, sorted, and reset."""
         if not self:
             return {}
         for tag in list(self._pending):
-            self._sum_up(tag)
+            self._sum_pending(tag)
         tags = sorted(self._sums)
-        # A checkpoint's sums are on the CPU; new ones may be elsewhere.
+        # Sums from a checkpoint are on the CPU; new ones may be on another device.
         device = max((total.device for total in self._sums.values()), key=lambda each: each.type != "cpu")
         means = torch.stack([self._sums[tag].to(device) / self._counts[tag] for tag in tags]).tolist()
         self._sums, self._counts = {}, {}
         return dict(zip(tags, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums and counts of elements so far, as plain data and tensors."""
+        """Return the sums and numbers of elements so far, as plain data and tensors."""
         for tag in list(self._pending):
-            self._sum_up(tag)
+            self._sum_pending(tag)
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with sums and counts, in the place of what was added since."""
+        """Restore saved sums and numbers, and discard all values added before."""
         self._pending = {}
         self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
 
     def totals(self) -> Totals:
-        """Return the sums and counts of elements so far, as numbers that another process can read."""
+        """Return the sums and numbers of elements so far, as plain numbers for another process."""
         state = self.state_dict()
         return {tag: (float(total), state["counts"][tag]) for tag, total in state["sums"].items()}
 
-    def _sum_up(self, tag: str) -> None:
+    def _sum_pending(self, tag: str) -> None:
         values = torch.cat([value.reshape(-1) for value in self._pending.pop(tag)])
         total = values.sum(dtype=torch.float32)
         self._sums[tag] = self._sums[tag].to(total.device) + total if tag in self._sums else total
@@ -75,7 +76,7 @@ class RecordedMeans:
 
 
 def united(parts: Iterable[Totals]) -> dict[str, Any]:
-    """Return the state of means over what several processes have added, each of its own `totals`."""
+    """Merge the `RecordedMeans.totals` of several processes into a state for `load_state_dict`."""
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
     for part in parts:

@@ -1,7 +1,6 @@
-"""Scores of single runs: how well a run ended, how steadily and how fast it learned, and what that is worth.
+"""Scores of single runs: normalized scores, final score, instability, and steps to a threshold.
 
-Evaluations are a sequence of scores, higher being better, and the environment steps at which they were made,
-never decreasing.
+Evaluations are a sequence of scores (higher is better) with their environment steps, which do not decrease.
 """
 
 from __future__ import annotations
@@ -22,16 +21,17 @@ _SCORES = {game.lower(): scores for game, scores in ATARI_SCORES.items()}
 
 
 def human_normalized_score(env_id: str, score: float) -> float | None:
-    """Place an Atari score on the line from a random agent (0) to a human tester (1).
+    """Normalize an Atari score: a random agent has 0, a human tester has 1.
 
     Args:
-        env_id: An environment id such as ``ALE/UpNDown-v5`` or ``UpNDownNoFrameskip-v4``, or a game's name,
-            ``UpNDown`` or ``up_n_down``. A version alone, as in ``Tennis-v0``, does not make it Atari's.
+        env_id: An environment id such as ``ALE/UpNDown-v5`` or ``UpNDownNoFrameskip-v4``, or the name of a
+            game, such as ``UpNDown`` or ``up_n_down``. An id such as ``Tennis-v0``, with only a version, does
+            not count as an Atari game.
         score: Mean undiscounted, unclipped return of full games.
 
     Returns:
-        (score - random) / (human - random), or ``None`` for an environment without a human reference:
-        another suite, or a game outside of the usual 57.
+        (score - random) / (human - random), or ``None`` for other environments and for games outside of the
+        usual 57.
     """
     match = _GAME.fullmatch(env_id)
     if match is None or (match["version"] and not (match["suite"] or match["kind"])):
@@ -43,12 +43,12 @@ def human_normalized_score(env_id: str, score: float) -> float | None:
 
 
 def normalized_score(score: float, floor: float, reference: float) -> float:
-    """Place a score on the line from an agent that learned nothing (0) to one that solved the task (1).
+    """Normalize a score: an untrained agent has 0, an agent that solves the task has 1.
 
     Args:
         score: The score.
-        floor: Score of an agent that learned nothing.
-        reference: Score that counts as solved.
+        floor: Score of an untrained agent.
+        reference: Score at which the task counts as solved.
 
     Raises:
         ValueError: If floor and reference are the same.
@@ -62,52 +62,52 @@ def final_score(steps: Sequence[float], scores: Sequence[float], share: float = 
     """Return the mean score at the end of a run.
 
     Args:
-        steps: Steps of the E evaluations; the last one is taken for the length of the run.
-        scores: Their scores, ``(E,)``.
-        share: The last part of the run that counts, above 0 and at most 1.
+        steps: Steps of the E evaluations; the last one is the length of the run.
+        scores: Scores of the evaluations, ``(E,)``.
+        share: Share of the run to average over, from its end; above 0 and at most 1.
 
     Returns:
-        The mean over evaluations at steps greater than ``(1 - share) * steps[-1]``; NaN if one of them is.
+        The mean over evaluations at steps greater than ``(1 - share) * steps[-1]``; NaN if any of them is
+        NaN.
 
     Raises:
         ValueError: If there is no evaluation.
     """
     _require_evaluations(steps, scores)
     start = (1 - share) * steps[-1]
-    # The last evaluation counts even where the run is of length 0.
+    # In a run of length 0, the last evaluation counts.
     last = [score for step, score in zip(steps, scores, strict=True) if step > start] or scores[-1:]
     return math.fsum(last) / len(last)
 
 
 def smooth(scores: Sequence[float], window: int = 3) -> list[float]:
-    """Return the trailing mean of evaluations: each with those before it, as many as there are.
+    """Return the trailing mean of evaluations; the window is shorter at the start.
 
     Args:
         scores: Scores ``(E,)``.
-        window: The most evaluations to average, at least 1.
+        window: Largest number of evaluations to average, at least 1.
 
     Returns:
-        Smoothed scores ``(E,)``; the first is the first score.
+        Smoothed scores ``(E,)``.
     """
     parts = (scores[max(0, end - window) : end] for end in range(1, len(scores) + 1))
     return [math.fsum(part) / len(part) for part in parts]
 
 
 def instability(scores: Sequence[float], start: float | None = None) -> float:
-    """Return the share of what a run had learned that it had lost again, averaged over the run.
+    """Return the share of its improvement that a run has lost again, averaged over the run.
 
-    At every point of the smoothed curve it is ``(best - current) / (best - start)``, with the best so far: 0
-    at a new best, 1 for a run that is back where it began. A run that falls below its start has lost all, no
-    more: it counts 1 there, because a start of chance could otherwise weigh more than the rest of the run.
-    Points before the first rise count 0: there is nothing to lose.
+    At each point of the smoothed curve, the share is ``(best - current) / (best - start)``, where ``best`` is
+    the best score so far. It is 0 at a new best, and 1 if the run is back at its start. It stays 1 below the
+    start; otherwise a lucky first evaluation could dominate the mean. Before the first improvement it is 0.
 
     Args:
         scores: Scores ``(E,)`` of evaluations at equal distances.
-        start: The score of an agent that learned nothing; ``None`` takes the first evaluation, which some
-            runs have already solved the task by.
+        start: Score of an untrained agent; ``None`` uses the first evaluation, at which some runs have
+            already solved the task.
 
     Returns:
-        The mean, from 0 to 1; NaN for a run that never rises above its start, or with a score that is NaN.
+        The mean, from 0 to 1; NaN if the run never rises above its start, or if any score is NaN.
     """
     curve = np.asarray(smooth(scores), dtype=float)
     if curve.size == 0 or np.isnan(curve).any():
@@ -127,12 +127,12 @@ def steps_to_reach(steps: Sequence[float], scores: Sequence[float], threshold: f
 
     Args:
         steps: Steps of the E evaluations.
-        scores: Their scores, ``(E,)``.
+        scores: Scores of the evaluations, ``(E,)``.
         threshold: The score to reach.
 
     Returns:
-        Where the smoothed curve, straight between evaluations, first reaches the threshold; infinity if it
-        never does.
+        The step at which the smoothed curve, linear between evaluations, first reaches the threshold;
+        infinity if it never does.
 
     Raises:
         ValueError: If there is no evaluation.
@@ -142,21 +142,22 @@ def steps_to_reach(steps: Sequence[float], scores: Sequence[float], threshold: f
 
 
 def first_crossing(x: ArrayLike, curves: ArrayLike, thresholds: ArrayLike) -> NDArray[np.float64]:
-    """Find where curves first reach a threshold.
+    """Find the points at which curves first reach a threshold.
 
     Args:
-        x: Points of the horizontal axis, never decreasing, ``(G,)``.
-        curves: Values at these points, ``(..., G)``; straight in between.
+        x: Points of the horizontal axis, not decreasing, ``(G,)``.
+        curves: Values at these points, ``(..., G)``; linear between them.
         thresholds: A threshold for each curve, ``(...)``.
 
     Returns:
-        Where, ``(...)``: the first point for a curve that begins at its threshold or above, infinity for one
-        that never reaches it.
+        Points of the horizontal axis, ``(...)``: the first point for a curve that starts at or above its
+        threshold, infinity for a curve that never reaches it.
     """
     x, curves, thresholds = (np.asarray(values, dtype=float) for values in (x, curves, thresholds))
     reached = curves >= thresholds[..., None]
     after = reached.argmax(-1)
     before = np.maximum(after - 1, 0)
+    # Interpolate linearly between the last point below the threshold and the first one at or above it.
     low = np.take_along_axis(curves, before[..., None], -1)[..., 0]
     high = np.take_along_axis(curves, after[..., None], -1)[..., 0]
     rise = high - low

@@ -1,4 +1,4 @@
-"""Networks: an encoder reads the observation, a trunk carries the depth, heads give the outputs."""
+"""Networks: an encoder for the observation, a trunk of variable depth, and heads for the outputs."""
 
 from lit_gfs.networks.encoders import (
     Encoder,

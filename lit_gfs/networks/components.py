@@ -1,4 +1,4 @@
-"""Normalizations and activations, by the names that configurations give them."""
+"""Normalizations and activations by their names in configurations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def make_norm(norm: Norm, features: int) -> nn.Module:
-    """Build a normalization of ``features`` features; ``none`` is the identity."""
+    """Build a normalization over ``features`` features; ``none`` is the identity."""
     if norm == "layer":
         return nn.LayerNorm(features)
     if norm == "rms":
@@ -32,7 +32,7 @@ def make_norm(norm: Norm, features: int) -> nn.Module:
 
 
 def make_activation(activation: Activation) -> nn.Module:
-    """Build an activation function; each use is a module of its own, which hooks can tell apart."""
+    """Build an activation function, as a separate module for each use so that hooks can distinguish them."""
     return _ACTIVATIONS[activation]()
 
 
@@ -40,13 +40,13 @@ def require_choice(owner: str, argument: str, value: str, literal: Any) -> None:
     """Check an argument that takes one of a few names.
 
     Args:
-        owner: Whose argument it is.
-        argument: Its name.
-        value: What the user gave.
+        owner: Name of the class with the argument.
+        argument: Name of the argument.
+        value: The user's value.
         literal: The ``Literal`` type of the valid choices.
 
     Raises:
-        UserError: If the value is none of them.
+        UserError: If the value is not a valid choice.
     """
     choices = get_args(literal)
     if value not in choices:

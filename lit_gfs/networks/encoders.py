@@ -1,4 +1,4 @@
-"""Encoders: from observations, pixels or vectors, to flat features."""
+"""Encoders: map observations (pixels or vectors) to flat features."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lit_gfs.networks.components import require_choice
 from lit_gfs.utils.memory import require_memory
 
 ImageNorm = Literal["layer", "none"]
-"""Normalization of images: over channels and positions together, or nothing."""
+"""Normalization of images: over channels and positions together, or none."""
 
 
 class Encoder(nn.Module):
     """Base of the encoders.
 
     ``forward`` maps observations ``(*batch, *observation_shape)``, with any number of batch dimensions, to
-    features ``(*batch, out_features)``; it raises a ``ValueError`` if they have another shape.
+    features ``(*batch, out_features)``; it raises a ``ValueError`` for observations of another shape.
 
     Args:
         observation_shape: Shape of one observation.
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
 
 class VectorEncoder(Encoder):
-    """Hands a vector on as flat float32 features; it has no parameters.
+    """Flattens a vector to float32 features; it has no parameters.
 
     Args:
         observation_shape: Shape of one observation.
@@ -75,19 +75,19 @@ class VectorEncoder(Encoder):
 class PixelEncoder(Encoder):
     """Base of the convolutional encoders; a subclass sets `convolutions` and `out_features`.
 
-    Bytes are scaled to [0, 1]; other pixels are taken as they are. Images pass through with their channels
-    last in memory, which convolutions are faster on; shapes say nothing of it.
+    Bytes are scaled to [0, 1]; pixels of other types are not scaled. Images are stored channels-last in
+    memory, because convolutions are faster on this layout; shapes stay channels-first.
 
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
         norm: Normalization after each convolution.
 
     Raises:
-        UserError: If the observations are not images, or too small, or there is no such normalization.
+        UserError: If the observations are not images or are too small, or the normalization is unknown.
     """
 
     smallest_image: ClassVar[int] = 1
-    """The least height and width that leave one output position."""
+    """Smallest height and width for which the output has at least one position."""
 
     convolutions: nn.Module
     """Maps ``(batch, channels, height, width)`` to ``(batch, features, rows, columns)``."""
@@ -120,23 +120,23 @@ class PixelEncoder(Encoder):
         """
         batch = self._batch_shape(observation)
         images = observation.reshape(batch.numel(), *self.observation_shape)
-        # Kernels keep their layout: that of an image alone decides how a convolution is computed. It changes
-        # while a pixel is still a byte.
+        # The layout of the image alone selects the convolution algorithm; the weights keep their layout.
+        # Convert while pixels are still bytes, because that moves less memory.
         images = images.contiguous(memory_format=torch.channels_last)
         images = images / 255 if images.dtype == torch.uint8 else images.float()
         return self.convolutions(images).reshape(*batch, self.out_features)
 
 
 class NatureCNN(PixelEncoder):
-    """The three convolutions of Mnih et al. (2015); the 512 units that follow there belong to the trunk.
+    """The three convolutions of Mnih et al. (2015); their layer of 512 units belongs to the trunk.
 
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
         norm: Normalization after each convolution, before its activation.
 
     Raises:
-        UserError: If the observations are not images, or smaller than 36 x 36, or there is no such
-            normalization.
+        UserError: If the observations are not images or are smaller than 36 x 36, or the normalization is
+            unknown.
     """
 
     smallest_image = 36
@@ -155,16 +155,16 @@ class NatureCNN(PixelEncoder):
 
 
 class MinAtarCNN(PixelEncoder):
-    """The one convolution of Young and Tian (2019); the 128 units that follow there belong to the trunk.
+    """The single convolution of Young and Tian (2019); their layer of 128 units belongs to the trunk.
 
     Args:
-        observation_shape: ``(channels, height, width)``, of any size from 3 x 3.
+        observation_shape: ``(channels, height, width)``, at least 3 x 3.
         channels: Output channels.
         norm: Normalization after the convolution, before its activation.
 
     Raises:
-        UserError: If the observations are not images, or smaller than 3 x 3, the number of channels is not
-            positive, or there is no such normalization.
+        UserError: If the observations are not images or are smaller than 3 x 3, the number of channels is not
+            positive, or the normalization is unknown.
     """
 
     smallest_image = 3
@@ -186,19 +186,19 @@ class MinAtarCNN(PixelEncoder):
 
 
 class ImpalaCNN(PixelEncoder):
-    """The deep residual network of Espeholt et al. (2018), up to its last convolution's ReLU.
+    """The deep residual network of Espeholt et al. (2018), up to the ReLU after the last convolution.
 
-    Each stage is a convolution, a max-pooling that halves the image, and two residual blocks.
+    Each stage has a convolution, a max-pooling that halves the image, and two residual blocks.
 
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
         channels: Output channels of each stage.
         width_scale: Factor on all of ``channels``.
-        norm: Normalization after each convolution, in a residual block before it is added to the stream.
+        norm: Normalization after each convolution; in a residual block, before the addition to the stream.
 
     Raises:
-        UserError: If the observations are not images, a number of channels is not positive, or there is no
-            such normalization.
+        UserError: If the observations are not images, a number of channels is not positive, or the
+            normalization is unknown.
     """
 
     def __init__(
@@ -251,26 +251,27 @@ def _impala_stage(in_channels: int, out_channels: int, norm: ImageNorm) -> nn.Mo
 
 
 def _normalized(convolution: nn.Conv2d, norm: ImageNorm) -> list[nn.Module]:
-    """List a convolution and the normalization that follows it; without one, nothing stands in its place."""
+    """List a convolution and its normalization, if there is one."""
     if norm == "none":
         return [convolution]
-    # One group is LayerNorm over (channels, rows, columns) with a gain and a shift per channel, like the
-    # convolution's bias, instead of one per position too. LayerNorm over the channels of each position, as in
-    # purejaxql, divides by next to nothing where the image is almost black: at initialization the gradient of
-    # the first bias is then the largest of all.
+    # GroupNorm with one group is LayerNorm over (channels, rows, columns), but with a gain and a shift per
+    # channel instead of per position. LayerNorm over the channels of each position, as in purejaxql, divides
+    # by almost zero where the image is almost black. At initialization, the gradient of the first bias is
+    # then the largest of all.
     return [convolution, nn.GroupNorm(1, convolution.out_channels)]
 
 
 def default_encoder(observation_shape: tuple[int, ...]) -> Encoder:
-    """Build the encoder that an observation shape gets where none was chosen.
+    """Build the default encoder for an observation shape.
 
-    Images get `NatureCNN` from 36 x 36 pixels, and `MinAtarCNN` below. Anything else is a flat vector.
+    Images of at least 36 x 36 pixels get `NatureCNN`, smaller ones `MinAtarCNN`. All other observations are
+    flattened by `VectorEncoder`.
 
     Args:
         observation_shape: Shape of one observation; ``(channels, height, width)`` for images.
 
     Raises:
-        UserError: If there is no encoder for such images.
+        UserError: If the images are too small for any encoder.
     """
     if len(observation_shape) != 3:
         return VectorEncoder(observation_shape)

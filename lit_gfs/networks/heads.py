@@ -1,4 +1,4 @@
-"""Heads: the last linear layer, from features to outputs."""
+"""Heads: the last linear layer, which maps features to outputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from lit_gfs.errors import UserError
 
 
 class LinearHead(nn.Linear):
-    """A linear layer with an orthogonal weight of a chosen gain and a zero bias.
+    """A linear layer that starts with an orthogonal weight of a given gain and a zero bias.
 
-    A small gain starts a policy close to uniform (0.01 in PPO); values start with gain 1
+    A small gain makes the initial policy almost uniform (0.01 in PPO); the gain of values is 1
     (Andrychowicz et al. 2021, "What matters in on-policy reinforcement learning?").
 
     Args:

@@ -1,4 +1,4 @@
-"""What a *layer* is: the unit at which gradient flow is measured and stabilized."""
+"""Definition of a *layer*, the unit for measuring and stabilizing gradient flow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn.utils.parametrize import is_parametrized
 
 
 def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """List the parameters that a module owns directly, with those that its own are computed of.
+    """List the parameters that a module owns directly, including those of its parametrizations.
 
     Args:
-        module: Any module. Where its weight is parametrized (weight or spectral normalization ...), what the
-            weight is made of belongs to it, although other modules hold it.
+        module: Any module. If its weight is parametrized (weight or spectral normalization), it also owns the
+            parameters from which the weight is computed, although submodules hold them.
     """
     yield from module.parameters(recurse=False)
     if is_parametrized(module):
@@ -24,17 +24,17 @@ def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     """List the layers of a module: its submodules that own trainable parameters directly.
 
-    A layer is a Linear, a convolution, a normalization and so on, its weight and bias together; containers
-    are not layers. Frozen layers (a target network) are left out, and so is a module whose parameters all
-    belong to layers before it: what is shared is listed once, under its first name. A layer whose weight is
-    parametrized is one layer.
+    A layer is a Linear, a convolution, a normalization and so on, with its weight and bias together;
+    containers are not layers. Frozen layers (such as those of a target network) are not listed. Shared
+    parameters count once, for the first layer that owns them. A layer with a parametrized weight is one
+    layer.
 
     Args:
-        module: Any module, not only the networks of this package.
+        module: Any module, also from other packages.
 
     Returns:
-        Layers by their dotted name, in registration order. If ``module`` owns parameters itself, it is
-        listed under its class name.
+        Layers by their dotted names, in registration order. If ``module`` itself owns parameters, its key is
+        its class name.
     """
     seen: set[nn.Parameter] = set()
     layers: dict[str, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""An encoder and a trunk in a row: the body that heads stand on."""
+"""The network below the heads: an encoder followed by a trunk."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lit_gfs.networks.orthogonal import orthogonal_
 from lit_gfs.networks.trunks import Trunk
 
 EncoderFactory = Callable[[tuple[int, ...]], Encoder]
-"""Builds an encoder for an observation shape; in YAML a ``class_path`` with ``init_args``."""
+"""A function from an observation shape to an encoder; in YAML a ``class_path`` with ``init_args``."""
 
 TrunkFactory = Callable[[int], Trunk]
-"""Builds a trunk for the encoder's feature count; in YAML a ``class_path`` with ``init_args``."""
+"""A function from the number of encoder features to a trunk; in YAML a ``class_path`` with ``init_args``."""
 
 Initialization = Literal["orthogonal", "torch"]
-"""``orthogonal``: gain sqrt(2), zero biases; ``torch``: what each PyTorch layer does by itself."""
+"""``orthogonal``: gain sqrt(2) and zero biases; ``torch``: the default of each PyTorch layer."""
 
 
 class Network(nn.Module):
-    """Encoder, trunk and a linear head in a row.
+    """An encoder followed by a trunk; subclasses may add a head.
 
     Args:
         observation_shape: Shape of one observation.
-        encoder: Builds the encoder; ``None`` leaves the choice to `lit_gfs.networks.default_encoder`.
+        encoder: Builds the encoder; ``None`` uses `lit_gfs.networks.default_encoder`.
         trunk: Builds the trunk.
-        initialization: How weights start.
+        initialization: Initialization of the weights.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Network(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """The width of the features that heads read."""
+        """Number of features, the input width of heads."""
         return self.trunk.out_features
 
     def features(self, observation: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Observation normalization whose statistics are part of the model."""
+"""Observation normalization with statistics as a part of the model."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lit_gfs.errors import UserError
 
 
 class RunningNorm(nn.Module):
-    """Normalizes by the running mean and variance of all data seen so far, then clips.
+    """Normalizes by the running mean and variance of all observed data, then clips.
 
-    Statistics move in two steps, so that data can be collected and learned from under the same ones:
-    `observe` adds data to *pending* moments, `commit` merges these into the statistics that `forward`
-    uses. Nothing else moves them: in evaluation they are frozen. Both live in buffers, so that checkpoints
-    keep them. Under ``torch.distributed`` the ranks' data are merged in `observe`: all ranks hold the same
-    moments at any time, which a checkpoint of one rank and DDP's broadcasting of buffers rely on.
+    The update has two steps, so a rollout is collected and learned from with the same statistics. `observe`
+    adds data to *pending* moments, and `commit` merges these into the statistics of `forward`. Evaluation
+    calls neither of them. All moments are buffers, so checkpoints contain them. Under ``torch.distributed``,
+    `observe` merges the data of all ranks. So all ranks always have the same moments, as DDP and the
+    checkpoint of a single rank require.
 
-    Moments merge by the formula of Chan et al. (1979, "Updating formulae and a pairwise algorithm for
-    computing sample variances"), in float64. The buffers stay float64 when the module is cast to another
-    type; a device without float64 (Apple's MPS) cannot hold them.
+    Moments are merged in float64 by the formula of Chan et al. (1979, "Updating formulae and a pairwise
+    algorithm for computing sample variances"). The buffers stay float64 when the module is cast to another
+    dtype; a device without float64 (Apple's MPS) cannot hold them.
 
     Args:
         shape: Shape of one observation.
         clip: Largest absolute normalized value, in standard deviations.
-        epsilon: Smallest variance that is divided by; it guards features that do not vary.
+        epsilon: Lower bound of the variance in the division, for constant features.
 
     Raises:
         UserError: If ``clip`` or ``epsilon`` is not positive.
@@ -54,14 +54,14 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Tensor) -> None:
-        """Add data to the pending moments; under ``torch.distributed``, every rank's at once.
+        """Add data to the pending moments; under ``torch.distributed``, the data of all ranks.
 
         Args:
-            batch: Observations ``(*batch, *shape)`` of any number. Every rank must take part, be it with an
-                empty batch.
+            batch: Observations ``(*batch, *shape)`` of any number. Every rank must call this method; its
+                batch may be empty.
 
         Raises:
-            ValueError: If observations have another shape.
+            ValueError: If the observations have another shape.
         """
         if batch.shape[batch.ndim - len(self.shape) :] != self.shape:
             raise ValueError(
@@ -85,25 +85,27 @@ class RunningNorm(nn.Module):
         """Normalize observations ``(*batch, *shape)``; before the first `commit`, only clip.
 
         Returns:
-            Values in ``[-clip, clip]``, of the input's shape and type, float32 for integers.
+            Values in ``[-clip, clip]``, of the input's shape and dtype (float32 for integers).
         """
         dtype = observation.dtype if observation.is_floating_point() else torch.float32
         scaled = (observation - self.mean) / self.variance.clamp(min=self.epsilon).sqrt()
         return scaled.clamp(-self.clip, self.clip).to(dtype)
 
     def _merge(self, prefix: str, count: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Merge moments into those with this prefix (Chan et al. 1979)."""
         old_count, old_mean, old_variance = (
             cast(Tensor, getattr(self, f"{prefix}{name}")) for name in ("count", "mean", "variance")
         )
         total = old_count + count
         share = count / total.clamp(min=1)
         delta = mean - old_mean
-        # Without data the share is 0 and nothing moves; with the first data it is 1.
+        # Without data the share is 0 and nothing changes; with the first data it is 1.
         old_variance.lerp_(variance, share).add_(delta.square() * share * (1 - share))
         old_mean.lerp_(mean, share)
         old_count.copy_(total)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
+        # ``to``, ``half`` and the like end here: follow changes of the device, undo changes of the dtype.
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -114,6 +116,7 @@ class RunningNorm(nn.Module):
 
 
 def _sum_over_ranks(*tensors: Tensor) -> list[Tensor]:
+    """Sum tensors over all ranks with a single all-reduce."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return list(tensors)
     packed = torch.cat([tensor.flatten() for tensor in tensors])

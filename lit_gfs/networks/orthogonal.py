@@ -1,4 +1,4 @@
-"""Orthogonal initialization (Saxe et al. 2014), the usual start of deep-RL networks."""
+"""Orthogonal initialization (Saxe et al. 2014), the usual initialization of deep-RL networks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def orthogonal_(module: ModuleT, gain: float = math.sqrt(2)) -> ModuleT:
     """Make the weights of all linear and convolutional layers orthogonal, and their biases zero.
 
     A convolution's weight is orthogonal as a matrix ``(out_channels, in_channels * kernel positions)``.
-    Other layers are left as they are.
+    Other layers do not change.
 
     Args:
         module: Any module; it is changed in place.
-        gain: Singular value of every weight; sqrt(2) keeps the scale of signals through ReLU layers.
+        gain: Singular value of every weight; sqrt(2) keeps the scale of signals in ReLU layers.
 
     Returns:
         The same module.

@@ -1,4 +1,4 @@
-"""Trunks: the stack of linear layers between encoder and head, whose depth and width are studied."""
+"""Trunks: the stack of linear layers between encoder and head, with variable depth and width."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from lit_gfs.networks.components import Activation, Norm, make_activation, make_
 from lit_gfs.utils.memory import require_memory
 
 LARGEST_DEPTH = 10_000
-"""More layers are not built: every one costs time and memory beside its weights."""
+"""Upper limit of the depth: each layer costs time and memory beside its weights."""
 
 
 class Trunk(nn.Module):
-    """Base of the trunks: checks the arguments that they share.
+    """Base of the trunks: checks their common arguments.
 
     ``forward`` maps features ``(*batch, in_features)`` to ``(*batch, out_features)``. In every trunk
-    ``depth`` counts the linear layers on the longest path, so that equal depth means equal depth.
+    ``depth`` is the number of linear layers on the longest path, so depths of different trunks are
+    comparable.
 
     Args:
         in_features: Number of input features.
@@ -31,7 +32,7 @@ class Trunk(nn.Module):
     """
 
     smallest_depth = 1
-    """The fewest layers the structure can have."""
+    """Smallest depth of this kind of trunk."""
 
     out_features: int
     """Number of output features."""
@@ -92,7 +93,7 @@ class PlainTrunk(Trunk):
 
 
 class ResidualBranch(nn.Module):
-    """What a residual trunk adds to its stream: linear, activation, linear, of the normalized stream.
+    """A branch of a residual trunk: normalization, linear, activation, linear.
 
     Args:
         width: Number of features of the stream and of the hidden layer.
@@ -108,18 +109,18 @@ class ResidualBranch(nn.Module):
         self.second = nn.Linear(width, width)
 
     def forward(self, stream: Tensor) -> Tensor:
-        """Map the stream ``(*batch, width)`` to what is added to it, of the same shape."""
+        """Map the stream ``(*batch, width)`` to the residual, of the same shape."""
         return self.second(self.activation(self.first(self.norm(stream))))
 
 
 class ResidualTrunk(Trunk):
     """A residual network with pre-normalized branches of two linear layers.
 
-    An input layer opens the stream h; each branch F adds to it, h <- h + F(h) (He et al. 2016, "Identity
-    mappings"); normalization and activation close it. The input layer and the branches take an odd number
-    of layers; an even ``depth`` spends the last one on an output layer with its own normalization and
-    activation. So 4, 8 and 12 layers hold 1, 3 and 5 branches; without branches, at depth 1 and 2, the
-    trunk is that of `PlainTrunk`.
+    The input layer computes the stream h. Each branch F adds its output, h <- h + F(h) (He et al. 2016,
+    "Identity mappings"). A normalization and an activation follow the last branch. The input layer and the
+    branches have an odd number of layers; if ``depth`` is even, an output layer with its own normalization
+    and activation follows. So 4, 8 and 12 layers have 1, 3 and 5 branches. At depth 1 and 2 there are no
+    branches, and the trunk equals `PlainTrunk`.
 
     Args:
         in_features: Number of input features.
@@ -156,7 +157,7 @@ class ResidualTrunk(Trunk):
 
 
 class MultiSkipBranch(nn.Module):
-    """What a multi-skip trunk adds to its stream: twice activation, linear, normalization.
+    """A branch of a multi-skip trunk: activation, linear, normalization, all twice.
 
     Args:
         width: Number of features of the stream and of the hidden layer.
@@ -173,20 +174,20 @@ class MultiSkipBranch(nn.Module):
             self.layers.append(make_norm(norm, width))
 
     def forward(self, stream: Tensor) -> Tensor:
-        """Map the stream ``(*batch, width)`` to what is added to it, of the same shape."""
+        """Map the stream ``(*batch, width)`` to the residual, of the same shape."""
         return self.layers(stream)
 
 
 class MultiSkipTrunk(Trunk):
-    """A residual network whose input skips into every branch (Castanyer et al. 2025, arXiv 2506.15544).
+    """A residual network with skips from its input to every branch (Castanyer et al. 2025, arXiv 2506.15544).
 
-    The input layer and its normalization make g; the stream begins with h = g, and each branch F adds to it
-    together with g again, h <- h + F(h) + g. What follows the branches, and how ``depth`` counts, is as in
-    `ResidualTrunk`: 4, 8 and 12 layers hold 1, 3 and 5 branches.
+    The input layer and its normalization compute g. The stream starts at h = g. Each branch F adds its output
+    and g again, h <- h + F(h) + g. The layers after the branches and the meaning of ``depth`` are the same as
+    in `ResidualTrunk`: 4, 8 and 12 layers have 1, 3 and 5 branches.
 
-    ``skip_scale`` is a factor on the g that is added again, part of the checkpoint and not trained: 1 as in
-    the reference; path-sensitive initialization lets it fall with the number of branches, because equal
-    summands add up coherently.
+    ``skip_scale`` is a factor on the repeated g. It is a part of the checkpoint, and it is not trained. It is
+    1, as in the reference; path-sensitive initialization reduces it with the number of branches, because
+    equal summands add up coherently.
 
     Args:
         in_features: Number of input features.
@@ -228,9 +229,9 @@ class MultiSkipTrunk(Trunk):
 
 
 class DenseTrunk(Trunk):
-    """A chain whose every layer also reads the trunk's input (D2RL, Sinha et al. 2020, arXiv 2010.09163).
+    """A chain whose layers also read the trunk's input (D2RL, Sinha et al. 2020, arXiv 2010.09163).
 
-    Each layer but the first reads the concatenation of the layer before it and the input features.
+    Each layer except the first reads the concatenation of the previous layer's output and the input features.
 
     Args:
         in_features: Number of input features.
@@ -270,7 +271,7 @@ class DenseTrunk(Trunk):
 
 
 def _closing_layers(depth: int, width: int, norm: Norm, activation: Activation) -> nn.Sequential:
-    """Close a residual stream; input layer and branches take an odd number of layers, this the one left."""
+    """Build the layers after the branches; an even depth needs one more linear layer."""
     closing = nn.Sequential(make_norm(norm, width), make_activation(activation))
     if depth % 2 == 0:
         closing.extend([nn.Linear(width, width), make_norm(norm, width), make_activation(activation)])

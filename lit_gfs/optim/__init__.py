@@ -1,4 +1,4 @@
-"""Optimizers that the ecosystem's libraries lack."""
+"""Optimizers that other libraries lack, or lack in a resumable form."""
 
 from lit_gfs.optim.kron import Kron
 

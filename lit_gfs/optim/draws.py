@@ -1,4 +1,4 @@
-"""The random numbers of Kron, from generators of their own."""
+"""Random numbers of Kron, from separate generators."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Draws:
-    """The random numbers of one update of the factors.
+    """Random numbers for one update of the factors.
 
-    They are those that ``pytorch_optimizer.Kron`` would draw from the global generators of NumPy and PyTorch
-    after both were seeded, and leave these alone.
+    ``pytorch_optimizer.Kron`` draws the same numbers from the global generators of NumPy and PyTorch if both
+    are seeded with ``seed``. This class does not change the global generators.
 
     Args:
-        seed: Decides all of them, together with their order.
+        seed: Seed of all numbers.
     """
 
     def __init__(self, seed: int) -> None:
@@ -22,15 +22,15 @@ class Draws:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def uniform(self) -> float:
-        """Return a number in [0, 1), the same at each call."""
+        """Return a number in [0, 1); all calls return the same number."""
         return np.random.RandomState(self._seed).random_sample()
 
     def normal(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return new standard normal numbers.
+        """Draw new standard normal numbers.
 
         Args:
-            like: Has the shape and the device of the result.
-            dtype: Precision of the result.
+            like: Tensor with the shape and the device of the result.
+            dtype: Dtype of the result.
         """
         if like.device not in self._generators:
             self._generators[like.device] = torch.Generator(like.device).manual_seed(self._seed)

@@ -1,4 +1,4 @@
-"""PSGD-Kron: the optimizer that scales with depth in the reference paper, made resumable and fast."""
+"""PSGD-Kron, the optimizer of the reference paper for deep networks, in a resumable and faster version."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class Kron(Optimizer):
-    """Preconditioned SGD with Kronecker-factored preconditioners, which resumes bit for bit.
+    """Preconditioned SGD with Kronecker-factored preconditioners; resumes bit for bit.
 
-    Every dimension of a parameter has a factor Q, a triangular matrix or a diagonal, fitted online so that
-    the product of the factors whitens the gradient (PSGD, Li 2018, arXiv 1512.04202). The step is the
-    preconditioned momentum, clipped to a root mean square of 1.1. Castanyer et al. 2025 (arXiv 2506.15544)
-    use it at a third of the learning rate that Adam has, and find no other optimizer to scale as well with
-    depth and width.
+    Each dimension of a parameter has a factor Q, a triangular or diagonal matrix. The factors are fitted
+    online so that their Kronecker product whitens the gradient (PSGD, Li 2018, arXiv 1512.04202). The step is
+    the preconditioned momentum, clipped to a root mean square of 1.1. Castanyer et al. 2025 (arXiv
+    2506.15544) use it with a third of Adam's learning rate. Among their optimizers, it scales best with depth
+    and width.
 
-    The updates are those of ``pytorch_optimizer.Kron``, to rounding. They cost less: parameters of one shape
-    are updated together, and Q' Q is kept between the updates of the factors, so that an ordinary step takes
-    one product of matrices per dimension of a parameter. Keeping it needs as much memory as the factors.
+    Up to rounding, the updates equal those of ``pytorch_optimizer.Kron``, at a lower cost. Parameters of the
+    same shape are updated together. Q' Q is cached between updates of the factors, so most steps need only
+    one matrix product per dimension of a parameter. The cache needs as much memory as the factors.
 
-    The random numbers (the probe vectors for the factors) come from ``seed`` and the step count instead of
-    the global generators: a resumed run draws what the uninterrupted one would have drawn, all processes of
-    a distributed run draw alike, and nobody else's draws are disturbed. Loading a checkpoint keeps the
-    precision of momentum and factors.
+    The random probe vectors for the factors depend only on ``seed`` and the step, not on the global
+    generators. So a resumed run draws the same vectors as an uninterrupted one, all processes of a
+    distributed run draw the same vectors, and other random numbers of the run do not change. Loading a
+    checkpoint keeps the dtypes of momentum and factors.
 
     Args:
         params: Parameters, or parameter groups.
-        lr: Learning rate; about a third of what suits Adam.
+        lr: Learning rate; about a third of a good learning rate of Adam.
         momentum: Decay of the running mean of gradients.
-        weight_decay: Weight decay of parameters of at least two dimensions.
-        weight_decouple: Whether weight decay is apart from the preconditioned gradient, as in AdamW.
+        weight_decay: Weight decay of parameters with at least two dimensions.
+        weight_decouple: Whether weight decay bypasses momentum and preconditioner, as in AdamW.
         pre_conditioner_update_probability: Share of the steps that update the factors, evenly spaced;
-            ``null`` is the paper's schedule, 1 for 500 steps and down to 0.03 by step 4,000.
-        max_size_triangular: Largest dimension, in units, whose factor is a matrix.
-        min_ndim_triangular: Fewest dimensions of a parameter whose factors are matrices.
+            ``null`` is the schedule of the paper: 1 for 500 steps, then a decay to 0.03 at step 4,000.
+        max_size_triangular: Largest size of a dimension with a triangular factor.
+        min_ndim_triangular: Smallest number of dimensions of a parameter with triangular factors.
         memory_save_mode: Which factors are diagonal to save memory; ``null`` for none.
-        momentum_into_precondition_update: Whether factors are fitted to the momentum, not to the gradient.
-        mu_dtype: Precision of the momentum; ``null`` is the parameter's.
-        precondition_dtype: Precision of the factors; ``null`` is the parameter's.
-        balance_prob: Probability with which an update of the factors evens out their norms.
-        seed: Seed of the draws, equal in all processes; ``null`` takes that of ``seed_everything``.
+        momentum_into_precondition_update: Whether the factors whiten the momentum instead of the gradient.
+        mu_dtype: Dtype of the momentum; ``null`` uses that of the parameter.
+        precondition_dtype: Dtype of the factors; ``null`` uses that of the parameter.
+        balance_prob: Probability that an update of the factors also balances their norms.
+        seed: Seed of the probe vectors, equal in all processes; ``null`` uses that of ``seed_everything``.
 
     Raises:
         UserError: If an argument is out of range, or a parameter is complex.
@@ -110,10 +110,10 @@ class Kron(Optimizer):
         self._places: dict[Tensor, tuple[ParameterStack, int]] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own.
+        """Add parameters with their own options.
 
         Args:
-            param_group: ``params``, and whatever differs from the defaults.
+            param_group: ``params``, and the options that differ from the defaults.
 
         Raises:
             UserError: If a parameter is complex.
@@ -131,10 +131,10 @@ class Kron(Optimizer):
         """Update the parameters that have a gradient.
 
         Args:
-            closure: Computes gradients and returns the loss; it draws from the global generators as ever.
+            closure: Computes gradients and returns the loss.
 
         Returns:
-            What the closure returned.
+            The result of the closure.
 
         Raises:
             UserError: If a gradient is sparse.
@@ -145,39 +145,40 @@ class Kron(Optimizer):
                 loss = closure()
         placed = self._placed()
         if not placed:
-            return loss  # a step that is skipped: no counter moves either
+            return loss  # without gradients the step is skipped, and no counter changes
         first = self.param_groups[0]
         balance, probes = False, {}
-        if _is_due(first):
+        if _is_update_due(first):
             draws = Draws(derive_seed("kron", first["seed"], first.get("step", 0)))
             balance = draws.uniform() < self.balance_prob
-            # In the order of the parameters: draws do not depend on how these are stacked.
+            # Draw in the order of the parameters, independent of the stacks.
             probes = {
                 parameter: draws.normal(parameter, stack.factors[0].dtype) for parameter, stack, _ in placed
             }
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
 
+        # One update for all parameters of a stack.
         members: defaultdict[ParameterStack, list[tuple[int, Tensor]]] = defaultdict(list)
         for parameter, stack, row in placed:
             members[stack].append((row, parameter))
         for stack, rows in members.items():
             parameters = [parameter for _, parameter in rows]
-            drawn = [probes[parameter] for parameter in parameters] if probes else None
-            stack.step([row for row, _ in rows], parameters, drawn, balance)
+            stack_probes = [probes[parameter] for parameter in parameters] if probes else None
+            stack.step([row for row, _ in rows], parameters, stack_probes, balance)
         return loss
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restore what `state_dict` returned, on the device of the parameters.
+        """Restore a saved state, on the device of the parameters.
 
-        A checkpoint of ``pytorch_optimizer.Kron`` is taken as well.
+        The state may also come from ``pytorch_optimizer.Kron``.
         """
         super().load_state_dict(state_dict)
         for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.setdefault("seed", self.defaults["seed"])
             for parameter, index in zip(group["params"], saved_group["params"], strict=True):
                 if saved := state_dict["state"].get(index):
-                    # PyTorch casts state to the parameter's precision, whatever its own was.
+                    # Restore the saved dtypes, because PyTorch casts the state to the dtype of the parameter.
                     momentum, *factors = (
                         value.to(parameter.device, copy=True)
                         for value in (saved["momentum_buffer"], *saved["Q"])
@@ -185,16 +186,16 @@ class Kron(Optimizer):
                     self.state[parameter] = {"momentum_buffer": momentum, "Q": factors}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy needs; it arranges stacks of its own."""
+        """Return the state of a copy, which builds its own stacks."""
         return {**super().__getstate__(), "balance_prob": self.balance_prob}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over the state of a copied, unpickled or loaded optimizer."""
+        """Set the state of a copied, unpickled or loaded optimizer."""
         super().__setstate__(state)
         self._places = {}
 
     def _placed(self) -> list[tuple[Tensor, ParameterStack, int]]:
-        """Return the parameters that have a gradient, each with its stack and its row there."""
+        """Return the parameters with a gradient, each with its stack and its row in the stack."""
         active = [
             (group, parameter)
             for group in self.param_groups
@@ -208,34 +209,35 @@ class Kron(Optimizer):
             if not self.state[parameter]:
                 self.state[parameter].update(initial_state(parameter, group))
         if not all(self._is_placed(group, parameter) for group, parameter in active):
-            self._arrange()
+            self._build_stacks()
         return [(parameter, *self._places[parameter]) for _, parameter in active]
 
     def _is_placed(self, group: dict[str, Any], parameter: Tensor) -> bool:
-        # The state may have been replaced, by load_state_dict or a move to another device.
+        # load_state_dict or a move to another device may have replaced the state.
         if parameter not in self._places:
             return False
         stack, row = self._places[parameter]
         return stack.owns(row, group, self.state[parameter])
 
-    def _arrange(self) -> None:
-        """Stack the parameters that have state."""
+    def _build_stacks(self) -> None:
+        """Build stacks of the parameters with state, one for each group and `stack_key`."""
         self._places = {}
         for group in self.param_groups:
-            alike: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+            by_key: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if state := self.state.get(parameter):
-                    alike[stack_key(parameter, state)].append(parameter)
-            for parameters in alike.values():
+                    by_key[stack_key(parameter, state)].append(parameter)
+            for parameters in by_key.values():
                 stack = ParameterStack(group, [self.state[parameter] for parameter in parameters])
                 self._places.update({parameter: (stack, row) for row, parameter in enumerate(parameters)})
 
 
-def _is_due(first: dict[str, Any]) -> bool:
-    """Count a step in the first parameter group, and tell whether it updates the factors."""
+def _is_update_due(first: dict[str, Any]) -> bool:
+    """Count a step in the first parameter group, and return whether it updates the factors."""
     probability = first["pre_conditioner_update_probability"]
     if probability is None:
         probability = min(1.0, max(0.03, math.exp(-0.001 * (first.get("step", 0) - 500))))
+    # Update every 1 / probability steps instead of at random.
     counter = first.get("update_counter", 0) + 1
     due = probability > 0 and counter >= 1 / probability
     first["update_counter"] = 0 if due else counter

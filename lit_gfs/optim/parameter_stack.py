@@ -1,4 +1,4 @@
-"""One step of Kron for all parameters of one shape, whose state lies in one tensor each."""
+"""The step of Kron for all parameters of the same shape at once, with their state in shared tensors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from lit_gfs.optim import kronecker
 
 LARGEST_RMS = 1.1
-"""Root mean square down to which the preconditioned momentum of a parameter is scaled."""
+"""Largest root mean square of the preconditioned momentum of a parameter; larger ones are scaled down."""
 
 
 def initial_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    """Return a parameter's state before its first gradient: ``momentum_buffer`` and the factors ``Q``."""
+    """Return the initial state of a parameter: ``momentum_buffer`` and the factors ``Q``."""
     return {
         "momentum_buffer": torch.zeros_like(parameter, dtype=group["mu_dtype"]),
         "Q": kronecker.identity_factors(
@@ -30,28 +30,28 @@ def initial_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def stack_key(parameter: Tensor, state: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what the parameters of one stack have in common."""
+    """Return the shapes, dtypes and device that all parameters of a stack share."""
     factors = tuple((factor.shape, factor.dtype) for factor in state["Q"])
     return parameter.shape, parameter.dtype, parameter.device, state["momentum_buffer"].dtype, factors
 
 
 class ParameterStack:
-    """Parameters of one group that share `stack_key`: a row for each in every tensor of their state.
+    """Stacked state of the parameters of one group with the same `stack_key`, one row per parameter.
 
-    The stack owns the memory, and the tensors in the parameters' states become views of its rows. So one
-    operation serves all parameters, and the state of each can still be saved or replaced by itself. What
-    is computed from the state is not saved.
+    The stack owns the memory. The tensors in the parameters' states become views of its rows. So one
+    operation updates all parameters, but the state of each can still be saved or replaced separately. The
+    cached products are not saved.
 
     Args:
-        group: The optimizer's parameter group, read in every step.
-        states: The optimizer's states of the parameters, whose tensors are replaced by views.
+        group: The optimizer's parameter group; each step reads its options.
+        states: The optimizer's states of the parameters; their tensors are replaced by views.
     """
 
     def __init__(self, group: dict[str, Any], states: list[dict[str, Any]]) -> None:
         self.group = group
         self.states = states
         self.shape = states[0]["momentum_buffer"].shape
-        # A scalar lies in a stack as a vector of one entry.
+        # A scalar is stored as a vector with one entry.
         self.momentum = torch.stack([torch.atleast_1d(state["momentum_buffer"]) for state in states])
         factors = zip(*(state["Q"] for state in states), strict=True)
         self.factors = [torch.stack([torch.atleast_1d(row) for row in rows]) for rows in factors]
@@ -65,7 +65,7 @@ class ParameterStack:
         self._versions: list[int] = []
 
     def owns(self, row: int, group: dict[str, Any], state: dict[str, Any]) -> bool:
-        """Whether a parameter of this group with this state is still what the row holds."""
+        """Return whether the row still stores this state of a parameter of this group."""
         return (
             group is self.group
             and state is self.states[row]
@@ -75,14 +75,14 @@ class ParameterStack:
     def step(
         self, rows: list[int], parameters: list[Tensor], probes: list[Tensor] | None, balance: bool
     ) -> None:
-        """Move parameters, each ``(*shape)``, by their gradients; other rows stay as they are.
+        """Update parameters ``(*shape)`` by their gradients; other rows do not change.
 
         Args:
             rows: The rows of the parameters.
             parameters: The parameters; all have a gradient.
-            probes: Standard normal draws ``(*shape)`` with which to update the factors, or ``None`` for no
-                update in this step.
-            balance: Whether an update evens out the norms of the factors.
+            probes: Standard normal draws ``(*shape)`` for an update of the factors, or ``None`` for no
+                update.
+            balance: Whether an update of the factors also balances their norms.
         """
         group = self.group
         gradients: list[Any] = [parameter.grad for parameter in parameters]
@@ -90,20 +90,23 @@ class ParameterStack:
         if weight_decay and not group["weight_decouple"]:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=weight_decay))
 
-        # Indexing by a list copies; all rows are taken as they lie.
-        chosen = slice(None) if rows == list(range(len(self.states))) else rows
+        # A slice avoids the copy that indexing by a list makes.
+        selected = slice(None) if rows == list(range(len(self.states))) else rows
+        # Momentum m <- beta m + (1 - beta) g, with the bias correction 1 - beta^t.
         momenta = [self.views[row][0] for row in rows]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients, alpha=1 - group["momentum"])
-        momentum = self.momentum[chosen]
+        momentum = self.momentum[selected]
         correction = 1 - group["momentum"] ** group["step"]
 
+        # Fit the factors to the momentum or to the gradient.
         if probes is not None:
-            of_momentum = group["momentum_into_precondition_update"]
-            target = momentum / correction if of_momentum else torch.stack(gradients).view_as(momentum)
-            self._fit(chosen, torch.stack(probes).view_as(momentum), target, balance)
+            uses_momentum = group["momentum_into_precondition_update"]
+            target = momentum / correction if uses_momentum else torch.stack(gradients).view_as(momentum)
+            self._fit(selected, torch.stack(probes).view_as(momentum), target, balance)
 
-        products = [product[chosen] for product in self.products]
+        # Precondition the momentum by P = Q' Q, correct its bias, and clip its root mean square.
+        products = [product[selected] for product in self.products]
         flat = kronecker.multiply(products, momentum.to(products[0].dtype)).flatten(1)
         rms = torch.linalg.vector_norm(flat, dim=1, keepdim=True) / (correction * flat.shape[1] ** 0.5)
         flat.mul_((LARGEST_RMS / (rms + 1e-6)).clamp_(max=1).div_(correction))
@@ -114,17 +117,19 @@ class ParameterStack:
 
     @property
     def products(self) -> list[Tensor]:
-        """Q' Q of every factor, computed anew only after a factor was written to."""
+        """Q' Q of each factor, cached until a factor changes."""
+        # The version counter of a tensor increases with each in-place operation.
         versions = [factor._version for factor in self.factors]
         if versions != self._versions:
             self._products, self._versions = kronecker.squared(self.factors), versions
         return self._products
 
-    def _fit(self, chosen: slice | list[int], probes: Tensor, target: Tensor, balance: bool) -> None:
-        factors = [factor[chosen] for factor in self.factors]
+    def _fit(self, selected: slice | list[int], probes: Tensor, target: Tensor, balance: bool) -> None:
+        factors = [factor[selected] for factor in self.factors]
         if balance:
             kronecker.balance_(factors)
         kronecker.fit_(factors, probes, target.to(factors[0].dtype), self.group["precondition_lr"])
-        if isinstance(chosen, list):
+        if isinstance(selected, list):
+            # Indexing by a list has made copies: write them back.
             for factor, fitted in zip(self.factors, factors, strict=True):
-                factor[chosen] = fitted
+                factor[selected] = fitted

@@ -1,1 +1,1 @@
-"""A run on the disk: where it writes, and how it is saved, found, resumed and ended."""
+"""A run on the disk: its directory, and how it is saved, found, resumed and ended."""

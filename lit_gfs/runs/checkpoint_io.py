@@ -1,4 +1,4 @@
-"""How checkpoints get to the disk and back: sealed, and with one older generation of the latest."""
+"""Checkpoints on the disk: checksummed files, with one older generation of the latest one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from lit_gfs.utils.checksummed_files import UnwritableFile, is_intact, read_chec
 
 LAST_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"
-"""What was ``last.ckpt`` before."""
+"""The ``last.ckpt`` before the current one."""
 
 
 class ChecksummedCheckpointIO(CheckpointIO):
-    """Writes checkpoints as sealed files, whole or not at all, and checks every byte that it reads.
+    """Writes checkpoints as checksummed files, atomically, and checks every byte that it reads.
 
-    Before ``last.ckpt`` is replaced it becomes ``previous.ckpt``, unless it is damaged: so whenever a process
-    is killed, and if one of the two files is damaged, there is another one.
+    Before a new ``last.ckpt`` replaces the old one, the old one becomes ``previous.ckpt``, unless it is
+    damaged. So there is an intact checkpoint if a process is killed at any moment, or if one of the two files
+    is damaged.
     """
 
     @override
@@ -34,7 +35,7 @@ class ChecksummedCheckpointIO(CheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UnwritableFile: If there is no room or no permission. What was at ``path`` is still there.
+            UnwritableFile: If there is no room or no permission. The old file at ``path`` stays.
         """
         path = Path(path)
         if path.name == LAST_NAME and is_intact(path):
@@ -52,16 +53,16 @@ class ChecksummedCheckpointIO(CheckpointIO):
         """Read a checkpoint: plain data only, with all tensors on the CPU.
 
         Raises:
-            DamagedFile: If it is not as it was written.
+            DamagedFile: If the file is damaged.
         """
         return read_checksummed(Path(path))
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, if it is there and is one.
+        """Remove a checkpoint, if it exists and its name is that of a checkpoint.
 
-        Which to remove is read from a checkpoint that a run is resumed from, and that may say anything:
-        Lightning looks whether a path begins with the directory of the checkpoints, and not where it leads.
+        The path may come from the checkpoint that a run resumes from, so it cannot be trusted. Lightning only
+        checks that it begins with the directory of the checkpoints, not where it leads.
         """
         path = Path(path)
         if path.suffix == ModelCheckpoint.FILE_EXTENSION and ".." not in path.parts:
@@ -69,23 +70,23 @@ class ChecksummedCheckpointIO(CheckpointIO):
 
 
 def last_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
-    """Return the callback that writes a run's last checkpoint, rather than its best.
+    """Return the callback that writes a run's last checkpoint.
 
-    The command line's own come after those that a configuration adds.
+    If a configuration adds others, the command line's own callback comes after them.
     """
     checkpoints = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     return next((each for each in reversed(checkpoints) if each.monitor is None), None)
 
 
 def _keep_as(path: Path, name: Path) -> None:
-    """Give a file another name, which may be taken; there is a file of that name at any moment."""
+    """Give a file another name; if a file has that name, replace it atomically."""
     partial = name.with_name(name.name + PARTIAL)
     try:
         partial.unlink(missing_ok=True)
         os.link(path, partial)
         partial.replace(name)
     except OSError:
-        # Not every file system has hard links.
+        # Some file systems have no hard links.
         with path.open("rb") as source, replacing(name) as copy:
             shutil.copyfileobj(source, copy)
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the one that is named, or the newest that is intact."""
+"""Finds the checkpoint that a run resumes from: the named one, or the newest intact one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lit_gfs.runs.checkpoint_io import LAST_NAME, PREVIOUS_NAME
 from lit_gfs.utils.checksummed_files import read_checksummed
 
 LAST = "last"
-"""The name that stands for the newest intact checkpoint of the latest run."""
+"""Stands for the newest intact checkpoint of the latest run."""
 CONFIG_NAME = "config.yaml"
-"""What a run directory calls its resolved configuration."""
+"""File name of the resolved configuration in a run directory."""
 CONFIG_HEADER = "# The resolved configuration of a run, written by lit_gfs.\n"
 """Its first line."""
 DEFAULT_ROOT = "runs"
-"""Directory of all runs, unless another one is named."""
+"""Default directory of all runs."""
 _KINDS = {
     "state_dict": dict,
     "callbacks": dict,
@@ -32,19 +32,18 @@ _KINDS = {
     "pytorch-lightning_version": str,
 }
 _TO_GO_ON = {"loops", "optimizer_states"}
-"""What training cannot go on without."""
+"""Entries that training needs to resume."""
 
 
 def damage_of(checkpoint: Path, with_replay: bool = True) -> str | None:
-    """Say what is wrong with a checkpoint.
+    """Return the damage of a checkpoint.
 
     Args:
         checkpoint: The file.
-        with_replay: Whether training is to go on with it. The replayed transitions that it names are then
-            looked at too: every byte of them.
+        with_replay: Whether training will resume from it. If so, every byte of its replay shards is checked.
 
     Returns:
-        One line that names the damaged file, ``None`` if there is none.
+        One line that names the damaged file, or ``None`` if the checkpoint is intact.
     """
     try:
         _read(checkpoint, with_replay)
@@ -54,16 +53,16 @@ def damage_of(checkpoint: Path, with_replay: bool = True) -> str | None:
 
 
 def newest_intact(directory: Path, with_replay: bool = True) -> tuple[Path | None, list[str]]:
-    """Find the checkpoint of a directory to go on from.
+    """Find the checkpoint of a directory to resume from.
 
     Args:
-        directory: Where the checkpoints are, ``*.ckpt``: ``last.ckpt`` if that is intact, else
-            ``previous.ckpt``, else the one furthest in environment steps; of equally far ones the one written
-            last. The furthest is not always the latest: a run may have gone back to an earlier one.
-        with_replay: As for `damage_of`. What was written for evaluating is passed over then.
+        directory: Directory of the checkpoints, ``*.ckpt``: ``last.ckpt`` if it is intact, else
+            ``previous.ckpt``, else the one with the most environment steps; of equal ones the one written
+            last. The furthest is not always the latest, because a run may have gone back to an earlier one.
+        with_replay: As for `damage_of`. If true, checkpoints for evaluating are passed over.
 
     Returns:
-        The checkpoint, ``None`` if there is no intact one; and what is wrong with those passed over.
+        The checkpoint, or ``None`` if there is no intact one; and the damages of those passed over.
     """
     found: list[tuple[tuple[int, ...], Path]] = []
     damages: list[str] = []
@@ -86,14 +85,14 @@ def newest_intact(directory: Path, with_replay: bool = True) -> tuple[Path | Non
 
 
 def find_checkpoint(name: str, with_replay: bool = True) -> Path:
-    """Return the path of an intact checkpoint; say on stderr which damaged ones were passed over.
+    """Return the path of an intact checkpoint; name on stderr the damaged ones that were passed over.
 
     Args:
-        name: A checkpoint, or a directory whose newest intact one is taken.
+        name: A checkpoint, or a directory, which stands for its newest intact checkpoint.
         with_replay: As for `damage_of`.
 
     Raises:
-        UserError: If there is none, or the one that is named is damaged; the message names those beside it.
+        UserError: If there is none, or the named one is damaged; the message names those beside it.
     """
     path = Path(name)
     if os.path.isdir(name):  # unlike a Path, it takes any string
@@ -113,9 +112,9 @@ def find_checkpoint(name: str, with_replay: bool = True) -> Path:
 
 
 def is_misfit(error: BaseException) -> bool:
-    """Say whether an error came up while Lightning handed out what a checkpoint holds.
+    """Return whether an error came up while Lightning restored the content of a checkpoint.
 
-    The file itself is intact then, and its content of another model, or of another version of it.
+    The file itself is then intact, but belongs to another model, or to another version of it.
     """
     return any(
         frame.f_code.co_filename == checkpoint_connector.__file__
@@ -125,18 +124,18 @@ def is_misfit(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an error that says what is wrong."""
-    # PyTorch begins with a headline, and then lists what does not match.
+    """Return the first line of an error that gives the reason."""
+    # PyTorch begins with a headline, and then lists the mismatches.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in") else (lines or [""])[0]
     return said if isinstance(error, RuntimeError) else f"{type(error).__name__}: {said}"
 
 
 def directory_of(name: str) -> Path:
-    """Return the directory that a checkpoint is in, or that a name names itself.
+    """Return a checkpoint's directory, or the directory itself.
 
     Raises:
-        UserError: If there is neither; the message names the checkpoints in the same place.
+        UserError: If the name is neither a file nor a directory; the message names checkpoints in that place.
     """
     path = Path(name)
     if os.path.isdir(name):
@@ -149,13 +148,13 @@ def directory_of(name: str) -> Path:
 
 
 def find_run(directory: Path) -> Path | None:
-    """Return the directory of the run that has its checkpoints in a directory: the same, or one up."""
+    """Return the run directory for a directory of checkpoints: the same, or one up."""
     directory = directory.absolute()
     return next((run for run in (directory, directory.parent) if _is_run(run)), None)
 
 
 def _is_run(directory: Path) -> bool:
-    """Whether a directory is a run's, rather than one of a user with a configuration in it."""
+    """Return whether a directory belongs to a run, rather than to a user's own configuration."""
     try:
         with (directory / CONFIG_NAME).open(encoding="utf-8") as stream:
             return stream.readline() == CONFIG_HEADER
@@ -164,15 +163,15 @@ def _is_run(directory: Path) -> bool:
 
 
 def latest_run(root: str | None = None, name: str | None = None, version: str | None = None) -> Path:
-    """Return the directory of the run that was begun last.
+    """Return the directory of the run that started last.
 
     Args:
-        root: Directory of all runs; ``None`` takes ``runs``.
-        name: Directory of the runs that belong together; ``None`` takes the one with the latest run.
-        version: Directory of the run; ``None`` takes the highest ``version_<n>``.
+        root: Directory of all runs; ``None`` stands for ``runs``.
+        name: Directory of a group of runs; ``None`` stands for the one with the latest run.
+        version: Directory of the run; ``None`` stands for the highest ``version_<n>``.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such run.
     """
     root = root or DEFAULT_ROOT
     groups = [Path(root, name)] if name else sorted(path for path in Path(root).glob("*") if path.is_dir())
@@ -200,7 +199,7 @@ def _read(checkpoint: Path, with_replay: bool) -> dict[str, Any]:
     """Return a checkpoint's content.
 
     Raises:
-        UserError: If it is damaged, or something that it names is.
+        UserError: If the checkpoint or one of its replay shards is damaged.
     """
     content = read_checksummed(checkpoint)
     if not isinstance(content, dict) or "state_dict" not in content:
@@ -227,7 +226,7 @@ def _is_for_evaluating(content: dict[str, Any]) -> bool:
 
 
 def _progress(content: dict[str, Any], path: Path) -> tuple[int, int, int]:
-    """Return how far a checkpoint is: environment steps, optimizer steps, and when it was written."""
+    """Return a checkpoint's environment steps, optimizer steps, and time of writing."""
     states = [state for state in content.values() if isinstance(state, dict)]
     env_steps = [state["env_steps"] for state in states if isinstance(state.get("env_steps"), int)]
     global_step = content.get("global_step")

@@ -1,9 +1,9 @@
-"""How the processes of one run end together: the one that fails says why, the others go without a word.
+"""Ends all processes of one run together: the failed process says why, the others end silently.
 
-Each process watches the others from a thread: a collective operation that waits for a process that is gone
-need not come back by itself. A process that fails announces its exit status in the key-value store through
-which the processes found each other; those that Lightning has started are children of the first one besides,
-which sees how they end. Nobody learns of a failed process from a traceback of what it was to answer to.
+Each process watches the others from a thread, because a collective operation may wait forever for a process
+that is gone. A failed process announces its exit status in the key-value store through which the processes
+found each other. Processes that Lightning has started are also children of the first process, which sees how
+they end. So the user does not have to infer a failed process from another one's traceback.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from lit_gfs.errors import OtherProcessFailed, RunFault, RunStopped, UserError
 from lit_gfs.runs.announcements import PERIOD_SECONDS, Announcements, announce
 
 GRACE_SECONDS = 5.0
-"""How long a process may take to end by itself, once another one has failed."""
+"""Time for a process to end by itself, once another one has failed."""
 PATIENCE_SECONDS = 60.0
-"""How long one may take to end after the others have finished."""
+"""Time for a process to end after the others have finished."""
 _SIGNAL = getattr(signal, "SIGUSR2", None)
 
 
 @contextlib.contextmanager
 def ending_together(trainer: Trainer, discard: Callable[[], None]) -> Iterator[None]:
-    """Have all processes of a run end with the status of the one that failed first, which alone tells why.
+    """End all processes of a run with the status of the one that failed first; only that one says why.
 
     Args:
-        trainer: The run's.
-        discard: Removes what was made for a run that does not begin, where this process has to be ended.
+        trainer: The run's Trainer.
+        discard: Removes the files of a run that does not begin, if this process has to be ended.
 
     Raises:
-        OtherProcessFailed: If it was another one, in the place of whatever that caused here.
+        OtherProcessFailed: If another process failed first, instead of the error that this caused here.
     """
     if trainer.world_size == 1:
         yield
@@ -63,10 +63,10 @@ def ending_together(trainer: Trainer, discard: Callable[[], None]) -> Iterator[N
 
 
 class Companions:
-    """The other processes of a run, as one of them sees them.
+    """The other processes of a run, from the view of one of them.
 
     Args:
-        trainer: The Trainer of several processes, before it starts them or joins them.
+        trainer: The Trainer of several processes, before it starts or joins them.
         discard: As for `ending_together`.
     """
 
@@ -82,42 +82,42 @@ class Companions:
         self._previous: Any = None
 
     def watch(self) -> None:
-        """Interrupt this process from now on when another one fails; end it if that has no effect."""
+        """Watch the others: if one fails, interrupt this process, and end it if that has no effect."""
         if _SIGNAL is not None and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(_SIGNAL, self._on_signal)
         self._thread.start()
 
     def leave(self) -> None:
-        """Watch nobody any more."""
+        """Stop watching."""
         self._ends_itself.set()
         self._thread.join()
         if self._previous is not None:
             signal.signal(cast(int, _SIGNAL), self._previous)
 
     def settle(self, error: BaseException) -> None:
-        """Return if this process is to tell why it ends, having told the others that it does.
+        """Announce the end of this process; return if this process has to tell the user why.
 
         Args:
-            error: What ends it.
+            error: The error that ends it.
 
         Raises:
-            OtherProcessFailed: If another one tells, or nobody is left who could.
+            OtherProcessFailed: If another process tells the user, or none is left that could.
         """
         self._ends_itself.set()
         failed = error if isinstance(error, OtherProcessFailed) else self._other_to_tell(error)
-        # They may be waiting for this process in vain, unless they have been stopped with it.
+        # The children may wait for this process in vain, unless they were stopped with it.
         goes_alone = failed is None and not isinstance(error, RunStopped | KeyboardInterrupt)
         self._end_children(1.0 if goes_alone else GRACE_SECONDS)
         if failed is not None:
-            # What has started the processes may end them all as soon as one has ended: the other tells first.
+            # A launcher may end all processes as soon as one has ended: let the other one tell first.
             time.sleep(1.0)
             raise failed from None
 
     def finish(self) -> None:
-        """Wait for the children of this process to finish as well.
+        """Wait until the children of this process have finished.
 
         Raises:
-            OtherProcessFailed: If one of them fails now.
+            OtherProcessFailed: If one of them fails.
         """
         self._ends_itself.set()
         self._end_children(PATIENCE_SECONDS)
@@ -131,7 +131,7 @@ class Companions:
             announce(status)
             return None if self._trainer.is_global_zero else OtherProcessFailed(status)
         if status == 1 and self._hears_within(1.0):
-            return self._failed  # an error that came of it
+            return self._failed  # it caused this process's error
         if _is_lost_connection(error):
             announce(status)
             return OtherProcessFailed(status, "error: lost the connection to another process of this run")
@@ -142,7 +142,7 @@ class Companions:
     # -- listening ---------------------------------------------------------------------------------------
 
     def _hears_within(self, seconds: float) -> bool:
-        """Return whether another process has failed, waiting a moment for the word of it."""
+        """Return whether another process announces a failure within some seconds."""
         deadline = time.monotonic() + seconds
         while not self._hears():
             if time.monotonic() > deadline:
@@ -167,7 +167,7 @@ class Companions:
         return None if rank == self._trainer.global_rank else self._with_status(status)
 
     def _with_status(self, status: int) -> OtherProcessFailed:
-        # The first process tells of a signal to another one alone, as it does of one to all of them.
+        # The first process reports a signal, whether one process received it or all of them.
         if status > 128 and self._trainer.is_global_zero:
             return OtherProcessFailed(status, f"stopped by {signal.Signals(status - 128).name}")
         return OtherProcessFailed(status)
@@ -216,7 +216,7 @@ class Companions:
             signal.pthread_kill(self._main, cast(int, _SIGNAL))
         if self._ends_itself.wait(seconds):
             return
-        # It waits in compiled code for somebody who does not come.
+        # The main thread waits in compiled code for a process that is gone.
         assert self._failed is not None
         self._end_children(0.0)
         for logger in self._trainer.loggers:
@@ -241,14 +241,14 @@ class Companions:
 
 
 def _replace_observer() -> None:
-    """Take the children from Lightning's own thread, which kills all processes if one has failed."""
+    """Take the children away from Lightning's own thread, which kills all processes if one fails."""
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):
             thread._child_processes = []
 
 
 def _status_of(error: BaseException) -> int:
-    """Return the status with which an error ends the command line."""
+    """Return the exit status of the command line for an error."""
     if isinstance(error, UserError | MisconfigurationException):
         return 2
     if isinstance(error, RunFault):

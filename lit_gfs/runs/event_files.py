@@ -1,4 +1,4 @@
-"""TensorBoard's event files in a run that is stopped and resumed: no gap, and no point twice."""
+"""TensorBoard's event files in a stopped and resumed run: no gap, and no duplicate points."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def event_file_sizes(directory: Path) -> dict[str, int]:
 
 
 def cut_event_files(directory: Path, sizes: Mapping[str, int], present: Iterable[str]) -> None:
-    """Take a run's event files back to what they were; what was written since goes to ``superseded/``.
+    """Cut a run's event files to earlier sizes; move later events to ``superseded/``.
 
-    Purging by step, as TensorBoard itself does, would not do: several points may stand at one step, some of
-    them written before a checkpoint and some after it. What was set aside comes back where a run goes on with
-    a checkpoint that needs it. In the directory of another run nothing is done.
+    TensorBoard's own purging by step is not enough: several points may have the same step, some written
+    before a checkpoint and some after it. Events in ``superseded/`` come back if a run resumes from a
+    checkpoint that needs them. In the directory of another run the function does nothing.
 
     Args:
-        directory: Where the files are.
-        sizes: What `event_file_sizes` returned then.
-        present: The files that are there now, but for those that a writer has just opened.
+        directory: Directory of the files.
+        sizes: The earlier result of `event_file_sizes`.
+        present: The files that are there now, except those that a writer has just opened.
     """
     aside = directory / SUPERSEDED
 
     def versions(name: str) -> tuple[Path, Path]:
-        # TensorBoard takes any file with its word in the name for a run's.
+        # TensorBoard reads any file with "tfevents" in its name.
         return directory / name, aside / name.replace("tfevents", "superseded")
 
-    # What a checkpoint names is believed as far as it names files of this kind in this directory.
+    # A checkpoint is not trusted: it may name only event files in this directory.
     if not all(Path(name).name == name and fnmatch(name, _PATTERN) for name in sizes):
         return
     files = [path for name in {*present, *sizes} for path in versions(name)]
@@ -48,7 +48,7 @@ def cut_event_files(directory: Path, sizes: Mapping[str, int], present: Iterable
         path, copy = versions(name)
         size = sizes.get(name, 0)
         if _size(path) > max(size, _size(copy)):
-            # A file is only ever appended to: of two versions the longer one holds both.
+            # Files only grow at their end, so the longer of two versions contains the other.
             aside.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
         if _size(path) < size and copy.exists():
@@ -64,9 +64,9 @@ def _size(path: Path) -> int:
 
 
 def wait_for_a_later_name(directory: Path) -> None:
-    """Wait, for a second at most, until a new event file's name sorts behind those that are there.
+    """Wait at most a second, until the name of a new event file sorts after the existing ones.
 
-    Readers take files in the order of their names, which begin with the second that they were made in.
+    Readers sort the files by name, and a name begins with the second in which the file was made.
     """
     seconds = (path.name.split(".")[3] for path in directory.glob(_PATTERN))
     latest = max((int(second) for second in seconds if second.isdecimal()), default=0)

@@ -1,4 +1,4 @@
-"""How a run ends that does not finish: in one line and with a status, rather than with a traceback."""
+"""The end of an unfinished run: one line and an exit status instead of a traceback."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from lit_gfs.utils.formats import relative_path
 from lit_gfs.utils.working_directory import working_directory
 
 ERROR_NAME = "error.txt"
-"""Where the traceback of a fault is kept, beside the checkpoints."""
+"""File for the traceback of a fault, beside the checkpoints."""
 
 
 class Stop(Protocol):
-    """What has stopped a run, see `lit_gfs.callbacks.graceful_stop.GracefulStop`."""
+    """The stop of a run, see `lit_gfs.callbacks.graceful_stop.GracefulStop`."""
 
     signal: int | None
     """The signal that stopped the run."""
     checkpoint: Path | None
-    """The checkpoint that was written last."""
+    """The latest checkpoint."""
 
 
 @contextlib.contextmanager
 def told_in_one_line(stop: Stop, directory: Path) -> Iterator[None]:
-    """Turn what ends a run in mid-course into an exception whose message is one line that says how to go on.
+    """Turn errors that end a run early into exceptions with one line that says how to resume.
 
     Args:
-        stop: The run's own.
-        directory: Where the run has its checkpoints.
+        stop: The run's stop.
+        directory: Directory of the run's checkpoints.
 
     Raises:
-        RunStopped: If the run was stopped by a signal.
+        RunStopped: If a signal stopped the run.
         EnvironmentFault: If an environment failed; its traceback is in a file.
         StorageFault: If a file of the run could not be written.
-        KeyboardInterrupt: If it was interrupted before there was anything to save.
+        KeyboardInterrupt: If the run was interrupted before there was anything to save.
     """
     own = None if directory == working_directory() else directory
     with _quiet_writers(own):
         try:
             yield
         except SIGTERMException:
-            # Without one of ours, it was Lightning's handler, or another process of this run.
+            # Without our own signal, Lightning's handler or another process of this run raised it.
             raise RunStopped(stop.signal or signal.SIGTERM, resume_advice(stop.checkpoint)) from None
         except RunStopped as again:
             earlier = directory if _has_checkpoints(directory) else None
             raise RunStopped(again.number, f" at once{resume_advice(earlier)}") from None
         except SystemExit as end:
-            # What Lightning makes of a Ctrl-C that nobody else has taken.
+            # Lightning turns an unhandled Ctrl-C into this.
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
@@ -76,7 +76,7 @@ def told_in_one_line(stop: Stop, directory: Path) -> Iterator[None]:
 
 
 def keep_traceback(fault: EnvironmentFault, directory: Path) -> None:
-    """Write the traceback of a fault to ``error.txt``, and have the fault say so."""
+    """Write the traceback of a fault to ``error.txt``, and add that path to the fault's message."""
     path = directory / ERROR_NAME
     try:
         with replacing_text(path) as file:
@@ -88,7 +88,7 @@ def keep_traceback(fault: EnvironmentFault, directory: Path) -> None:
 
 
 def resume_advice(checkpoint: Path | None) -> str:
-    """Say how to go on from a checkpoint, as the end of a line."""
+    """Return the end of a line that says how to resume from a checkpoint."""
     if checkpoint is None:
         return "; no checkpoint was written"
     return f"; to go on: python -m lit_gfs fit --ckpt_path {shlex.quote(relative_path(checkpoint))}"
@@ -103,7 +103,7 @@ def _has_checkpoints(directory: Path) -> bool:
 
 def _storage_fault(what: str, directory: Path) -> StorageFault:
     checkpoint = None
-    with contextlib.suppress(OSError):  # what cannot be looked at is of no help
+    with contextlib.suppress(OSError):  # an unreadable directory offers no checkpoint
         checkpoint, _ = newest_intact(directory)
     if checkpoint is None:
         return StorageFault(what, f"; there is no intact checkpoint in {relative_path(directory)}")
@@ -114,7 +114,7 @@ def _storage_fault(what: str, directory: Path) -> StorageFault:
 
 @contextlib.contextmanager
 def _quiet_writers(directory: Path | None) -> Iterator[None]:
-    """Have threads that write files say nothing of a full disk: it is told once, where they were asked to."""
+    """Silence errors of the storage in threads that write files: the main thread reports them once."""
     previous = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

@@ -1,4 +1,4 @@
-"""What Lightning's loops say in a checkpoint about how far they are."""
+"""Progress of Lightning's loops in a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 
 def complete_loop_states(trainer: Trainer, loops: dict[str, Any]) -> None:
-    """Have a checkpoint resume with what is due next, also in two cases that Lightning leaves out.
+    """Correct a checkpoint's loop states in two cases where Lightning would resume at the wrong place.
 
-    A batch that is None, as for the rest of a rollout that is skipped, is never counted as started; Lightning
-    then takes the checkpoint for one in the middle of a batch. And from a checkpoint at the end of an epoch's
-    last batch it begins the next epoch, without the evaluation and the hooks for the end of the epoch. Here
-    that batch counts as completed, and an evaluation that is due as begun; both are states that Lightning
-    resumes from as it should.
+    Lightning never counts a batch of ``None``, as for the skipped rest of a rollout, as started. It then
+    treats the checkpoint as one in the middle of a batch. From a checkpoint at the end of an epoch's last
+    batch it begins the next epoch without the evaluation and the hooks at the end of the epoch. This function
+    counts that batch as completed, and a due evaluation as begun; Lightning resumes correctly from both
+    states.
 
     Args:
         trainer: The Trainer that writes the checkpoint.
-        loops: What the checkpoint says of its loops; changed in place.
+        loops: The checkpoint's loop states; changed in place.
     """
     if "fit_loop" not in loops or trainer.state.fn != TrainerFn.FITTING:
         return
@@ -33,7 +33,7 @@ def complete_loop_states(trainer: Trainer, loops: dict[str, Any]) -> None:
     for counts in (batches["total"], batches["current"]):
         counts["completed"] += 1
     if not cast(Any, trainer).enable_validation:
-        # With evaluations Lightning counts it when it resumes.
+        # With evaluations Lightning counts the step when it resumes.
         saved["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
     elif epoch_loop._should_check_val_fx(cast(Any, trainer).fit_loop._data_fetcher):
         for counts in (evaluations["total"], evaluations["current"]):
@@ -41,10 +41,11 @@ def complete_loop_states(trainer: Trainer, loops: dict[str, Any]) -> None:
 
 
 def note_written_checkpoints(trainer: Trainer) -> None:
-    """Have what writes a checkpoint every so many steps know that the present step's was written.
+    """Tell callbacks that checkpoint every n steps that the current step's checkpoint exists.
 
-    No ModelCheckpoint keeps that. While gradients are accumulated a step takes several batches, and a resumed
-    run would write one more at its next batch: a barrier that the run that goes on does not have.
+    A ModelCheckpoint does not save this. With accumulated gradients a step takes several batches, and a
+    resumed run would write one more checkpoint at its next batch: a barrier that the uninterrupted run does
+    not have.
     """
     for callback in cast(Any, trainer).checkpoint_callbacks:
         every = getattr(callback, "_every_n_train_steps", 0)
@@ -53,9 +54,9 @@ def note_written_checkpoints(trainer: Trainer) -> None:
 
 
 def forget_begun_evaluation(trainer: Trainer) -> None:
-    """Have an evaluation that a resumed run begins with counted once, though it was said to be begun.
+    """Count an evaluation only once if a resumed run begins with it and the checkpoint marked it as begun.
 
-    To be called when training starts: the loops know by then what is due.
+    Call it when training starts: by then the loops know what is due.
     """
     evaluation_loop = cast(Any, trainer).fit_loop.epoch_loop.val_loop
     if evaluation_loop.restarted_mid_evaluation:

@@ -1,4 +1,4 @@
-"""Where a run writes: ``runs/<name>/<version>`` with configuration, events and checkpoints."""
+"""The directory of a run: ``runs/<name>/<version>`` with configuration, events and checkpoints."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
 
 
 def require_directory(option: str, name: str) -> None:
-    """Check that what a user named may be a directory.
+    """Check that a name from the user can be a directory.
 
     Raises:
-        UserError: If it is empty, or an address such as ``s3://bucket``, which nothing here writes to.
+        UserError: If it is empty, or an address such as ``s3://bucket``, which is not supported.
     """
     if not name or "\x00" in name:
         raise UserError(f"{option} is {name!r}; expected a directory")
@@ -45,13 +45,13 @@ class RunDirectory:
     """The directory ``<root>/<name>/<version>`` of a run.
 
     Args:
-        root: Directory of all runs, the one that TensorBoard is pointed at; ``null`` takes ``runs`` or, for a
-            run that is resumed, that of the checkpoint.
-        name: Directory of the runs that belong together; ``null`` makes it of agent and environment.
+        root: Directory of all runs, for TensorBoard's ``--logdir``; ``null`` takes ``runs`` or, for a resumed
+            run, that of the checkpoint.
+        name: Directory of a group of runs; ``null`` takes the names of agent and environment.
         version: Directory of this run; ``null`` takes the next free ``version_<n>``.
 
     Raises:
-        UserError: If name or version is not that of one directory.
+        UserError: If name or version is not the name of one directory.
     """
 
     def __init__(self, root: str | None = None, name: str | None = None, version: str | None = None) -> None:
@@ -67,16 +67,16 @@ class RunDirectory:
         self.version = version
         self.default_name = "run"
         self.arguments: Sequence[str] = ()
-        """What was typed."""
+        """The command line."""
         self._logger: TensorBoardLogger | None = None
         self._made: list[Path] = []
         self._goes_on = False
         self._present: set[Path] = set()
         self.has_begun = False
-        """Whether training has."""
+        """Whether training has begun."""
 
     def resume_from(self, checkpoint: str | None) -> None:
-        """Go on in the directory of a checkpoint, unless another one than it was begun with is named."""
+        """Continue in the directory of a checkpoint, unless the options name another directory."""
         if checkpoint is None:
             return
         directory = find_run(Path(absolute_path(checkpoint)).resolve().parent)
@@ -92,10 +92,10 @@ class RunDirectory:
         wait_for_a_later_name(directory)
 
     def logger(self) -> TensorBoardLogger:
-        """Return the TensorBoard logger; the first process makes sure that its directory can be written.
+        """Return the TensorBoard logger; the first process makes its directory.
 
         Raises:
-            UserError: If the directory cannot be made.
+            UserError: If the directory cannot be made or written.
         """
         if self._logger is None:
             logger = TensorBoardLogger(
@@ -124,13 +124,14 @@ class RunDirectory:
             ) from error
 
     def agree(self, trainer: Trainer) -> None:
-        """Have all processes of the run take the directory of the first one, which has made it."""
+        """Give all processes of the run the directory that the first one has made."""
         logger = cast(Any, self.logger())
         logger._version = trainer.strategy.broadcast(Path(logger.log_dir).name)
 
     def discard(self) -> None:
-        """Remove what was made for a run that is then refused: files that a logger writes by itself, and the
-        directories that have nothing else in them.
+        """Remove the files and directories of a refused run.
+
+        Only files that a logger writes by itself are removed, and directories without other files.
         """
         if not self._made:
             self._discard_new_files()
@@ -141,7 +142,7 @@ class RunDirectory:
             for path in written:
                 path.unlink()
             for path in self._made:
-                with contextlib.suppress(OSError):  # another run has come to be in it
+                with contextlib.suppress(OSError):  # another run is in it by now
                     path.rmdir()
         self._made = []
 
@@ -153,13 +154,13 @@ class RunDirectory:
                 path.unlink()
 
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
-        """Write the resolved configuration, without a checkpoint that is the run's own: training begins."""
+        """Write the resolved configuration when training begins; leave out a checkpoint of this run."""
         self.has_begun = True
-        # Not by parser.save, which changes the working directory while it writes: in that moment the logger's
-        # thread would look for its file elsewhere.
+        # parser.save changes the working directory while it writes, and the logger's thread would then look
+        # for its file elsewhere.
         directory = Path(self.logger().log_dir)
         if self._goes_on:
-            # The run goes on here: its configuration is that of the whole run, not of its last part.
+            # The run continues here, and its configuration describes the whole run, not its last part.
             config = config.clone()
             config.ckpt_path = None
         elif config.ckpt_path is not None:
@@ -170,12 +171,12 @@ class RunDirectory:
             file.write(CONFIG_HEADER + job_line(self.arguments) + text)
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
-        """Return the callbacks that keep ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.
+        """Return the callbacks that write ``last.ckpt``, and ``best.ckpt`` by an evaluation's score.
 
-        The best one is for evaluating: it holds no experience, and cuts no episode. The last one is to go on
-        from; the datamodule says when it is due, and it is also written when a run is stopped
-        (`GracefulStop`). Both are written after an evaluation where one follows. They are two callbacks
-        because one that monitors a value writes its last checkpoint only when the value improves.
+        The best checkpoint is for evaluating: it does not hold experience, and does not cut episodes. A run
+        resumes from the last one. The datamodule says when it is due, and a stop (`GracefulStop`) also writes
+        it. If an evaluation follows, both are written after it. There are two callbacks because one that
+        monitors a value writes its last checkpoint only when the value improves.
 
         Args:
             score: The tag of the score, such as ``eval/episode_return``; larger is better.
@@ -201,12 +202,12 @@ class RunDirectory:
 
 
 class _Checkpoint(ModelCheckpoint):
-    """Writes checkpoints into a directory, and removes none elsewhere.
+    """Writes checkpoints into a directory, and does not remove checkpoints elsewhere.
 
     Args:
-        directory: Where to.
-        goes_on: Whether a checkpoint that training begins with was written there. The directory may have been
-            moved or copied since.
+        directory: The directory.
+        goes_on: Whether training resumes from a checkpoint of this directory, which may have been moved or
+            copied since.
         options: As for `ModelCheckpoint`.
     """
 
@@ -216,12 +217,12 @@ class _Checkpoint(ModelCheckpoint):
 
     @cached_property
     def state_key(self) -> str:  # type: ignore[override]
-        # Lightning asks for it around every hook, and puts it together anew each time.
+        # Lightning reads it around every hook, and would compute it each time.
         return super().state_key
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what is said of files in this directory, by their names alone."""
+        """Take over the state of files in this directory, by their names alone."""
         if not self._goes_on:
             return
 
@@ -237,7 +238,7 @@ class _Checkpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(_Checkpoint):
-    """Writes a checkpoint after each evaluation that beats all before, for evaluating."""
+    """Writes a checkpoint for evaluating after each evaluation that beats all earlier ones."""
 
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -247,10 +248,10 @@ class BestCheckpoint(_Checkpoint):
 
 
 class LastCheckpoint(_Checkpoint):
-    """Writes a checkpoint at the end of each pass after which the datamodule says that one is due.
+    """Writes a checkpoint at the end of an epoch if the datamodule says that one is due.
 
-    Where an evaluation follows the pass, the checkpoint follows the evaluation. With a datamodule that does
-    not say, one is due with each evaluation or, in a run without any, where one would have been due.
+    If an evaluation follows the epoch, the checkpoint follows the evaluation. If the datamodule does not say,
+    a checkpoint is due with each evaluation or, in a run without evaluations, whenever one would be due.
     """
 
     @override
@@ -273,12 +274,12 @@ class LastCheckpoint(_Checkpoint):
 class SaveConfig(Callback):
     """Tells all processes the run's directory; writes the resolved configuration once training starts.
 
-    By then a checkpoint has been loaded: a configuration that does not fit it replaces nothing.
+    By then the checkpoint has been loaded, so a configuration that does not fit it cannot replace a file.
 
     Args:
-        run: Where to.
+        run: The run's directory.
         parser: The parser of ``fit``.
-        config: What it made of the command line.
+        config: The parsed command line.
     """
 
     def __init__(self, run: RunDirectory, parser: ArgumentParser, config: Namespace) -> None:
@@ -295,14 +296,14 @@ class SaveConfig(Callback):
         if trainer.is_global_zero:
             options = getattr(cast(Any, trainer).datamodule, "complete_env_options", None)
             if options:
-                # A default may change some day; what the run was made with does not.
+                # Defaults may change in a later version; the saved options keep the run's own values.
                 self.config = self.config.clone()
                 self.config.data.init_args.env_options = options
             self.run.save_config(self.parser, self.config)
 
 
 def _settings(config: Path) -> dict[str, Any]:
-    """Return what a run's configuration says about its directory."""
+    """Return the settings of the directory in a run's configuration."""
     content = read_yaml(config)
     run = content.get("run") if isinstance(content, dict) else None
     return run if isinstance(run, dict) else {}

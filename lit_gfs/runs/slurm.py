@@ -1,8 +1,8 @@
 """Runs in jobs of SLURM.
 
-Lightning's own requeueing writes a checkpoint into the working directory, and every later run that finds it
-there goes on with its weights, whoever they were trained by. Here SIGUSR1 is a stop as any other, and a job
-that is run again goes on with the run that it began.
+Lightning's own requeueing writes a checkpoint into the working directory, and every later run there would
+resume from it, even an unrelated one. Here SIGUSR1 stops a run like any other signal, and a requeued job
+resumes the run that it began.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lit_gfs.utils.formats import relative_path
 
 
 class _NamedCheckpoints(_CheckpointConnector):
-    """Loads the checkpoint that is named, and none that merely lies in the working directory."""
+    """Loads only the named checkpoint, and ignores others in the working directory."""
 
     @property
     def _hpc_resume_path(self) -> None:
@@ -31,7 +31,7 @@ class _NamedCheckpoints(_CheckpointConnector):
 
 
 def switch_off_requeueing(trainer: Trainer) -> None:
-    """Have a Trainer neither write nor look for Lightning's checkpoints of requeued jobs."""
+    """Keep a Trainer from writing or loading Lightning's checkpoints of requeued jobs."""
     private = cast(Any, trainer)
     environment = private._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
@@ -40,27 +40,27 @@ def switch_off_requeueing(trainer: Trainer) -> None:
 
 
 def job_line(arguments: Sequence[str]) -> str:
-    """Return the comment by which a configuration tells the job that wrote it; empty outside of SLURM.
+    """Return the comment that names the job in a configuration; empty outside of SLURM.
 
     Args:
-        arguments: Those of the command line. A job may begin several runs.
+        arguments: The command line, because a job may begin several runs.
     """
     job = os.environ.get("SLURM_JOB_ID")
     return f"# SLURM job {job}: {json.dumps(list(arguments))}\n" if job else ""
 
 
 def is_requeued() -> bool:
-    """Say whether this process is of a job that SLURM runs again."""
+    """Return whether this process belongs to a requeued job."""
     restarts = os.environ.get("SLURM_RESTART_COUNT", "")
     return "SLURM_JOB_ID" in os.environ and restarts.isdecimal() and int(restarts) > 0
 
 
 def find_requeued(group: Path, arguments: Sequence[str]) -> Path | None:
-    """Find what a requeued job goes on from, and say so on stderr.
+    """Find the checkpoint that a requeued job resumes from, and name it on stderr.
 
     Args:
-        group: Directory of the runs that belong together.
-        arguments: Those of the command line.
+        group: Directory of a group of runs.
+        arguments: The command line.
 
     Returns:
         The newest intact checkpoint of the latest run that this job began with the same arguments; ``None``

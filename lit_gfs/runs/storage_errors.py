@@ -1,4 +1,4 @@
-"""Which errors of the operating system say that the place where a run writes is full, failing or gone."""
+"""Errors of the operating system that mean a full, failing or missing storage of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""A disk that cannot be written any more."""
+"""The disk cannot be written any more."""
 
 _UNRELIABLE = (
     "EIO",
@@ -21,7 +21,7 @@ _UNRELIABLE = (
     "ENOLCK",
     "ELOOP",
 )
-"""One that is not to be relied on, for reading as for writing."""
+"""The disk is unreliable, for reading and for writing."""
 
 _REMOTE: tuple[str, ...] = (
     "ESTALE",
@@ -35,21 +35,20 @@ _REMOTE: tuple[str, ...] = (
 )
 _REMOTE += ("ECONNABORTED", "ECONNRESET", "ESHUTDOWN", "EREMOTEIO", "ENOLINK", "ENONET", "ECOMM")
 _REMOTE += ("EPROTO", "ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED")
-"""A network's disk, or one behind another process, that does not answer."""
+"""A disk behind a network or another process does not answer."""
 
 _FAILING = _FULL | {getattr(errno, name) for name in (*_UNRELIABLE, *_REMOTE) if hasattr(errno, name)}
 
 _MISPLACED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY}
-"""A file or directory that is gone, or became something else: of the run's own, or anybody's."""
+"""A file or directory is gone, or has become something else; it may or may not belong to the run."""
 
 
 def is_storage_error(error: BaseException | None, directory: Path | None = None) -> bool:
-    """Say whether an error is the storage's, rather than a bug's.
+    """Return whether an error comes from the storage, rather than from a bug.
 
     Args:
-        error: What was raised.
-        directory: Where the run writes, and nobody else: that something is missing is the storage's fault
-            only there.
+        error: The error.
+        directory: The run's own directory. A missing file counts as a storage error only there.
     """
     if not isinstance(error, OSError):
         return False
@@ -61,13 +60,13 @@ def is_storage_error(error: BaseException | None, directory: Path | None = None)
 
 
 def describe_storage_error(error: OSError, place: str | Path) -> str:
-    """Say in one line what could not be done, and where.
+    """Describe in one line the failed operation and its file.
 
     Args:
-        error: One that `is_storage_error` accepts.
-        place: Named where the error names no file.
+        error: An error that `is_storage_error` accepts.
+        place: The file to name if the error does not name one.
     """
-    # Of a file that cannot be opened it is not said what for.
+    # The error does not say whether the file was opened for reading or writing.
     verb = "write" if error.errno in _FULL else "read or write"
     return f"cannot {verb} {os.fsdecode(error.filename or place)}: {error.strerror}"
 
@@ -75,5 +74,5 @@ def describe_storage_error(error: OSError, place: str | Path) -> str:
 def _is_within(name: object, directory: Path) -> bool:
     if not isinstance(name, str | bytes | os.PathLike):
         return False
-    # Neither is looked at on the disk, which may not answer.
+    # Compare the paths without looking at the disk, which may not answer.
     return Path(os.path.abspath(os.fsdecode(name))).is_relative_to(os.path.abspath(directory))

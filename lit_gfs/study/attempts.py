@@ -1,4 +1,4 @@
-"""A cell's attempts: one that was killed goes on from its last checkpoint, and its clock with it."""
+"""Attempts at a cell: a killed one resumes from its last checkpoint, and keeps its clock."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Attempt(NamedTuple):
     """One attempt at a cell.
 
     Attributes:
-        started_at: When, in seconds since the epoch.
-        before: Seconds of earlier attempts that it builds on: up to the checkpoint that it goes on from.
+        started_at: Its start, in seconds since the epoch.
+        before: Seconds of earlier attempts, up to the checkpoint that it resumes from.
     """
 
     started_at: float
@@ -31,11 +31,11 @@ class Attempt(NamedTuple):
 
 
 def seconds_in(attempts: Sequence[Attempt], moment: float) -> float:
-    """Return how long a cell had been at work, without the pauses and what was lost.
+    """Return the seconds that a cell had run at a moment, without pauses and lost work.
 
     Args:
-        attempts: Its attempts, in order.
-        moment: In seconds since the epoch.
+        attempts: The cell's attempts, in order.
+        moment: The moment, in seconds since the epoch.
     """
     begun = [attempt for attempt in attempts if attempt.started_at <= moment]
     attempt = begun[-1] if begun else attempts[0]
@@ -43,7 +43,7 @@ def seconds_in(attempts: Sequence[Attempt], moment: float) -> float:
 
 
 def prepare(directory: Path, command: Sequence[str]) -> None:
-    """Have a cell's directory, with nothing in it but an unfinished attempt with the same arguments."""
+    """Make a cell's directory; keep only an unfinished attempt with the same arguments in it."""
     if not _read(directory, command):
         if directory.exists():
             shutil.rmtree(directory)
@@ -52,14 +52,14 @@ def prepare(directory: Path, command: Sequence[str]) -> None:
 
 
 def begin_attempt(directory: Path, command: Sequence[str]) -> tuple[list[Attempt], list[str]]:
-    """Begin with a cell, or go on with it.
+    """Start a cell, or resume it.
 
     Args:
-        directory: The cell's, as `prepare` left it.
+        directory: The cell's directory, as `prepare` left it.
         command: All arguments of its ``fit``.
 
     Returns:
-        All attempts, this one included, and what is added to the command.
+        All attempts including this one, and the arguments to add to the command.
     """
     attempts = _read(directory, command)
     checkpoint = newest_intact(directory)[0] if attempts else None
@@ -77,16 +77,16 @@ def begin_attempt(directory: Path, command: Sequence[str]) -> tuple[list[Attempt
 
 
 def forget_attempts(directory: Path) -> None:
-    """Have the next attempt at a cell begin anew."""
+    """Make the next attempt at a cell start anew."""
     (directory / ATTEMPTS_NAME).unlink(missing_ok=True)
 
 
 def clear_up(directory: Path, keep_checkpoints: bool) -> None:
-    """Remove what a cell that has ended has no more use for: all that is there to go on with.
+    """Remove the files from which an ended cell could resume.
 
     Args:
-        directory: The cell's.
-        keep_checkpoints: Whether the best and the last weights stay.
+        directory: The cell's directory.
+        keep_checkpoints: Whether to keep the best and the last weights.
     """
     forget_attempts(directory)
     for place in (directory / SUPERSEDED, *directory.glob("replay*")):
@@ -97,7 +97,7 @@ def clear_up(directory: Path, keep_checkpoints: bool) -> None:
 
 
 def _read(directory: Path, command: Sequence[str]) -> list[Attempt]:
-    """Return the attempts at a cell that has not ended; none if they were made with other arguments."""
+    """Return the attempts at an unfinished cell; an empty list if its arguments have changed."""
     try:
         content = json.loads((directory / ATTEMPTS_NAME).read_text(encoding="utf-8"))
         if content["command"] == list(command):

@@ -1,4 +1,4 @@
-"""What a cell leaves behind: its events become ``result.json``, and all results become the tables."""
+"""Results of cells: the events of a cell become ``result.json``, and all results become the tables."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lit_gfs.utils.atomic_files import replacing_text
 
 RESULT_NAME = "result.json"
 MAX_BINS = 40
-"""The most points in time of a cell's gradient norms."""
+"""Maximum number of points in time of a cell's gradient norms."""
 
 _RAW = "gradient_flow/norm/"
 _APPLIED = "gradient_flow/norm_applied/"
 
 
 class Events(NamedTuple):
-    """What a run logged: its last step, the curves asked for by tag, and gradient norms if it has any."""
+    """Logged data of a run: last step, requested curves by tag, and gradient norms if there are any."""
 
     steps: int
     curves: dict[str, Curve]
@@ -33,16 +33,16 @@ class Events(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How a cell ended.
+    """Result of a cell.
 
     Attributes:
-        cell: Its name.
-        arguments: The arguments of ``fit`` that its levels stand for.
-        command: All arguments of its ``fit``, the place to write to among them.
+        cell: The cell's name.
+        arguments: The arguments of ``fit`` from the cell's levels.
+        command: All arguments of its ``fit``, including its directory.
         status: ``finished`` or ``failed``.
         error: Why it failed, in one line.
-        env_id: Its environment, where there is one.
-        steps: The last step that was logged.
+        env_id: Its environment, if there is one.
+        steps: The last logged step.
         parameters: Number of trained parameters.
         wall_seconds: Time of the fit.
         curves: Logged scalars by tag.
@@ -66,9 +66,9 @@ def read_events(directory: Path, score: Score, started_at: float) -> Events:
     """Read the TensorBoard events of a run.
 
     Args:
-        directory: The run's.
+        directory: The run's directory.
         score: Names the scalars to keep.
-        started_at: When the fit began, in seconds since the epoch.
+        started_at: Start of the fit, in seconds since the epoch.
 
     Raises:
         UserError: If a scalar was not logged, or the final score is not finite.
@@ -113,17 +113,17 @@ def bin_gradient_norms(
     applied: Mapping[str, Mapping[int, float]],
     max_bins: int = MAX_BINS,
 ) -> GradientNorms:
-    """Average gradient norms over stretches of a run, geometrically.
+    """Take geometric means of gradient norms over stretches of a run.
 
     Args:
         layers: The names of the layers, in order.
         raw: Norm by step by layer, before interventions.
-        applied: The same as the optimizer received it.
-        max_bins: The most points in time; each stands for equally many measurements.
+        applied: The same, as the optimizer received it.
+        max_bins: Maximum number of points in time; each covers the same number of measurements.
 
     Returns:
-        Norms at the first step of every stretch; as in the heat map, the mean is one of the finite, non-zero
-        norms. Without any, it is NaN if one was not finite, and 0 if all were 0.
+        Norms at the first step of every stretch. As in the heat map, a mean covers finite, non-zero norms. If
+        there are none, it is NaN if a norm was not finite, and 0 if all were 0.
     """
     steps = sorted({step for norms in raw.values() for step in norms})
     size = max(1, math.ceil(len(steps) / max_bins))
@@ -150,7 +150,7 @@ def _geometric_mean(norms: Sequence[float]) -> float:
 
 
 def write_result(directory: Path, result: Result) -> None:
-    """Write ``result.json`` at once: it is there whole, or not at all."""
+    """Write ``result.json`` atomically."""
     content = result._asdict()
     content["curves"] = {tag: curve._asdict() for tag, curve in result.curves.items()}
     if result.gradient_norms is not None:
@@ -160,7 +160,7 @@ def write_result(directory: Path, result: Result) -> None:
 
 
 def read_result(directory: Path) -> Result | None:
-    """Read a cell's ``result.json``; ``None`` for a cell that has not ended."""
+    """Read a cell's ``result.json``; return ``None`` if the cell has not ended."""
     try:
         content: dict[str, Any] = json.loads((directory / RESULT_NAME).read_text(encoding="utf-8"))
         content["curves"] = {tag: Curve(**curve) for tag, curve in content["curves"].items()}
@@ -176,7 +176,7 @@ def make_table(study: Study, results: Mapping[str, Result]) -> Table:
 
     Args:
         study: The plan.
-        results: What is known so far, by cell.
+        results: Results so far, by cell.
     """
     cells = study.cells()
     ended = [(cell, results[cell.name]) for cell in cells if cell.name in results]
@@ -193,7 +193,7 @@ def make_table(study: Study, results: Mapping[str, Result]) -> Table:
 
 
 def make_run(study: Study, cell: Cell, result: Result | None) -> Run:
-    """Make a cell's row of ``runs.csv``, judged as the study says now."""
+    """Make a cell's row of ``runs.csv``, with the scores that the study defines now."""
     if result is None:
         return Run(cell.name, cell.levels, MISSING)
     if result.status != FINISHED:

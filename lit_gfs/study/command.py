@@ -71,7 +71,7 @@ def study_parser() -> ArgumentParser:
         type=PositiveInt | None,
         help="Cells at a time; null: as many as there are CPU cores.",
     )
-    # A number, not a share of the cores: results must not depend on how many cells run at a time.
+    # A fixed number, not a share of the cores: results must not depend on the number of parallel cells.
     parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
     parser.add_argument(
         "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
@@ -93,13 +93,13 @@ def run_study(options: Namespace) -> int:
     """Plan, run, collect and report.
 
     Args:
-        options: What was parsed.
+        options: The parsed command line.
 
     Returns:
-        The exit status: 0, or 1 if a cell failed, or 128 + its number if a signal stopped the study.
+        The exit status: 0, or 1 if a cell failed, or 128 + the signal's number if one stopped the study.
 
     Raises:
-        UserError: If the plan has a mistake, before anything is run.
+        UserError: If the plan has a mistake, before any cell runs.
         StorageFault: If a file cannot be written or read.
     """
     if options.config is None:
@@ -145,12 +145,12 @@ def run_report(options: Namespace) -> int:
     """Make summary and report from a study's tables.
 
     Raises:
-        UserError: If one of them is missing, or is not as ``study`` wrote it.
+        UserError: If a table is missing, or ``study`` did not write it.
         StorageFault: If a file cannot be written or read.
     """
     directory = Path(options.directory)
     for name in (STUDY_NAME, ORIGIN_NAME, RUNS_FILE, CURVES_FILE, GRADIENT_NORMS_FILE):
-        if not os.path.isfile(directory / name):  # not Path.is_file, which raises where a name is too long
+        if not os.path.isfile(directory / name):  # Path.is_file raises if a name is too long
             raise UserError(
                 f"{options.directory!r} has no {name}; expected the directory of a study that ran"
             )
@@ -160,7 +160,7 @@ def run_report(options: Namespace) -> int:
 
 
 class Subcommand(NamedTuple):
-    """A subcommand: what it is for, its parser, and what runs it."""
+    """A subcommand: its help text, its parser, and the function that runs it."""
 
     help: str
     parser: Callable[[], ArgumentParser]
@@ -174,10 +174,10 @@ SUBCOMMANDS = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one of the subcommands; return the exit status.
+    """Run one of the subcommands and return the exit status.
 
     Args:
-        arguments: What was typed, beginning with the subcommand's name.
+        arguments: The command line, beginning with the subcommand's name.
 
     Raises:
         UserError: With one line about what is wrong.
@@ -195,7 +195,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class _Tables(StudyProgress):
-    """Progress that also writes the tables now and then, so that a report can be made at any time."""
+    """Progress that also writes the tables regularly, so that a report can be made at any time."""
 
     def __init__(
         self, study: Study, cells: Sequence[Cell], results: dict[str, Result], jobs: int, directory: Path
@@ -213,7 +213,7 @@ class _Tables(StudyProgress):
 
 @contextlib.contextmanager
 def _storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
-    """Tell in one line what cannot be written or read."""
+    """Turn errors of the storage into a `StorageFault` with one line."""
     try:
         yield
     except StorageFault as fault:
@@ -225,7 +225,7 @@ def _storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
 
 
 def _report(directory: Path) -> None:
-    # Late: it draws with matplotlib, which no other command needs to import.
+    # Imported late: it needs matplotlib, which other commands do not.
     from lit_gfs.study.report import write_report
 
     study, table = Study.load(directory / STUDY_NAME), read_table(directory)
@@ -244,7 +244,7 @@ def _report(directory: Path) -> None:
 
 
 def _write_origin(directory: Path, options: Namespace) -> None:
-    """Write down what a report says about how it came about."""
+    """Write the command and the versions that a report shows."""
     command = ["python", "-m", "lit_gfs", "study", "--config", options.config, "--root", options.root]
     if options.threads != 1:
         command += ["--threads", str(options.threads)]

@@ -1,4 +1,4 @@
-"""The headline figures: a recipe at a scale beside the baseline, over one stratum or many."""
+"""The headline figures: a recipe at a scale compared with the baseline, over one stratum or many."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from lit_gfs.study.groups import Group, Stratum
 from lit_gfs.study.plan import Compare, Score
 
 AIMS = {"ratio": 1.0, "stability_gain": 0.62, "speed_up": 1.8}
-"""What the method aims at; for the ratio it is the lower end of the interval that has to reach it."""
+"""Aims of the method; for the ratio, the lower end of the interval has to reach the aim."""
 
 NO_SPEED = "the objective changes by design"
-"""Note of a speed-up where the curve does not measure speed."""
+"""Note of a speed-up if the curve does not measure speed."""
 
 ITSELF = "the baseline itself"
 """Note of a figure that would compare the baseline with itself."""
 
 Figure = dict[str, Any]
-"""An estimate: ``value``, ``interval``, ``note`` (why one is unknown) and ``strata`` (how many it covers)."""
+"""An estimate: ``value``, ``interval``, ``note`` (why one is unknown) and ``strata`` (number of strata)."""
 
 
 class Comparison(NamedTuple):
-    """A group beside the baseline's groups of its stratum. Samples are ``(1 + resamples,)``."""
+    """A group and the baseline's groups of its stratum. Samples are ``(1 + resamples,)``."""
 
     group: Group
     own: Group | None
@@ -41,20 +41,20 @@ class Comparison(NamedTuple):
     base: Group | None
     """The baseline at the base scale."""
     steps_to_reach: Floats | None
-    """Steps to the final score of ``own``; NaN where that did not learn, ``None`` without a curve of it."""
+    """Steps to the final score of ``own``; NaN if that did not learn, ``None`` if it has no curve."""
     speed_ups: dict[str, Floats | None]
-    """Speed-ups by name of the figure; NaN where the baseline did not learn, ``None`` without a baseline."""
+    """Speed-ups by name of the figure; NaN if the baseline did not learn, ``None`` without a baseline."""
 
 
 def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, score: Score) -> Comparison:
-    """Put a group beside the baselines of its stratum.
+    """Compare a group with the baselines of its stratum.
 
     Args:
         stratum: The stratum.
         scale: Scale of the group.
         recipe: Recipe of the group.
-        plan: What to compare with.
-        score: Which last part of a run its final score is taken from, and whether its curve measures speed.
+        plan: Names the baseline recipe and scale.
+        score: Says which last part of a run gives its final score, and whether its curve measures speed.
     """
     group = stratum.groups[scale, recipe]
     own = stratum.groups.get((scale, plan.baseline))
@@ -74,7 +74,7 @@ def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, score: Sco
             if baseline is own and group.by_steps is not None:
                 steps_to_reach = np.where(target.learned, needed(group.by_steps, target.score), math.nan)
         speeds |= {name: in_steps, f"{name}_seconds": in_seconds}
-    # Resampled curves of a whole study would fill the memory, and nothing else is computed from them.
+    # Resampled curves of a whole study would fill the memory, and no other figure needs them.
     small = [group and group._replace(by_steps=None, by_seconds=None) for group in (own, base)]
     return Comparison(
         group._replace(by_steps=None, by_seconds=None), small[0], small[1], steps_to_reach, speeds
@@ -89,13 +89,13 @@ def headline(
     Args:
         scale: The scale.
         recipe: The recipe.
-        plan: What it is compared with.
+        plan: Names the baseline recipe and scale.
         strata: Its comparison in each of the strata, at least one.
-        measures_speed: Whether their curves say how fast a run learns.
+        measures_speed: Whether their curves show how fast a run learns.
 
     Returns:
-        Figures by name, and ``verdicts``: of each aim ``met``, ``met by the estimate alone`` (the interval
-        reaches below it), ``not met`` or ``undefined``; none for the baseline.
+        Figures by name, and ``verdicts`` by aim: ``met``, ``met by the estimate alone`` (the interval reaches
+        below the aim), ``not met`` or ``undefined``; the baseline has no verdicts.
     """
     no_own, no_base = f"no baseline at {scale}", f"no baseline at {plan.base_scale}"
     own_speed, base_speed = (no_own, no_base) if measures_speed else (NO_SPEED, NO_SPEED)
@@ -143,11 +143,11 @@ def figure(
 
     Args:
         statistics: ``(1 + resamples,)``, the sample first.
-        runs: Runs of the smallest group involved: a single one says nothing about the spread.
-        strata: Number of strata that it covers.
-        undefined: Why the statistic is NaN, where it is.
-        worst: The lowest value that it can have.
-        best: The highest value that it can have.
+        runs: Number of runs of the smallest group; a single run has no interval.
+        strata: Number of strata that the statistic covers.
+        undefined: The reason if the statistic is NaN.
+        worst: Lowest possible value.
+        best: Highest possible value.
     """
     if math.isnan(statistics[0]):
         return missing(undefined)
@@ -158,7 +158,7 @@ def figure(
 
 
 def missing(why: str) -> Figure:
-    """Return a figure that is not defined or not known."""
+    """Return an undefined or unknown figure."""
     return {"value": None, "interval": None, "note": why, "strata": 0}
 
 
@@ -184,7 +184,7 @@ def _own_lost(comparison: Comparison) -> Floats | None:
 
 def _ratios(scores: Sequence[Floats], base: Sequence[Floats]) -> Floats:
     numerator, unit = interquartile_means(scores), interquartile_means(base)
-    # In a resample, something beside nothing is infinitely much; in the sample itself the ratio is undefined.
+    # Division by 0 gives an infinite ratio in a resample, and an undefined one in the sample itself.
     ratios = np.where(numerator > 0, np.inf, np.nan)
     ratios[0] = np.nan
     return np.divide(numerator, unit, out=ratios, where=unit > 0)
@@ -203,7 +203,7 @@ def _over(
     undefined: str = "",
     best: float = math.inf,
 ) -> Figure:
-    """Compute a statistic over the strata in which all of its samples are known."""
+    """Compute a statistic over the strata that have all of its samples."""
     rows = [[sample(comparison) for sample in samples] for comparison in strata]
     known = [[sample for sample in row if sample is not None] for row in rows]
     complete = [row for row in known if len(row) == len(samples)]
@@ -236,5 +236,5 @@ def _verdict(name: str, result: Figure) -> str:
         return "met"
     if name != "ratio":
         return "met by the estimate alone"
-    # "Without loss" speaks of the interval's lower end.
+    # "Without loss" is about the interval's lower end.
     return "undefined" if interval is None else "not met"

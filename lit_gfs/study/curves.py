@@ -1,4 +1,4 @@
-"""Learning curves of groups of runs: the interquartile mean over runs, and what it takes to reach a score."""
+"""Learning curves of groups of runs: the interquartile mean over runs, and the steps to reach a score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_gfs.metrics.scores import first_crossing, smooth
 
 MOST_POINTS = 100
 LEARNED = 0.05
-"""Share of the way from the lowest to the highest score that a run has to rise to count as having learned."""
+"""A run has learned if it rises by at least this share of the way from the lowest to the highest score."""
 
 
 class GroupCurve(NamedTuple):
@@ -22,15 +22,15 @@ class GroupCurve(NamedTuple):
     x: Floats
     """Steps or seconds, ``(G,)``."""
     values: Floats
-    """Scores ``(1 + resamples, G)``; row 0 is of the sample itself."""
+    """Scores ``(1 + resamples, G)``; row 0 is the sample itself."""
 
 
 class Target(NamedTuple):
-    """The score that a baseline ends with, for the sample and each resample, ``(1 + resamples,)``."""
+    """Final score of a baseline, for the sample and each resample, ``(1 + resamples,)``."""
 
     score: Floats
     learned: NDArray[np.bool_]
-    """Whether the baseline rose to it from below: otherwise nobody can be faster than it."""
+    """Whether the baseline rose to the score from below; otherwise there is no speed to compare with."""
 
 
 def group_curve(
@@ -40,14 +40,14 @@ def group_curve(
 ) -> GroupCurve | None:
     """Average the curves of runs, and of resampled runs.
 
-    Every run is smoothed, then interpolated on points common to all. Before its first evaluation a run has
-    its first score, and after the last one its last.
+    Every run is smoothed, then interpolated on common points. A run has its first score before its first
+    evaluation, and its last score after the last one.
 
     Args:
-        curves: x and scores of each of the n runs; ``None`` for one without a curve: it counts as the lowest
-            score throughout.
-        draws: Which runs make up each resample, ``(1 + resamples, n)``.
-        lowest: The score of a run that failed, and of one that is not finite.
+        curves: x and scores of each of the n runs; ``None`` for a run without a curve, which counts as the
+            lowest score throughout.
+        draws: The runs of each resample, ``(1 + resamples, n)``.
+        lowest: The score of a failed run, and the replacement for scores that are not finite.
 
     Returns:
         The curve, or ``None`` if no run has one.
@@ -64,18 +64,18 @@ def group_curve(
             points, scores = curve
             finite = np.where(np.isfinite(scores), scores, lowest)
             row[:] = np.interp(x, points, smooth(finite.tolist()))
-    # The same runs in another order have the same mean: of 5 runs there are 126 different resamples.
+    # The order of runs does not change their mean: 5 runs have only 126 different resamples.
     distinct, where = np.unique(np.sort(draws, axis=1), axis=0, return_inverse=True)
     means = interquartile_means([rows.T[:, distinct]]).T
     return GroupCurve(x, means[where.reshape(-1)])
 
 
 def own_target(baseline: GroupCurve, share: float, lowest: float, highest: float) -> Target:
-    """Say which score a baseline ends with: the mean of its curve over the last share of the steps.
+    """Return a baseline's final score: the mean of its curve over the last share of the steps.
 
     Args:
-        baseline: Its curve against steps.
-        share: The last part of the run that counts.
+        baseline: The baseline's curve against steps.
+        share: The last share of the steps.
         lowest: Score of a run that learned nothing.
         highest: Score that counts as solved.
     """
@@ -87,28 +87,28 @@ def own_target(baseline: GroupCurve, share: float, lowest: float, highest: float
 
 
 def needed(curve: GroupCurve, score: Floats) -> Floats:
-    """Return where each resample first reaches a score, ``(1 + resamples,)``; infinity for never."""
-    # A curve that is level at its end must not miss its own mean by rounding.
+    """Return the x at which each resample first reaches a score, ``(1 + resamples,)``; infinity if never."""
+    # Rounding must not keep a curve with a level end from reaching its own mean.
     tolerance = 1e-9 * np.maximum(1.0, np.abs(score))
     crossing = first_crossing(curve.x, curve.values, score - tolerance)
-    # An evaluation before the first step would make the rest of training infinitely slow.
+    # If an evaluation before the first step counted, every later point would be infinitely slow.
     positive = curve.x[curve.x > 0]
     return np.maximum(crossing, positive[0]) if positive.size else crossing
 
 
 def speed_up(curve: GroupCurve | None, baseline: GroupCurve, target: Target) -> Floats:
-    """Divide what a baseline needs to its own final score by what another group needs to that score.
+    """Divide the baseline's steps to its own final score by a group's steps to that score.
 
     Args:
-        curve: The group's curve; ``None`` if every run of it failed.
-        baseline: The baseline's, along the same axis.
+        curve: The group's curve; ``None`` if all its runs failed.
+        baseline: The baseline's curve, along the same axis (steps or seconds).
         target: The baseline's own final score.
 
     Returns:
-        Factors ``(1 + resamples,)``: 0 where the group never gets there, NaN where the
-        baseline did not learn.
+        Factors ``(1 + resamples,)``: 0 if the group never reaches the score, NaN if the baseline did not
+        learn.
     """
-    # Against time, a mean over runs of different speed can stay a little below the final score.
+    # Against time, the mean over runs of different speed can stay a little below the final score.
     score = np.minimum(target.score, baseline.values.max(1))
     own = needed(baseline, score)
     factor = np.zeros_like(own) if curve is None else own / needed(curve, score)

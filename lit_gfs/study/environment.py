@@ -1,4 +1,4 @@
-"""What a study ran with: packages, machine and date."""
+"""Packages, machine and date of a study."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "torchrl", "lightning", "gymnasium", "ale-py", "dm_control"
 
 
 def environment() -> dict[str, str]:
-    """Return what a study ran with: versions of packages, the machine, and the date."""
+    """Return the versions of packages, the machine, and the date."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     has_gpu = torch.cuda.is_available()
     return {

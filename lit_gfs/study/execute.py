@@ -1,4 +1,4 @@
-"""Runs the cells of a study, each in a process of its own, several at a time."""
+"""Runs the cells of a study, each in its own process, several at a time."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from lit_gfs.utils.stop_signals import STOP_SIGNALS, unclaimed_signals
 CELLS_DIRECTORY = "cells"
 LOCK_NAME = ".lock"
 DEFAULTS = ("--trainer.enable_progress_bar=false",)
-"""Options of every ``fit``; a study's own come after them."""
+"""Options of every ``fit``; the study's own options come after them."""
 
 PRELOADED = ["lit_gfs.cli", "lit_gfs.study.worker", "matplotlib.backends.backend_agg"]
-"""What the fork server imports, so that a cell costs no seconds of imports."""
+"""Imports of the fork server, which save each cell seconds of imports."""
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
-"""How long a worker has to end by itself before it is killed."""
+"""Time for a worker to end by itself before it is killed."""
 
 
 class Observer(Protocol):
     """Follows the cells as they run."""
 
     def started(self, cell: Cell) -> None:
-        """A cell's process has begun."""
+        """Handle the start of a cell's process."""
 
     def ended(self, cell: Cell, result: Result) -> None:
-        """A cell has ended."""
+        """Handle the end of a cell."""
 
     def refresh(self) -> None:
-        """Some time has passed."""
+        """Update the display; called every `POLL_SECONDS` or sooner."""
 
 
 def available_cores() -> int:
@@ -69,26 +69,26 @@ def fit_command(cell: Cell, directory: Path, threads: int, trusted: Sequence[str
 
     Args:
         cell: The cell.
-        directory: The study's.
-        threads: Threads to compute with.
-        trusted: Packages that configurations may name classes of.
+        directory: The study's directory.
+        threads: Number of threads.
+        trusted: Packages whose classes configurations may name.
     """
     place = [f"--run.root={directory}", f"--run.name={CELLS_DIRECTORY}", f"--run.version={cell.name}"]
     return ["fit", *DEFAULTS, *cell.arguments, *place, f"--threads={threads}", *trust_options(trusted)]
 
 
 def read_results(study: Study, directory: Path, threads: int = 1) -> dict[str, Result]:
-    """Read what has ended in an earlier run of the study.
+    """Read the results of earlier runs of the study.
 
-    A failed cell whose arguments have changed since is left out: it is another one now.
+    A failed cell whose arguments have changed since is left out, because it is a different cell now.
 
     Args:
         study: The plan.
-        directory: The study's.
-        threads: Threads that a cell computes with: results depend on it.
+        directory: The study's directory.
+        threads: Number of threads of a cell; results depend on it.
 
     Raises:
-        UserError: If a finished cell was run with other arguments than the plan has now.
+        UserError: If the arguments of a finished cell differ from those of the plan.
     """
     results = {}
     for cell in study.cells():
@@ -105,13 +105,13 @@ def read_results(study: Study, directory: Path, threads: int = 1) -> dict[str, R
 def choose_cells(
     study: Study, results: dict[str, Result], only: Where | None = None, retry_failed: bool = False
 ) -> list[Cell]:
-    """List the cells that are still to be run.
+    """List the cells that still have to run.
 
     Args:
         study: The plan.
-        results: What has ended, by cell.
-        only: Levels by factor: no other cells are run.
-        retry_failed: Whether failed cells are run again.
+        results: Results of ended cells, by cell.
+        only: Levels by factor, to which the choice is limited.
+        retry_failed: Whether to run failed cells again.
     """
     done = {name for name, result in results.items() if result.status == FINISHED or not retry_failed}
     return [cell for cell in study.cells() if cell.name not in done and matches(cell.levels, only or {})]
@@ -129,28 +129,28 @@ def run_cells(
     trusted: Sequence[str] = (),
     keep_checkpoints: bool = True,
 ) -> None:
-    """Run cells, each in a process of its own; one that fails does not keep the others from running.
+    """Run cells, each in its own process; the others continue if one fails.
 
     Args:
-        cells: What to run, in order. One that was killed goes on from its last checkpoint; whatever else an
-            earlier attempt left in a cell's directory is removed.
-        score: Which scalars are collected.
-        directory: The study's.
-        jobs: Cells at a time.
-        observer: Told about every cell.
-        stop: Set by somebody else to end early; cells that have not ended by then are given up.
-        threads: Threads that a cell computes with. Results depend on it: sums are made in another order.
+        cells: The cells, in order. A killed cell resumes from its last checkpoint; otherwise the files of an
+            earlier attempt are removed.
+        score: Names the scalars to collect.
+        directory: The study's directory.
+        jobs: Number of parallel cells.
+        observer: Follows every cell.
+        stop: Ends the run early once it is set; unfinished cells are abandoned.
+        threads: Number of threads of a cell. Results depend on it, because it changes the order of sums.
         run_fit: Runs a fit, in the worker.
-        trusted: Packages that configurations may name classes of.
-        keep_checkpoints: Whether the weights of cells that have ended stay.
+        trusted: Packages whose classes configurations may name.
+        keep_checkpoints: Whether to keep the weights of ended cells.
 
     Raises:
-        StorageFault: If a cell's files cannot be written. Cells that have not ended by then are given up.
+        StorageFault: If a cell's files cannot be written. Unfinished cells are abandoned.
     """
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     waiting = deque(cells)
     running: dict[int, tuple[BaseProcess, Task, Connection]] = {}
-    # Python's tracker of shared resources, started with the fork server, tells of what stopped workers left.
+    # Python's tracker of shared resources, started with the fork server, warns of leaks of stopped workers.
     quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
     with _environment({**environment, "PYTHONWARNINGS": quiet}):
         context = _start_method()
@@ -172,34 +172,34 @@ def run_cells(
                     process, task, told = running.pop(sentinel)  # type: ignore[arg-type]
                     process.join()
                     _raise_storage_fault(task, told)
-                    # A signal to all processes also ends workers: theirs is no failure.
+                    # A signal to all processes also ends workers; such a worker has not failed.
                     if (result := _result_of(process, task, stop)) is not None:
                         observer.ended(task.cell, result)
                 observer.refresh()
         finally:
             _end([process for process, *_ in running.values()])
         for _, task, _ in running.values():
-            if (result := read_result(task.directory)) is not None:  # it was just done
+            if (result := read_result(task.directory)) is not None:  # it ended just before the stop
                 observer.ended(task.cell, result)
 
 
 class StopRequest(threading.Event):
-    """Set when a study is asked to stop."""
+    """An event that a signal sets."""
 
     signal: int | None = None
-    """The signal that asked first."""
+    """The first signal."""
 
     def set_by(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Set the event and note the signal: a handler for `signal.signal`."""
         self.signal = self.signal or number
         self.set()
 
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[StopRequest]:
-    """Turn Ctrl-C, SIGTERM and the like into an event, so that none interrupts a step half-way.
+    """Turn Ctrl-C, SIGTERM and the like into an event, so that they do not interrupt a step half-way.
 
-    Signals that are ignored (``nohup``), or handled by somebody else, are left alone.
+    Signals that the process ignores (``nohup``) or already handles are left alone.
     """
     stop = StopRequest()
     previous = unclaimed_signals()
@@ -214,10 +214,10 @@ def stopped_by_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Make a directory, and keep other studies out of it until this process ends, however it ends.
+    """Make a directory, and lock it against other studies until this process ends, in any way.
 
     Raises:
-        UserError: If one is at work there, or it cannot be written.
+        UserError: If another study holds the lock, or the directory cannot be written.
         StorageFault: If its file system has no locks.
         OSError: If the disk is full, or fails.
     """
@@ -287,14 +287,14 @@ def _raise_storage_fault(task: Task, told: Connection) -> None:
 
 
 def _start_method() -> ForkServerContext | SpawnContext:
-    """Choose how workers begin: as forks of a server that has imported everything, where there is one."""
+    """Choose how workers start: where possible, as forks of a server that has imported everything."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    # Ctrl-C reaches all processes of a terminal. What is ignored here stays so in the server and its forks.
+    # Ctrl-C reaches all processes of a terminal. The server and its forks inherit the ignored signals.
     numbers = [number for number in STOP_SIGNALS if number != signal.SIGTERM]
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:

@@ -1,4 +1,4 @@
-"""Factors of a study and their levels: what each level adds to a run, and how cells are selected by them."""
+"""Factors of a study and their levels: the arguments of a level, and the selection of cells by level."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lit_gfs.study.sections import check_known, read_section
 REQUIRED_FACTORS = ("task", "scale", "recipe", "seed")
 
 Where = Mapping[str, list[str]]
-"""Levels by factor, which select cells: those that have one of the levels for every factor named."""
+"""Levels by factor. They select the cells that have one of the levels of every named factor."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """What one level of a factor adds to ``fit``.
+    """One level of a factor: the arguments that it adds to ``fit``.
 
     Attributes:
         configs: ``--config``, paths or shipped names.
         options: Values by option, as in ``model.trunk.depth``.
         floor: Only for a task: the score of an agent that learned nothing, 0 when normalized.
-        reference: Only for a task: the score that counts as solved, 1 when normalized. A task without these
-            two is an Atari game, and human-normalized.
+        reference: Only for a task: the score that counts as solved, 1 when normalized. A task without floor
+            and reference is a human-normalized Atari game.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ Factors = dict[str, dict[str, Level]]
 
 
 def matches(levels: Mapping[str, str], where: Where) -> bool:
-    """Say whether a cell's levels are among those selected."""
+    """Return whether a selection contains a cell's levels."""
     return all(levels[factor] in selected for factor, selected in where.items())
 
 
@@ -46,7 +46,7 @@ def read_where(content: Any, factors: Factors, place: str) -> Where:
     """Read a selection of cells: a level, or a list of levels, by factor.
 
     Raises:
-        UserError: If a factor or a level is not known.
+        UserError: If a factor or a level is unknown.
     """
     if not isinstance(content, dict) or not content:
         raise UserError(f"{place} is {content!r}; expected a level, or a list of levels, by factor")
@@ -62,7 +62,7 @@ def read_factors(content: Any) -> Factors:
     """Read the factors of a study.
 
     Raises:
-        UserError: If one is missing, or a level has a mistake.
+        UserError: If a factor is missing, or a level has a mistake.
     """
     if not isinstance(content, dict):
         raise UserError(f"factors is {content!r}; expected levels by factor")

@@ -1,4 +1,4 @@
-"""The figures of a study's report, drawn without any global state of the plotting library."""
+"""The figures of a study's report, drawn without matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_SVG_PANELS = 8
 _MOST_LAYER_LABELS = 12
 _LEGEND_COLUMNS = 6
 
-# Okabe & Ito's palette without its yellow, then three of Paul Tol's: told apart by the colour-blind.
+# Okabe & Ito's palette without its yellow, then three of Paul Tol's: safe for colour-blind readers.
 _COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -47,7 +47,7 @@ _LINES = ("-", "--", "-.", ":")
 
 
 class Style(NamedTuple):
-    """How a recipe looks in every figure."""
+    """Look of a recipe in all figures."""
 
     colour: str
     marker: str
@@ -161,9 +161,9 @@ def heat_map_figure(
 
     Args:
         norms: Norms of one run by scale and recipe; at least one.
-        recipes: The order of the rows; those without norms are left out.
-        scales: The order of the columns; those without norms are left out.
-        x_label: What the steps count.
+        recipes: The order of the rows; recipes without norms are left out.
+        scales: The order of the columns; scales without norms are left out.
+        x_label: Unit of the steps.
     """
     recipes = [recipe for recipe in recipes if any(key[1] == recipe for key in norms)]
     scales = [scale for scale in scales if any(key[0] == scale for key in norms)]
@@ -194,7 +194,7 @@ def heat_map_figure(
             axis.set_yticks(range(0, len(run.layers), every) if names else [], names, fontsize=6)
             axis.tick_params(length=2)
             axis.set_xlabel(x_label, fontsize=6.5, labelpad=-4)
-    # Beside the panels, in inches: no taller than two rows of them.
+    # Place of the colour bar beside the panels, in inches; at most as tall as two rows.
     total, tall = figure.get_figheight(), min(2 * height, figure.get_figheight() - 0.9)
     place = (1 - 0.75 / WIDTH, 1 - (0.35 + tall) / total, 0.14 / WIDTH, tall / total)
     bar = figure.colorbar(colours, cax=figure.add_axes(place), extend="both")
@@ -206,7 +206,7 @@ def heat_map_figure(
 
 
 def data_uri(figure: Figure) -> str:
-    """Encode a figure for a page of its own: as SVG, or as PNG where that would be heavy."""
+    """Encode a figure as a data URI: as SVG, or as PNG if the SVG would be large."""
     if len(figure.axes) <= _MOST_SVG_PANELS:
         content, kind = _encoded(figure, "svg"), "svg+xml"
         if len(content) <= _MOST_SVG_BYTES:
@@ -243,7 +243,7 @@ def _panels(count: int, columns: int, height: float, styles: dict[str, Style]) -
 def _grid(
     rows: int, columns: int, width: float, height: float, top: float, right: float = 0.1
 ) -> tuple[Figure, NDArray[Any]]:
-    """Lay out axes with margins in inches: measuring every text would take longer than drawing."""
+    """Lay out axes with fixed margins in inches: measuring every text would take longer than drawing."""
     left, gap, below = 0.72, 0.62, 0.66
     total = top + height * rows
     figure = Figure(figsize=(width, total), dpi=110)

@@ -1,4 +1,4 @@
-"""The runs of a study in groups that differ in nothing but their seed, with their resamples."""
+"""Groups of runs that differ only in their seed, with their resamples."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lit_gfs.study.table import FAILED, FINISHED, MISSING, Run, Table
 
 
 class Group(NamedTuple):
-    """The runs of one recipe at one scale in one stratum; those that were not run yet are left out.
+    """The runs of one recipe at one scale in one stratum, without those that have not run yet.
 
-    Scores are ``(1 + resamples, runs)``, row 0 of the sample itself. A failed run counts as one that learned
-    nothing, and lost everything.
+    Scores are ``(1 + resamples, runs)``; row 0 is the sample itself. A failed run counts as one that learned
+    nothing and lost everything.
     """
 
     runs: list[Run]
     scores: Floats | None
-    """Final scores; ``None`` if a run failed in a task whose floor is not known."""
+    """Final scores; ``None`` if a run failed in a task with an unknown floor."""
     normalized: Floats | None
     """Normalized final scores; ``None`` in a task without floor and reference."""
     instabilities: Floats | None
-    """Those of the runs that learned anything; ``None`` if none did."""
+    """Instabilities of the runs that learned; ``None`` if none did."""
     by_steps: GroupCurve | None
     by_seconds: GroupCurve | None
 
@@ -48,7 +48,7 @@ class Stratum(NamedTuple):
 
 
 def failed(run: Run) -> bool:
-    """Tell whether a run counts as failed: also one that finished without a score."""
+    """Return whether a run counts as failed; a run that finished without a score does too."""
     return run.status == FAILED or (run.status == FINISHED and not _is_number(run.final_score))
 
 
@@ -61,12 +61,12 @@ def read_stratum(study: Study, table: Table, name: str, resamples: int, seed: in
     """Collect and resample the groups of a stratum.
 
     Args:
-        study: What was planned.
-        table: What is known.
+        study: The plan.
+        table: The study's tables.
         name: The stratum.
         resamples: Number of resamples.
-        seed: Every group draws from a generator of its own, derived from this and from the group's names:
-            neither the other groups nor their order change its resamples.
+        seed: Every group has its own generator, derived from this seed and from the group's names, so its
+            resamples do not depend on the other groups or their order.
     """
     runs = [run for run in table.runs if study.stratum(run.levels) == name]
     task = runs[0].levels["task"]
@@ -100,13 +100,13 @@ def read_stratum(study: Study, table: Table, name: str, resamples: int, seed: in
 
 
 def _column(values: Sequence[float | None], runs: Sequence[Run], floor: float | None) -> Floats | None:
-    """Return one number per run, the floor for failed ones; ``None`` if one is not known."""
+    """Return one number per run, the floor for failed ones; ``None`` if a number is unknown."""
     column = [floor if failed(run) else value for value, run in zip(values, runs, strict=True)]
     return np.array(column, dtype=float) if all(map(_is_number, column)) else None
 
 
 def _floor_and_reference(study: Study, task: str, runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Return the scores that count as 0 and 1: the study's own, or those that runs were normalized with."""
+    """Return the scores that count as 0 and 1, from the study or from the runs' normalized scores."""
     level = study.factors["task"][task]
     if level.floor is not None and level.reference is not None:
         return level.floor, level.reference
@@ -126,7 +126,7 @@ def _floor_and_reference(study: Study, task: str, runs: Sequence[Run]) -> tuple[
 def _curve_ends(
     table: Table, runs: Sequence[Run], tag: str, ends: tuple[float, float] | None
 ) -> tuple[float, float]:
-    """Return what counts as nothing learned and as solved in a curve; by default its range over all runs."""
+    """Return a curve's scores for nothing learned and for solved; by default its range over all runs."""
     if ends is not None:
         return ends
     curves = [table.curves[run.cell, tag].values for run in runs if (run.cell, tag) in table.curves]

@@ -1,4 +1,4 @@
-"""Checks the options of a study with the parser of ``fit``, before hours are spent on them."""
+"""Checks the options of a study with the parser of ``fit``, before the study spends hours on them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from lit_gfs.study.plan import Cell, Study
 
 
 def check_options(study: Study) -> None:
-    """Parse the arguments of enough cells to know that all can be parsed.
+    """Parse the arguments of enough cells to cover all cells.
 
     Raises:
-        UserError: With the cell's name, for the first mistake.
+        UserError: For the first mistake, with the cell's name.
     """
-    # The command line offers studies, and so imports this package.
+    # Imported here because the command line imports this package.
     from lit_gfs.cli import GradientFlowCLI
 
     class ParsingOnly(GradientFlowCLI):
         def _set_seed(self) -> None:
-            """Draw nothing."""
+            """Skip the seed."""
 
         def instantiate_classes(self) -> None:
-            """Build nothing."""
+            """Skip the construction."""
 
         def _run_subcommand(self, subcommand: str) -> None:
-            """Run nothing."""
+            """Skip the run."""
 
     cli: ParsingOnly | None = None
     for cell in _representatives(study):
@@ -41,7 +41,7 @@ def check_options(study: Study) -> None:
 
 
 def _representatives(study: Study) -> list[Cell]:
-    """List cells with every combination of configurations and options, and every value, at least once."""
+    """List cells that contain every combination of configurations and options, and every value."""
     combinations: set[tuple[str, ...]] = set()
     arguments: set[str] = set()
     chosen = []

@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: its frame and style sheet, tables, figures and numbers."""
+"""Elements of a self-contained HTML page: its frame and style sheet, tables, figures and numbers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ pre { background: var(--tint); padding: 12px 16px; font-size: 13px; overflow-x: 
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """Frame sections of HTML as a page that needs nothing else."""
+    """Put sections of HTML into a page without external files."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -87,8 +87,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> str:
 
     Args:
         header: Titles of the columns.
-        rows: Cells; a text in place of a row is a heading within the table. A first cell that is not empty
-            begins a new block.
+        rows: Rows of cells; a string instead of a row is a heading within the table. A row with a first cell
+            that is not empty begins a new block.
     """
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in header) + "</tr>"]
     for row in rows:
@@ -123,7 +123,7 @@ def percent(value: float) -> str:
 
 
 def interval_text(figure: dict[str, Any], form: Callable[[float], str]) -> str:
-    """Write the interval of an estimate, ``[0.97, 1.20]``; an end without bound as infinity."""
+    """Write the interval of an estimate, as in ``[0.97, 1.20]``; an unbounded end as infinity."""
     low, high = figure["interval"]
     return f"[{'−∞' if low is None else form(low)}, {'∞' if high is None else form(high)}]"  # noqa: RUF001
 
@@ -142,7 +142,7 @@ def estimate_cell(figure: dict[str, Any], form: Callable[[float], str], strata: 
     Args:
         figure: The estimate.
         form: Writes its numbers.
-        strata: How many strata it could cover; fewer are told.
+        strata: Number of strata that it could cover; the cell notes if it covers fewer.
     """
     if figure["value"] is None:
         note = "&ndash;" if figure["note"] == ITSELF else escape(figure["note"])

@@ -1,4 +1,4 @@
-"""What a study runs: factors, their levels, and the cells that they span.
+"""The plan of a study: factors, their levels, and the cells that they span.
 
 A cell is one run of ``fit``: one level of every factor. Each level adds configurations and options to the
 command line of its cells.
@@ -26,20 +26,20 @@ from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.yaml_files import read_yaml
 
 MAX_CELLS = 100_000
-"""The most cells of a study, those that are skipped included."""
+"""Maximum number of cells of a study, including skipped ones."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What judges a run; higher is better.
+    """The score of a run; higher is better.
 
     Attributes:
-        tag: The logged scalar that the final score is made of.
-        curve_tag: The one for learning curves, stability and speed; empty: the same.
+        tag: The logged scalar for the final score.
+        curve_tag: The logged scalar for learning curves, stability and speed; empty: the same.
         final_share: The final score is the mean of ``tag`` over this last share of the steps.
         x_label: Unit of the steps.
-        measures_speed: Whether the curve says how fast a run learns. It does not where the objective changes
-            by design and the first one is easy: speed-ups are then left undefined.
+        measures_speed: Whether the curve shows how fast a run learns. It does not if the objective changes by
+            design and the first one is easy; speed-ups are then undefined.
     """
 
     tag: str = "eval/episode_return"
@@ -56,7 +56,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Compare:
-    """Who is compared with whom.
+    """The comparisons of a study.
 
     Attributes:
         baseline: The recipe that the others are compared with.
@@ -77,7 +77,7 @@ class When(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One planned run: its name, its level by factor, and the arguments of ``fit`` that follow from them."""
+    """One planned run: its name, its level by factor, and the resulting arguments of ``fit``."""
 
     name: str
     levels: dict[str, str]
@@ -89,15 +89,14 @@ class Study:
     """A grid of runs.
 
     Attributes:
-        name: Its directory's name.
-        description: One or two sentences about what it asks.
-        score: What judges a run.
-        factors: Levels by name, by factor, in order; ``task``, ``scale``, ``recipe`` and ``seed`` are among
-            them.
+        name: The name of its directory.
+        description: Its question in one or two sentences.
+        score: The score of a run.
+        factors: Levels by name, by factor, in order; includes ``task``, ``scale``, ``recipe`` and ``seed``.
         when: Extra options for some cells.
-        skip: Cells that are not run.
-        compare: Who is compared with whom.
-        keep_checkpoints: Whether the best and the last weights of every cell stay when it has ended.
+        skip: Cells to leave out.
+        compare: The comparisons.
+        keep_checkpoints: Whether to keep the best and the last weights of every ended cell.
     """
 
     name: str
@@ -111,10 +110,10 @@ class Study:
 
     @staticmethod
     def load(path: Path) -> Study:
-        """Read a study from YAML and check it, but for the configurations and options that it names.
+        """Read a study from YAML and check it, except for the configurations and options that it names.
 
         Raises:
-            UserError: With the file and the place in it, if there is a mistake.
+            UserError: If there is a mistake, with the file and the place in it.
         """
         content = read_yaml(path)
         try:
@@ -138,7 +137,7 @@ class Study:
             yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True, width=110)
 
     def cells(self) -> list[Cell]:
-        """List the planned runs, all of the first seed first, so that a study that is stopped is balanced."""
+        """List the planned runs, all of the first seed first, so that a stopped study is balanced."""
         grid = [factor for factor in self.factors if factor != "seed"]
         cells = []
         for seed, *names in itertools.product(
@@ -151,7 +150,7 @@ class Study:
         return cells
 
     def stratum(self, levels: Mapping[str, str]) -> str:
-        """Name the levels besides scale, recipe and seed: what statistics take for one task."""
+        """Name the levels of all other factors than scale, recipe and seed: a task of the statistics."""
         return " / ".join(
             level for factor, level in levels.items() if factor not in ("scale", "recipe", "seed")
         )
@@ -170,10 +169,10 @@ class Study:
 
 
 def read_study(content: Any) -> Study:
-    """Make a study of the content of its YAML file.
+    """Make a study from the content of its YAML file.
 
     Raises:
-        UserError: With the place in the file, if there is a mistake.
+        UserError: If there is a mistake, with the place in the file.
     """
     if not isinstance(content, dict):
         raise UserError(f"the study is {content!r}; expected keys: {', '.join(Study.__annotations__)}")
@@ -241,5 +240,5 @@ def _cell_name(levels: Mapping[str, str]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """Write a value as the command line takes it: text as it is, everything else as JSON."""
+    """Write a value for the command line: text unchanged, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str)

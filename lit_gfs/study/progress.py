@@ -1,4 +1,4 @@
-"""How far a study is, over its cells: a bar in a terminal, one line per cell elsewhere."""
+"""Progress of a study over its cells: a bar in a terminal, one line per cell elsewhere."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SHOWN_CELLS = 8
 
 
 class StudyProgress:
-    """Shows the cells of a study as they run; to be used as a context.
+    """Shows the cells of a study as they run; use it as a context manager.
 
     Args:
         study: The plan.
-        cells: The cells that are to be run now.
-        results: What has ended before, by cell. It is kept up to date.
-        jobs: Cells at a time.
+        cells: The cells to run now.
+        results: Results of earlier runs, by cell. The object updates them.
+        jobs: Number of parallel cells.
     """
 
     def __init__(self, study: Study, cells: Sequence[Cell], results: dict[str, Result], jobs: int) -> None:
@@ -39,7 +39,7 @@ class StudyProgress:
         self.jobs = jobs
         self._cells = list(cells)
         self._left = {cell.name: cell for cell in cells}
-        # Cells that differ in the seed alone take about the same time.
+        # Cells that differ only in the seed take about the same time.
         self._alike = {cell.name: tuple({**cell.levels, "seed": ""}.values()) for cell in study.cells()}
         self._started: dict[str, float] = {}
         self._failed = 0
@@ -47,7 +47,7 @@ class StudyProgress:
 
     @property
     def left(self) -> int:
-        """How many cells have not ended."""
+        """Number of cells that have not ended."""
         return len(self._left)
 
     def __enter__(self) -> StudyProgress:
@@ -65,12 +65,12 @@ class StudyProgress:
             self._live.stop()
 
     def started(self, cell: Cell) -> None:
-        """Note when a cell began; how it ended before is history."""
+        """Note the start of a cell, and drop its earlier result."""
         self.results.pop(cell.name, None)
         self._started[cell.name] = time.monotonic()
 
     def ended(self, cell: Cell, result: Result) -> None:
-        """Say how a cell ended."""
+        """Print the result of a cell, and keep it in ``results``."""
         self.results[cell.name] = result
         seconds = time.monotonic() - self._started.pop(cell.name)
         del self._left[cell.name]
@@ -88,12 +88,12 @@ class StudyProgress:
             self._live.console.print(Text(line, "red"))
 
     def refresh(self) -> None:
-        """Draw the bar anew."""
+        """Redraw the bar."""
         if self._live is not None:
             self._live.update(self._bar(), refresh=True)
 
     def seconds_left(self) -> float | None:
-        """Estimate the time that the cells left will take; ``None`` before one has finished."""
+        """Estimate the seconds that the remaining cells need; ``None`` before one has finished."""
         seconds: dict[tuple[str, ...], list[float]] = {}
         for name, result in self.results.items():
             if result.wall_seconds is not None:

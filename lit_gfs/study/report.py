@@ -36,14 +36,14 @@ def write_report(
 
     Args:
         directory: The study's directory.
-        study: What was planned.
-        table: What became of it.
+        study: The plan.
+        table: The study's tables.
         summary: Its figures, from `summarize`.
         command: The command that ran the study.
-        versions: What it ran with, as from `lit_gfs.study.environment.environment`.
+        versions: Versions and machine, from `lit_gfs.study.environment.environment`.
 
     Returns:
-        Where the page is.
+        The path of the page.
     """
     contents = {
         "headline": "Headline figures",

@@ -12,7 +12,7 @@ from lit_gfs.study.page import decimals, details, estimate_cell, number, percent
 from lit_gfs.study.summary import ALL, HELD_OUT, STRATUM, TUNED, Summary
 
 FEW_STRATA = 3
-"""Up to as many strata, all parts of the page are open from the beginning."""
+"""Up to this number of strata, all parts of the page are open at first."""
 
 
 def aggregates(summary: Summary, name: str, stratum: str = "") -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def aggregates(summary: Summary, name: str, stratum: str = "") -> list[dict[str,
 
 
 def has_both_sets(summary: Summary) -> bool:
-    """Tell whether some tasks took part in choosing the recipes and some did not."""
+    """Return whether some tasks took part in choosing the recipes and some did not."""
     return len({stratum["tuned"] for stratum in summary["strata"]}) == 2
 
 
@@ -113,7 +113,7 @@ def _headline_rows(summary: Summary, rows: Sequence[dict[str, Any]], strata: int
 
 
 def _beside(row: dict[str, Any], name: str, baseline: str, strata: int, is_baseline: bool) -> str:
-    """Write an estimate with the baseline's own below."""
+    """Write an estimate with the baseline's below it."""
     form = decimals if name == "normalized_score" else short
     cell = estimate_cell(row[name], form, strata)
     other: Figure = row[baseline]
@@ -123,7 +123,7 @@ def _beside(row: dict[str, Any], name: str, baseline: str, strata: int, is_basel
 
 
 def runs_section(summary: Summary, title: str) -> str:
-    """Show what is known about the runs of every recipe and scale, task by task."""
+    """Show the runs of every recipe and scale, task by task."""
     header = [
         "scale",
         "recipe",

@@ -1,4 +1,4 @@
-"""Sections of a YAML file as dataclasses, with a user's mistakes told by their place in the file."""
+"""Sections of a YAML file as dataclasses; errors name the place of a mistake in the file."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _EXPECTED: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_section(kind: type[_Section], content: Any, place: str) -> _Section:
-    """Make a dataclass of what a YAML file says.
+    """Make a dataclass from a section of a YAML file.
 
     Args:
         kind: A dataclass; its fields are the keys, and those without a default are required.
-        content: What stands in the file; an empty section is one without keys.
-        place: Where, as in ``factors.task.acrobot``.
+        content: The section; ``None`` for an empty one, which has no keys.
+        place: The place in the file, as in ``factors.task.acrobot``.
 
     Raises:
-        UserError: If a key is not known or missing, or a value has the wrong type.
+        UserError: If a key is unknown or missing, or a value has the wrong type.
     """
     content = {} if content is None else content
     keys = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -58,16 +58,16 @@ def read_section(kind: type[_Section], content: Any, place: str) -> _Section:
 
 
 def check_known(names: Collection[Any], known: Collection[str], what: str, place: str) -> None:
-    """Refuse names that nobody knows.
+    """Refuse unknown names.
 
     Args:
-        names: What was written.
+        names: The names in the file.
         known: Every valid choice.
-        what: What they are called, as in ``level``.
-        place: Where they stand.
+        what: The kind of name, as in ``level``.
+        place: The place in the file.
 
     Raises:
-        UserError: For the first unknown one, with the nearest valid ones.
+        UserError: For the first unknown name, with the nearest valid ones.
     """
     for name in names:
         if name not in known:

@@ -1,4 +1,4 @@
-"""The figures of a study: aggregates and comparisons with their intervals, as one JSON-able structure."""
+"""The figures of a study: aggregates and comparisons with intervals, as one structure for JSON."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ def summarize(study: Study, table: Table, resamples: int = 2_000, seed: int = 0)
     """Compute every figure of a study.
 
     Args:
-        study: What was planned: orders, floors, what to compare with.
-        table: What became of it.
-        resamples: Resamples of each bootstrap.
+        study: The plan, with orders, floors and comparisons.
+        table: The study's tables.
+        resamples: Number of resamples of each bootstrap.
         seed: Seed of all resamples.
 
     Returns:
-        Figures of which each estimate is ``{"value", "interval": [low, high], "note", "strata"}``: ``null``
-        for a value that is not defined or an interval that is not known, with the reason as a note; an end
-        of ``null`` for an interval that has no bound there. Numbers have 6 significant digits, and the same
-        study and table give the same figures.
+        Figures. Each estimate is ``{"value", "interval": [low, high], "note", "strata"}``. An undefined value
+        or an unknown interval is ``null``, and the note gives the reason. An end without a bound is ``null``
+        too. Numbers have 6 significant digits, and the same study and table give the same figures.
     """
     recipes = [recipe for recipe in study.factors["recipe"] if _ran(table, "recipe", recipe)]
     scales = [scale for scale in study.factors["scale"] if _ran(table, "scale", scale)]
@@ -121,7 +120,7 @@ def _aggregates(
 
 
 def _group(group: Group) -> dict[str, Any]:
-    """Return what is known about the runs of one recipe at one scale in one stratum."""
+    """Return the figures of one recipe's runs at one scale in one stratum."""
     finished = [run for run in group.runs if not failed(run)]
     seconds = [run.wall_seconds for run in finished if run.wall_seconds is not None]
     return {
@@ -157,7 +156,7 @@ def _steps_to_reach(comparison: Comparison) -> Figure:
 
 
 def _curve(curve: GroupCurve | None, runs: int) -> dict[str, Any] | None:
-    """Return the curve of a group and its interval, which a single run does not have."""
+    """Return the curve of a group and its interval; a single run has no interval."""
     if curve is None:
         return None
     low, high = np.quantile(curve.values[1:], [0.025, 0.975], axis=0) if runs > 1 else (None, None)
@@ -195,7 +194,7 @@ def _ran(table: Table, factor: str, level: str) -> bool:
 
 
 def _rounded(value: Any) -> Any:
-    """Round every number to 6 significant digits; those that JSON does not know become null."""
+    """Round every number to 6 significant digits; numbers that are not finite become ``None``."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):

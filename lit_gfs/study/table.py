@@ -1,6 +1,6 @@
-"""The tables of a study: what is known about every cell, as plain CSV files.
+"""The tables of a study: the results of every cell, as plain CSV files.
 
-Everything that a report shows is computed from these files, so that it can be made again without the runs.
+A report is computed from these files alone, so it can be rebuilt without the runs.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _Number = TypeVar("_Number", int, float)
 
 
 class Run(NamedTuple):
-    """What became of one planned cell.
+    """Result of one planned cell.
 
     Attributes:
         cell: The cell's name, unique in its study.
         levels: Name of the level by factor, in the order of the factors.
         status: ``finished``, ``failed`` or ``missing`` (not run yet).
         error: Why it failed, in one line; empty otherwise.
-        steps: The last step that was logged.
+        steps: The last logged step.
         final_score: Mean score over the last share of the steps.
         normalized_score: The final score on the line from the task's floor (0) to its reference (1).
-        instability: How far the run fell back from its best; unknown where it never rose above its start.
+        instability: How far the run fell back from its best; unknown if it never rose above its start.
         parameters: Number of trained parameters.
         wall_seconds: Time of the fit, without imports.
     """
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A logged scalar: its value at steps, and the seconds since the fit began; three lists of one length."""
+    """A logged scalar: steps, seconds since the fit began, and values; three lists of the same length."""
 
     steps: list[int]
     seconds: list[float]
@@ -63,7 +63,7 @@ class Curve(NamedTuple):
 class GradientNorms(NamedTuple):
     """Gradient norms of one run; ``raw`` before interventions, ``applied`` after; both ``[layer][time]``.
 
-    A norm is NaN where no finite one was measured.
+    A norm is NaN if no finite one was measured.
     """
 
     layers: list[str]
@@ -73,7 +73,7 @@ class GradientNorms(NamedTuple):
 
 
 class Table(NamedTuple):
-    """All of a study: every planned run in order, curves by cell and tag, gradient norms by cell."""
+    """The tables of a study: every planned run in order, curves by cell and tag, gradient norms by cell."""
 
     runs: list[Run]
     curves: dict[tuple[str, str], Curve]
@@ -87,8 +87,8 @@ def write_table(directory: Path, table: Table) -> None:
     """Write ``runs.csv``, ``curves.csv`` and ``gradient_norms.csv``.
 
     Args:
-        directory: An existing directory; files of these names are replaced, each at once.
-        table: What to write; all runs have the same factors.
+        directory: An existing directory; files of these names are replaced atomically.
+        table: The tables; all runs have the same factors.
     """
     factors = list(table.runs[0].levels) if table.runs else []
     _write(
@@ -118,11 +118,11 @@ def write_table(directory: Path, table: Table) -> None:
 
 
 def read_table(directory: Path) -> Table:
-    """Read what `write_table` wrote.
+    """Read the files of `write_table`.
 
     Raises:
-        FileNotFoundError: If one of the files is missing.
-        UserError: If one of them is not as `write_table` writes it.
+        FileNotFoundError: If a file is missing.
+        UserError: If a file does not have the format of `write_table`.
     """
     readers = (
         (RUNS_FILE, _read_runs),

@@ -1,4 +1,4 @@
-"""The process of one cell: runs its ``fit``, and leaves a log and a result behind."""
+"""The process of one cell: runs its ``fit``, and writes a log and a result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_ERROR_LENGTH = 300
 
 
 class Fitted(NamedTuple):
-    """What is known about a fit besides its events; times in seconds, the start since the epoch."""
+    """Data of a fit besides its events; times are in seconds, the start since the epoch."""
 
     started_at: float
     seconds: float
@@ -40,14 +40,14 @@ Fit = Callable[[list[str]], Fitted]
 
 
 class Task(NamedTuple):
-    """What a worker is to do.
+    """The task of a worker.
 
     Attributes:
         cell: The planned run.
         command: All arguments of its ``fit``.
-        directory: Where it writes, as `lit_gfs.study.attempts.prepare` left it.
-        score: Which scalars are collected.
-        keep_checkpoints: Whether its weights stay when it has ended.
+        directory: The cell's directory, as `lit_gfs.study.attempts.prepare` left it.
+        score: Names the scalars to collect.
+        keep_checkpoints: Whether to keep its weights after its end.
         environment: Environment variables to set.
     """
 
@@ -65,7 +65,7 @@ def fit(command: list[str]) -> Fitted:
     Args:
         command: Its arguments, beginning with ``fit``.
     """
-    # The command line offers studies, and so imports this package.
+    # Imported here because the command line imports this package.
     from lit_gfs.cli import GradientFlowCLI
     from lit_gfs.metrics.module_protocol import trained_parameters
 
@@ -91,17 +91,17 @@ def fit(command: list[str]) -> Fitted:
 def work(task: Task, run_fit: Fit, study: Connection) -> None:
     """Run a cell in this process, and write its log and its result.
 
-    A process that is asked to end (SIGTERM), or whose study has ended, leaves no result: its cell has not
-    failed, it is to be run again. So has one whose files cannot be written, which is told to the study.
+    A process that receives SIGTERM, or whose study has ended, writes no result: its cell has not failed and
+    has to run again. The same holds if its files cannot be written; the process then tells the study.
 
     Args:
-        task: What to do.
+        task: The task.
         run_fit: Runs the fit.
-        study: Where a fault of the storage is told.
+        study: Receives a fault of the storage.
     """
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # Ctrl-C is the study's to handle
+        signal.signal(number, signal.SIG_IGN)  # the study handles Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     os.environ.update(task.environment)
     # An environment may change the working directory.
@@ -124,7 +124,7 @@ def _run(task: Task, directory: Path, run_fit: Fit) -> None:
     result = Result(task.cell.name, task.cell.arguments, task.command, FAILED)
     try:
         fitted = run_fit([*task.command, *options])
-        # Moments are read to the millisecond.
+        # Times in the events are read to the millisecond.
         attempts[-1] = Attempt(round(fitted.started_at, 3), attempts[-1].before)
         events = read_events(directory, task.score, started_at=0.0)
         result = result._replace(
@@ -154,11 +154,11 @@ def _run(task: Task, directory: Path, run_fit: Fit) -> None:
 
 
 def describe_exit(status: int | None, log: Path) -> str:
-    """Say in one line how a process ended that left no result.
+    """Describe in one line the end of a process without a result.
 
     Args:
         status: Its exit status, negative for a signal.
-        log: What it printed; its last line is quoted.
+        log: Its log file; the description quotes the last line.
     """
     if status is not None and status < 0:
         try:
@@ -176,7 +176,7 @@ def describe_exit(status: int | None, log: Path) -> str:
 
 
 def shorten(message: str) -> str:
-    """Bring a message on one line of bounded length."""
+    """Shorten a message to one line of at most `MAX_ERROR_LENGTH` characters."""
     line = " ".join(message.split())
     return line if len(line) <= MAX_ERROR_LENGTH else f"{line[: MAX_ERROR_LENGTH - 3]}..."
 
@@ -189,7 +189,7 @@ def _end_with_the_study() -> None:
 
 
 def _write_output_to(path: Path) -> None:
-    """Send what this process and its libraries print to a file."""
+    """Redirect the output of this process and its libraries to a file."""
     with path.open("ab") as file:
         for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
             stream.flush()

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of networks, environments or runs."""
+"""Helpers that are independent of networks, environments and runs."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import IO, TextIO
 
 PARTIAL = ".partial"
-"""The end of a file's name while it is written; a killed process leaves such a file behind."""
+"""Suffix of a file while it is written; a killed process leaves such a file behind."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its place once it is complete and on the disk: nobody ever reads half of it.
+    """Open a file for writing that appears under its name only once it is complete and on the disk.
 
     Args:
-        path: Where, in a directory that exists. A file there is replaced; a link is too, and not followed.
+        path: The file, in an existing directory. An old file is replaced; so is a link, not its target.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
-        # What is there may be a link to somewhere else.
+        # An old partial file may be a link to another place.
         partial.unlink(missing_ok=True)
         with partial.open("xb") as file:
             yield file
@@ -30,17 +30,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        with suppress(OSError):  # what went wrong before says more
+        with suppress(OSError):  # the first error says more
             partial.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def replacing_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file, in UTF-8 and with line ends as they are written, as `replacing` does."""
+    """Open a text file as `replacing` does, in UTF-8 and without changing line ends."""
     with replacing(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         try:
             yield text
         finally:
-            text.detach()  # which flushes; the file is closed when it has been synced
+            text.detach()  # flushes; `replacing` syncs and closes the file

@@ -1,7 +1,7 @@
-"""Sealed files: written whole or not at all, and checked byte for byte before anything in them is believed.
+"""Checksummed files: written atomically, and checked byte for byte before their content is used.
 
-A sealed file is what ``torch.save`` writes, a zip archive, with the SHA-256 of that archive as the archive's
-comment: ``torch.load`` reads it like any other. Checkpoints and pieces of replay memory are sealed.
+A checksummed file is a zip archive from ``torch.save`` with the SHA-256 of that archive as its comment.
+``torch.load`` reads it like any other. Checkpoints and replay shards are checksummed files.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from lit_gfs.errors import UserError
 from lit_gfs.utils.atomic_files import replacing
 
 _PREFIX = b"sha256:"
-_SEAL_SIZE = len(_PREFIX) + hashlib.sha256().digest_size * 2
+_COMMENT_SIZE = len(_PREFIX) + hashlib.sha256().digest_size * 2
 # A zip archive ends with the length of its comment, then the comment.
 _NO_COMMENT = (0).to_bytes(2, "little")
-_COMMENT_LENGTH = _SEAL_SIZE.to_bytes(2, "little")
+_COMMENT_LENGTH = _COMMENT_SIZE.to_bytes(2, "little")
 _CHUNK = 1 << 20
 
 
 class DamagedFile(UserError):
-    """A sealed file that is missing, cut short, changed since it was written, or never was sealed."""
+    """A checksummed file is missing, cut short or changed, or has no checksum."""
 
 
 class UnwritableFile(UserError):
-    """A sealed file that could not be written: the disk is full, the directory read-only ..."""
+    """A checksummed file cannot be written: the disk is full, the directory read-only ..."""
 
 
 def write_checksummed(content: dict[str, Any], path: Path) -> str:
-    """Write a sealed file; a reader sees the old file or the whole new one, whenever the process ends.
+    """Write a checksummed file atomically: readers see either the old file or the whole new one.
 
     Args:
-        content: Tensors, numbers, strings, and lists and dictionaries of them. A tensor that is a view is
-            written with all that it is a view of.
-        path: Where; a file there is replaced, missing directories are made.
+        content: Tensors, numbers, strings, and lists and dictionaries of them. A view is written with its
+            whole base tensor.
+        path: The file. An old one is replaced, missing directories are made.
 
     Returns:
-        The SHA-256 that the file is sealed with, in hexadecimal digits.
+        The SHA-256 of the file, in hexadecimal digits.
 
     Raises:
-        UnwritableFile: If there is no room or no permission. What was at ``path`` is still there.
+        UnwritableFile: If there is no room or no permission. The old file at ``path`` stays.
     """
     path = Path(path)
     try:
@@ -62,19 +62,19 @@ def write_checksummed(content: dict[str, Any], path: Path) -> str:
 
 
 def read_checksummed(path: Path, digest: str | None = None) -> Any:
-    """Read a sealed file, after checking every byte of it.
+    """Read a checksummed file, after checking every byte of it.
 
-    Nothing but plain data is made of it (``weights_only``): a pickle that would run code is refused.
+    It loads only plain data (``weights_only``): a pickle that would run code is refused.
 
     Args:
         path: The file.
-        digest: The SHA-256 that it must be sealed with, in hexadecimal digits; by default any.
+        digest: The expected SHA-256, in hexadecimal digits; by default any.
 
     Returns:
-        What was written, with all tensors on the CPU.
+        The content, with all tensors on the CPU.
 
     Raises:
-        DamagedFile: If the file is not as it was written, or cannot be read.
+        DamagedFile: If the file is damaged, or cannot be read.
     """
     try:
         with Path(path).open("rb") as file:
@@ -85,18 +85,18 @@ def read_checksummed(path: Path, digest: str | None = None) -> Any:
         raise
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read: {error.strerror or error}") from error
-    # The seal is no signature: behind a valid one may be anything, and torch.load fails in as many ways.
+    # The checksum is not a signature: the content may be anything, so torch.load may fail in any way.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DamagedFile(f"{path} holds something else than plain data: {reason}") from error
 
 
 def is_intact(path: Path, digest: str | None = None) -> bool:
-    """Return whether a file is there, sealed, and as it was written.
+    """Return whether a file exists, has a checksum, and matches it.
 
     Args:
         path: The file.
-        digest: The SHA-256 that it must be sealed with, in hexadecimal digits; by default any.
+        digest: The expected SHA-256, in hexadecimal digits; by default any.
     """
     try:
         with Path(path).open("rb") as file:
@@ -107,7 +107,7 @@ def is_intact(path: Path, digest: str | None = None) -> bool:
 
 
 class _HashingFile:
-    """Passes what is written on to a file, and hashes it on the way."""
+    """Writes to a file and hashes the written data."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -136,7 +136,7 @@ def _save(content: dict[str, Any], file: IO[bytes]) -> str:
     try:
         torch.save(content, cast(IO[bytes], hashing))
     except Exception:
-        # Of an error while writing, torch tells only that there was one.
+        # torch reports only that writing failed: raise the original error.
         if hashing.error is not None:
             raise hashing.error from None
         raise
@@ -146,9 +146,9 @@ def _save(content: dict[str, Any], file: IO[bytes]) -> str:
 
 
 def _verify(file: IO[bytes], path: Path, digest: str | None) -> None:
-    """Check a sealed file against its seal, and the seal against ``digest``."""
+    """Check a file against its checksum, and the checksum against ``digest``."""
     size = os.fstat(file.fileno()).st_size
-    left = size - _SEAL_SIZE - len(_COMMENT_LENGTH)
+    left = size - _COMMENT_SIZE - len(_COMMENT_LENGTH)
     hashed = hashlib.sha256()
     while left > 0 and (chunk := file.read(min(_CHUNK, left))):
         hashed.update(chunk)
@@ -163,12 +163,12 @@ def _verify(file: IO[bytes], path: Path, digest: str | None) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a renaming last, should the power fail."""
+    """Make a renaming survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems sync no directories; the file itself is complete.
+        # Some network file systems cannot sync directories; the file itself is complete.
         if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
     finally:

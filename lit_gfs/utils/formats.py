@@ -1,4 +1,4 @@
-"""How durations, rates, returns and paths are shown to a user."""
+"""Formats of durations, rates, returns and paths for the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_return(value: float | None) -> str:
-    """Write a return with about four significant digits; ``-`` if there is none yet."""
+    """Write a return with about four significant digits; ``-`` without one."""
     if value is None:
         return "-"
     decimals = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
@@ -28,12 +28,12 @@ def format_return(value: float | None) -> str:
 
 
 def format_rate(rate: float | None) -> str:
-    """Write steps per second; ``-/s`` before there is anything to go by."""
+    """Write steps per second; ``-/s`` if unknown."""
     return "-/s" if rate is None else f"{rate:,.{0 if rate >= 10 else 1}f}/s"
 
 
 def relative_path(path: str | os.PathLike[str]) -> str:
-    """Write a path relative to the working directory if it lies inside it, as it is otherwise."""
+    """Write a path relative to the working directory if it lies inside it, and absolute otherwise."""
     if "://" in str(path):
         return str(path)
     absolute, here = Path(absolute_path(path)), working_directory()

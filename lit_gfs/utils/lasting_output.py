@@ -1,4 +1,4 @@
-"""Output that nobody may be there to read any more: ``| head``, or a terminal that was closed."""
+"""Output whose reader may be gone: ``| head``, or a closed terminal."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 _GONE = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF}
-"""What the operating system says of a pipe, a socket or a terminal whose other end is gone."""
+"""Errors of a pipe, a socket or a terminal whose other end is gone."""
 
 
 @contextmanager
 def outlasting_readers() -> Iterator[None]:
-    """Have stdout and stderr go nowhere, rather than raise an error, once their readers are gone.
+    """Drop the output to stdout and stderr, instead of raising an error, once their readers are gone.
 
-    A run is worth more than what it says about itself. Streams that somebody has put in their place are left
-    alone.
+    A run is worth more than its output. Streams that replace stdout or stderr are left alone.
     """
     before = sys.stdout, sys.stderr
     sys.stdout = _lasting(sys.stdout, sys.__stdout__)
@@ -28,13 +27,13 @@ def outlasting_readers() -> Iterator[None]:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # a full disk, which was told already
+            with suppress(OSError):  # a full disk, which was reported already
                 stream.flush()
         sys.stdout, sys.stderr = before
 
 
 def _lasting(stream: Any, original: Any) -> Any:
-    if stream is None:  # it was closed before the process began
+    if stream is None:  # it was closed before the process started
         return open(os.devnull, "w")
     if stream is not original:
         return stream
@@ -49,7 +48,7 @@ def _lasting(stream: Any, original: Any) -> Any:
 
 
 class _LastingFile(io.FileIO):
-    """An open file that becomes the null device once nobody reads it."""
+    """An open file that becomes the null device once its reader is gone."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -57,7 +56,7 @@ class _LastingFile(io.FileIO):
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            # The descriptor itself: loggers and libraries have it in other streams.
+            # Replace the descriptor itself, because loggers and libraries use it in other streams.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)

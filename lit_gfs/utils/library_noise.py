@@ -1,8 +1,8 @@
-"""Silence what libraries say about themselves, so that what concerns the user is seen.
+"""Silence messages of libraries that do not concern the user, so that the others are seen.
 
-Every entry names one message. Nothing is silenced by category or by library alone: warnings about NaN, about
-the user's own code, or about a choice that the user can change (a deprecated environment id, a resumed loader
-without state, a GPU that is left idle) stay visible.
+Every entry names one message. No entry silences a whole category or library: warnings about NaN, about the
+user's own code, or about a choice that the user can change (a deprecated environment id, a resumed loader
+without state, an idle GPU) stay visible.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     (r"The number of training batches \(\d+\) is smaller than the logging interval", Warning, r"lightning\."),
     # Collection happens in the loader's process by design; DataLoader workers would not speed it up.
     (r"The '\w+' does not have many workers which may be a bottleneck", Warning, r"lightning\."),
-    # A loader hands out None to skip what is left of a rollout, on purpose.
+    # A loader yields None on purpose, to skip the rest of a rollout.
     (r"train_dataloader yielded None", Warning, r"lightning\."),
-    # A resumed run goes on in its own directory.
+    # A resumed run continues in its own directory.
     (r"Checkpoint directory .* exists and is not empty", Warning, r"lightning\."),
     # `validate` and `test` load weights and write no checkpoints; any other missing callback is still named.
     (
@@ -28,11 +28,11 @@ WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
         Warning,
         r"lightning\.",
     ),
-    # Shown wherever a Slurm client is installed, also when the run is meant for this machine alone.
+    # Shown wherever a Slurm client is installed, even if the run is meant for this machine alone.
     (r"The `srun` command is available on your system but is not used", Warning, r"lightning\."),
     # Lightning's own use of PyTorch: `isinstance` on a private tree type.
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning, r"lightning\.pytorch\.utilities\."),
-    # Classes that TorchRL defines, while it is imported, from a base class that it deprecated itself.
+    # TorchRL derives classes from its own deprecated base class when it is imported.
     (
         r"Creating (Vanilla|MultiProcessed|RemoteModule|Ray)WeightUpdater"
         r" which inherits from WeightUpdaterBase is deprecated",
@@ -47,15 +47,15 @@ WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
 LOG_LINES: dict[str, tuple[str, ...]] = {
     "lightning.pytorch.utilities.rank_zero": (
         r"💡 Tip: ",  # advertises Lightning's hosted products
-        # What hardware there is. That a GPU is left unused is a warning of its own, and stays.
+        # The available hardware. The separate warning about an unused GPU stays.
         r"(GPU|TPU|IPU|HPU) available: ",
-        # How precisely it multiplies matrices is nothing that a configuration can change.
+        # It suggests another precision of matrix products, which a configuration cannot change.
         r"You are using a CUDA device \(",
-        r"-+\ndistributed_backend=",  # how many processes there are, in a frame
-        r"`Trainer\.fit` stopped: `max_epochs=",  # a run of so many epochs has ended as it should
+        r"-+\ndistributed_backend=",  # the number of processes, in a frame
+        r"`Trainer\.fit` stopped: `max_epochs=",  # the normal end of a run
     ),
     "lightning.fabric.utilities.distributed": (r"Initializing distributed: ",),
-    "lightning.fabric.utilities.seed": (r"(\[rank: \d+\] )?Seed set to ",),  # it stands in the run's config
+    "lightning.fabric.utilities.seed": (r"(\[rank: \d+\] )?Seed set to ",),  # it is in the run's config
     "lightning.pytorch.accelerators.cuda": (r"LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES: ",),
     "torchrl": (r"Initialized \w*Storage with ",),  # the storage's shape, on the first write
 }
@@ -79,8 +79,8 @@ _FILTERS = {name: _DropLines(patterns) for name, patterns in LOG_LINES.items()}
 def silence_library_noise() -> None:
     """Drop messages of libraries that a user cannot act on.
 
-    To be called before ``lightning`` and ``torchrl`` are imported, as some of it is written by their import.
-    Calling it again is harmless, and puts its filters in front of those that were added since.
+    Call it before importing ``lightning`` and ``torchrl``, because their import writes some of the messages.
+    A second call is harmless, and puts the filters in front of those added since.
     """
     for message, category, module in WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category, module=module)

@@ -1,7 +1,7 @@
-"""What Lightning does around every hook of every callback, made to cost little.
+"""Reduces Lightning's overhead around every hook of every callback.
 
-A training step with a small network takes half a millisecond; around it Lightning looks at some fifty hooks,
-most of which do nothing.
+A training step with a small network takes half a millisecond; around it Lightning calls some fifty hooks, and
+most of them do nothing.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ _BATCH_HOOKS = (
 
 
 class Untimed(PassThroughProfiler):
-    """Lightning's default profiler, without the generator that it makes and enters around every hook."""
+    """Lightning's default profiler, without the generator that it enters around every hook."""
 
     @override
     def profile(self, action_name: str) -> Any:
-        """Return a context in which nothing is measured."""
         return _NOTHING
 
 
 def drop_empty_hooks(callbacks: Iterable[Callback]) -> None:
-    """Have Lightning pass over those hooks of a training step that callbacks inherit from `Callback`.
+    """Make Lightning skip hooks of a training step that a callback only inherits from `Callback`.
 
-    It calls what is callable: a hook that is ``None`` is not.
+    Lightning calls only callable hooks, so these are set to ``None``.
     """
     for callback in callbacks:
         for hook in _BATCH_HOOKS:

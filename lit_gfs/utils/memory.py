@@ -1,4 +1,4 @@
-"""How much memory this machine has, and what becomes of memory that is freed."""
+"""Memory of this machine, and the handling of freed memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next request, where it is glibc's.
+    """Make glibc keep freed memory for the next request; do nothing with another C library.
 
-    By default glibc hands large blocks back to the system, and gets them again page by page: the activations
-    of every single update of a convolutional network. Whoever sets ``MALLOC_...`` variables decides by them.
+    By default glibc returns large blocks to the system and gets them back page by page. With a convolutional
+    network, this happens to the activations of every update. ``MALLOC_...`` variables of the user take
+    precedence.
     """
     mallopt = _function("mallopt")
     if mallopt is not None:
@@ -32,24 +33,24 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Have the C library hand back what is free now, also between blocks in use."""
+    """Make glibc return all free memory to the system, even between blocks in use."""
     trim = _function("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def _function(name: str) -> Any:
-    """Return a function of glibc, unless the user decides about memory."""
+    """Return a function of glibc, unless the user sets ``MALLOC_...`` variables."""
     if any(variable.startswith("MALLOC_") for variable in os.environ):
         return None
     return getattr(ctypes.CDLL(None), name, None)
 
 
 class ReleaseFreedMemory(Callback):
-    """Hands freed memory back after each evaluation.
+    """Returns freed memory to the system after each evaluation.
 
-    An evaluation and a checkpoint leave small blocks behind between large free ones, which then no longer
-    hold what they held: with `keep_freed_memory` alone, a long run takes more and more.
+    An evaluation and a checkpoint leave small blocks between large free ones, which then no longer fit later
+    requests. With `keep_freed_memory` alone, a long run needs more and more memory.
     """
 
     @override
@@ -58,7 +59,7 @@ class ReleaseFreedMemory(Callback):
 
 
 def machine_memory() -> int | None:
-    """Return the bytes of memory that processes here may use together; ``None`` where it cannot be told."""
+    """Return the bytes of memory that all processes together may use; ``None`` if unknown."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -70,14 +71,14 @@ def machine_memory() -> int | None:
 
 
 def require_memory(what: str, size: int) -> None:
-    """Refuse what cannot fit, before the attempt to make it hangs the machine.
+    """Refuse an object that does not fit into memory, before making it hangs the machine.
 
     Args:
-        what: What it is for, with the values that decide its size.
-        size: Bytes that it takes at least.
+        what: Description of the object, with the values that determine its size.
+        size: Its minimum size in bytes.
 
     Raises:
-        UserError: If the machine has less.
+        UserError: If the machine has less memory.
     """
     memory = machine_memory()
     if memory is not None and size > memory:

@@ -1,4 +1,4 @@
-"""This package's own warnings on the command line: one line each, without the place in its code."""
+"""This package's own warnings on the command line: one line each, without a place in the code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-# Two packages stand beside this one in a checkout; they are found without importing them.
+# In a checkout, two packages lie beside this one; find_spec locates them without importing them.
 _OURS = tuple(
     str(Path(str(spec.origin)).resolve().parent)
     for spec in map(find_spec, ("lit_gfs", "lit_gfs.callbacks", "lit_gfs.datamodules"))
@@ -18,7 +18,7 @@ _OURS = tuple(
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print what this package warns of as ``lit_gfs: warning: ...``; others' warnings stay as they are."""
+    """Print this package's warnings as ``lit_gfs: warning: ...``, and leave other warnings unchanged."""
     usual = warnings.formatwarning
 
     def formatted(

@@ -1,4 +1,4 @@
-"""One line of progress: what it says, and how it fits a terminal of any width."""
+"""One line of progress, which fits a terminal of any width."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ BAR_WIDTHS = (4, 40)
 
 
 class Pace:
-    """Steps per second over the last seconds of training, and the time that is left.
+    """Steps per second over the last seconds of training, and the remaining time.
 
-    An evaluation stops the clock of the rate; once it is over, its cost per step joins the time left. A count
-    that moves in jumps, one a rollout, is judged over whole jumps.
+    An evaluation stops the clock of the rate; afterwards its cost per step is added to the remaining time. If
+    the step count jumps once per rollout, the rate covers whole jumps.
 
     Args:
         steps: Step count at the start, above 0 in a resumed run.
@@ -36,7 +36,7 @@ class Pace:
         self._evaluation_seconds_per_step = 0.0
 
     def record(self, steps: int, now: float) -> None:
-        """Note the step count; one that has not moved is no news."""
+        """Note the step count, if it has changed."""
         clock = now - self._paused_seconds
         if self._paused_at is not None or steps == self._jumps[-1][1]:
             return
@@ -49,7 +49,7 @@ class Pace:
         self._paused_at = now
 
     def resume(self, steps: int, now: float) -> None:
-        """Start the clock again, and note what the evaluation took since the one before it."""
+        """Start the clock again, and note the evaluation's seconds per step since the one before it."""
         if self._paused_at is None:
             return
         seconds, self._paused_at = now - self._paused_at, None
@@ -60,19 +60,19 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Steps per second of training; ``None`` before the count has moved."""
+        """Steps per second of training; ``None`` before the count changes."""
         (first_clock, first), (last_clock, last) = self._jumps[0], self._jumps[-1]
         return (last - first) / (last_clock - first_clock) if last_clock > first_clock else None
 
     def seconds_left(self, steps: int) -> float | None:
-        """Seconds that so many more steps will take, evaluations included; ``None`` without a rate."""
+        """Seconds that ``steps`` more steps will take, evaluations included; ``None`` without a rate."""
         rate = self.rate
         return max(0, steps) * (1 / rate + self._evaluation_seconds_per_step) if rate else None
 
 
 @dataclass(frozen=True)
 class ProgressLine:
-    """What one line shows; times are in seconds, returns are raw."""
+    """Content of one line; times are in seconds, returns are raw."""
 
     description: str
     steps: int
@@ -102,9 +102,9 @@ class ProgressLine:
     def rich(self, width: int) -> Table:
         """Return the line for a terminal, a table of one row that fits ``width`` columns.
 
-        What matters least is shortened or left out first.
+        It shortens or leaves out the least important cells first.
         """
-        # Padded where a value changes its length, so that the line does not wobble.
+        # Values that change their length are padded, so that the line does not wobble.
         state = ("evaluating", "yellow") if self.evaluating else (f"{format_rate(self.rate):10}", "cyan")
         cells = {
             "description": Text(self.description, "bold"),

@@ -1,4 +1,4 @@
-"""Seeds for everything that draws, all derived from the one seed of the run."""
+"""Seeds for all random numbers, derived from the seed of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def run_seed() -> int:
-    """Return the seed of ``seed_everything``, or 0 where none was set."""
+    """Return the seed of ``seed_everything``, or 0 without one."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
@@ -22,8 +22,8 @@ def derive_seed(*parts: int | str) -> int:
     """Mix a purpose, a run seed, a rank or a step count into one well-spread seed.
 
     Args:
-        parts: What the seed depends on; the order matters. Neighbouring numbers give unrelated seeds
-            (``numpy.random.SeedSequence``).
+        parts: The values that determine the seed; the order matters. Neighbouring numbers give unrelated
+            seeds (``numpy.random.SeedSequence``).
 
     Returns:
         A seed in ``[0, 2**31)``, which every library accepts.
@@ -35,7 +35,7 @@ def derive_seed(*parts: int | str) -> int:
 def seed_generators(seed: int) -> None:
     """Seed the global generators of python, numpy and torch (all devices)."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global generator is what libraries draw from
+    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global generator
     torch.manual_seed(seed)
 
 
@@ -53,9 +53,9 @@ def generator_states(device: torch.device) -> dict[str, Any]:
     """Return the states of the global generators of python, numpy and torch, as plain data and tensors.
 
     Args:
-        device: Where an agent draws, besides the CPU; its generator counts too.
+        device: The agent's device; its generator is included.
     """
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the one that libraries draw from
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries draw from it
     states: dict[str, Any] = {
         "python": _plain(random.getstate()),
         "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *_plain(rest)],
@@ -79,9 +79,10 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def isolated_generators(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Put the global generators back into their states at the end, also where an exception ends it.
+    """Restore the states of the global generators at the end, also after an exception.
 
-    Gives those states, see `generator_states`.
+    Yields:
+        These states, see `generator_states`.
     """
     states = generator_states(device)
     try:
@@ -91,7 +92,7 @@ def isolated_generators(device: torch.device) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return nested tuples as lists, and NumPy's numbers as Python's: what a checkpoint may hold."""
+    """Return nested tuples as lists and NumPy's numbers as Python's, for a checkpoint."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):

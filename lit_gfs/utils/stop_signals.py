@@ -11,9 +11,9 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal,
 
 
 def unclaimed_signals() -> dict[int, Any]:
-    """Return the handlers of those that still do what they do by default.
+    """Return the stop signals that still have their default handlers, with these handlers.
 
-    A signal that is ignored (``nohup``), or that somebody else handles, is left to them.
+    Signals that the process ignores (``nohup``) or already handles are left out.
     """
     defaults: dict[int, Any] = dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
     defaults[signal.SIGINT] = signal.default_int_handler

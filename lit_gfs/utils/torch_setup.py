@@ -1,4 +1,4 @@
-"""How PyTorch runs on this machine: its threads, and the compiler that `torch.compile` needs."""
+"""PyTorch on this machine: its threads, and the compiler for `torch.compile`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 from lit_gfs.errors import UserError
 
 SMALL_NETWORK = 1_000_000
-"""Parameters below which a network gains nothing from a second thread, and loses much on a busy machine."""
+"""A network with fewer parameters gains nothing from a second thread, and loses much on a busy machine."""
 
 LARGEST_COUNT = 1024
-"""More threads than any machine could start."""
+"""Maximum number of threads: no machine could start more."""
 
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 
@@ -23,12 +23,12 @@ def set_threads(requested: int | None, module: nn.Module) -> None:
     """Choose PyTorch's thread count for a network.
 
     Args:
-        requested: What the user asked for; ``None`` takes ``OMP_NUM_THREADS`` if that is set, else one
-            thread for a small network and PyTorch's own choice for others.
+        requested: The user's choice; ``None`` takes ``OMP_NUM_THREADS`` if that is set, else one thread for a
+            small network and PyTorch's own choice for others.
         module: The network, for its size.
 
     Raises:
-        UserError: If more are asked for than any machine could start.
+        UserError: If the user asks for more than `LARGEST_COUNT` threads.
     """
     if requested is not None:
         if requested > LARGEST_COUNT:
@@ -44,7 +44,7 @@ def require_compiler(device: torch.device) -> None:
     """Check that networks on a device can be compiled.
 
     Raises:
-        UserError: If that takes a C++ compiler, and there is none.
+        UserError: If that needs a C++ compiler, and there is none.
     """
     chosen = os.environ.get("CXX")
     if device.type == "cpu" and not any(map(shutil.which, [chosen] if chosen else _COMPILERS)):

@@ -1,16 +1,16 @@
-"""The packages that a user trusts, besides the libraries that this one is built on."""
+"""The packages that a user trusts, besides the libraries that lit_gfs is built on."""
 
 from __future__ import annotations
 
 TRUSTED: set[str] = set()
-"""Packages, or modules of them; `lit_gfs.configuration.config_trust` adds them and takes them away."""
+"""Packages or modules; `lit_gfs.configuration.config_trust` adds and removes them."""
 
 
 def is_trusted(path: str) -> bool:
-    """Say whether the user trusts the package of an import path, such as ``my_package.networks.Trunk``.
+    """Return whether the user trusts the package of an import path, such as ``my_package.networks.Trunk``.
 
     Args:
-        path: A module, or something in one.
+        path: A module, or an object in one.
     """
     return any(path == package or path.startswith(f"{package}.") for package in TRUSTED)
 

@@ -13,7 +13,7 @@ from lit_gfs.errors import UserError
 def write_video(path: Path, frames: Tensor, fps: int) -> Path:
     """Write frames as H.264 in ``.mp4``, or as an endless ``.gif``.
 
-    The codec takes even sizes only: in ``.mp4`` an odd height or width is padded by one black row or column.
+    The codec requires even sizes: in ``.mp4`` an odd height or width gets one black row or column more.
 
     Args:
         path: File to write, replaced if it exists; missing directories are made.

@@ -1,4 +1,4 @@
-"""Where a command was typed: what its paths are relative to, wherever environments take the process."""
+"""The directory where a command was typed: its paths are relative to it, even if an environment leaves it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _kept: Path | None = None
 
 @contextmanager
 def keeping_working_directory() -> Iterator[None]:
-    """Have `working_directory` stay what it is now. An environment may change that of the process."""
+    """Keep the current `working_directory`, even if an environment changes that of the process."""
     global _kept
     before, _kept = _kept, working_directory()
     try:
@@ -22,10 +22,10 @@ def keeping_working_directory() -> Iterator[None]:
 
 
 def working_directory() -> Path:
-    """Return the directory that relative paths are meant from."""
+    """Return the directory that relative paths start from."""
     return _kept or Path.cwd()
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Return a path that means the same wherever the process goes."""
+    """Return an absolute path, relative to `working_directory`."""
     return os.path.normpath(working_directory() / path)

@@ -1,4 +1,4 @@
-"""YAML that somebody wrote: read within bounds, with what is wrong told in one line."""
+"""YAML from users: read within bounds, with errors in one line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import yaml
 from lit_gfs.errors import UserError
 
 MAX_BYTES = 1_000_000
-"""The largest file that is read: hundreds of times the largest configuration."""
+"""Maximum size of a file: hundreds of times the largest configuration."""
 
 MAX_DEPTH = 50
-"""The deepest nesting: parsers recurse."""
+"""Maximum depth of nesting, because parsers recurse."""
 
 MAX_VALUES = 100_000
-"""The most values, those behind aliases counted wherever they are repeated."""
+"""Maximum number of values; those behind an alias count each time."""
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _read_value = jsonargparse.get_loader("yaml")
@@ -32,7 +32,7 @@ def read_yaml(path: Path) -> Any:
         Plain numbers, strings, lists and dicts; ``None`` for an empty file.
 
     Raises:
-        UserError: If it cannot be read, is no YAML, is too large, or gives a key twice.
+        UserError: If it cannot be read, is not YAML, is too large, or has a key twice.
     """
     name = str(path)
     try:
@@ -53,16 +53,16 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{name!r}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name!r} is no YAML: {_describe(error, text)}") from None
-    except ValueError as error:  # a date that there is not, a number of thousands of digits
+    except ValueError as error:  # an impossible date, a number of thousands of digits
         raise UserError(f"{name!r} is no YAML: {error}") from None
 
 
 def check_yaml(text: str) -> None:
-    """Check YAML before it is built: a few lines with aliases can stand for more than fits into memory.
+    """Check YAML before loading it, because a few lines with aliases can exceed the memory.
 
     Raises:
-        UserError: If it is nested too deeply, stands for too many values, or gives a key twice.
-        YAMLError: If it is no YAML.
+        UserError: If it is nested too deeply, has too many values, or has a key twice.
+        YAMLError: If it is not YAML.
     """
     sizes: dict[str, int] = {}
     stack = [_Collection()]
@@ -128,10 +128,10 @@ def _describe(error: yaml.YAMLError, text: str) -> str:
 
 
 def _checked_value(text: str) -> Any:
-    with contextlib.suppress(yaml.YAMLError):  # the reader has a word on it
+    with contextlib.suppress(yaml.YAMLError):  # the reader reports it
         check_yaml(text)
     return _read_value(text)
 
 
-# Values on the command line, and files that a value names, are read by the parser itself.
+# The parser itself reads values on the command line, and the files that they name.
 jsonargparse.set_loader("yaml", _checked_value, exceptions=(yaml.YAMLError, ValueError))
