@@ -26,7 +26,7 @@ from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import make_env
 from lit_gfs.envs.gymnasium import is_natively_batched, quietly
 from lit_gfs.functional.losses import gaussian_entropy, gaussian_log_prob
-from lit_gfs.functional.rewards import learner_reward
+from lit_gfs.functional.returns import learner_reward
 from lit_gfs.optim.factory import make_optimizer
 
 Clock = Callable[[], float]

@@ -30,11 +30,11 @@ from lit_gfs.buffers.shards import ReplayShards
 from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
 
 
-def write_checkpoint(pieces: ReplayShards, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:
+def write_checkpoint(shards: ReplayShards, storage: FrameStackStorage, weights: torch.Tensor) -> list[float]:
     """Write shards and checkpoint as a run does; return wall and CPU seconds of the pause."""
-    last = pieces.directory.parent / "last.ckpt"
+    last = shards.directory.parent / "last.ckpt"
     start, cpu_start = time.perf_counter(), time.process_time()
-    manifest = pieces.save(storage)
+    manifest = shards.save(storage)
     if last.exists():
         previous = last.with_name("previous.ckpt")
         previous.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
     num_envs = arguments.num_envs
     noise = make_noise(num_envs, arguments.episode_length)
     weights = torch.rand(arguments.weights_mb * 250_000)
-    pieces = ReplayShards(run / "replay")
+    shards = ReplayShards(run / "replay")
     storage = FrameStackStorage(arguments.capacity, num_envs)
 
     def append(transitions: int) -> None:
@@ -62,13 +62,13 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
 
     append(arguments.capacity + arguments.new)
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    first, _ = write_checkpoint(pieces, storage, weights)
+    first, _ = write_checkpoint(shards, storage, weights)
     pauses, new_bytes = [], []
     for _ in range(arguments.checkpoints):
         append(arguments.new)
-        before = set(pieces.directory.iterdir())
-        pauses.append(write_checkpoint(pieces, storage, weights))
-        written = set(pieces.directory.iterdir()) - before
+        before = set(shards.directory.iterdir())
+        pauses.append(write_checkpoint(shards, storage, weights))
+        written = set(shards.directory.iterdir()) - before
         new_bytes.append(sum(path.stat().st_size for path in written))
     peak_after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -77,10 +77,10 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
     manifest = read_checksummed(run / "last.ckpt")["replay"]
     storage._empty()
     start = time.perf_counter()
-    pieces.require_intact(manifest)
+    shards.require_intact(manifest)
     verified = time.perf_counter() - start
     start = time.perf_counter()
-    pieces.load(storage, manifest)
+    shards.load(storage, manifest)
     loaded = time.perf_counter() - start
     return {
         "capacity": arguments.capacity,
@@ -91,8 +91,8 @@ def measure(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
         "pause_cpu_seconds_median": round(median(cpu for _, cpu in pauses), 3),
         "pause_seconds_whole_memory": round(first, 2),
         "written_mb_per_checkpoint": round(median(new_bytes) / 1e6, 1),
-        "replay_on_disk_gb": round(disk_bytes(pieces.directory) / 1e9, 3),
-        "bytes_per_transition": round(disk_bytes(pieces.directory) / len(storage), 1),
+        "replay_on_disk_gb": round(disk_bytes(shards.directory) / 1e9, 3),
+        "bytes_per_transition": round(disk_bytes(shards.directory) / len(storage), 1),
         "pieces": len(manifest["pieces"]),
         "memory_for_writing_mb": round((peak_after - peak_before) / 1e3),
         "verify_seconds": round(verified, 2),

@@ -56,20 +56,20 @@ def bare(env: BatchedEnv, advance: Advance, first: NDArray[Any], vector_steps: i
     """Step a simulator with the policy's actions."""
     policy = policy_of(env)
     act: Callable[[Tensor], Any] = policy.act
-    shown = first
+    observation = first
 
     @torch.no_grad()
     def turn() -> None:
-        nonlocal shown
+        nonlocal observation
         for _ in range(vector_steps):
-            shown = advance(act(torch.from_numpy(shown))["action"].numpy())
+            observation = advance(act(torch.from_numpy(observation))["action"].numpy())
 
     return turn
 
 
 def collected(kind: type[Collector], env: BatchedEnv, vector_steps: int) -> Turn:
     """Step an environment under a collector with the arguments of training."""
-    pieces = iter(
+    rollouts = iter(
         kind(
             env,
             policy_of(env),
@@ -84,7 +84,7 @@ def collected(kind: type[Collector], env: BatchedEnv, vector_steps: int) -> Turn
             return_same_td=True,
         )
     )
-    return lambda: next(pieces)
+    return lambda: next(rollouts)
 
 
 def compare(make: Callable[[], BatchedEnv], raw: Any, vector_steps: int, seconds: float) -> dict[str, float]:

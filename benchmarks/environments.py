@@ -77,8 +77,8 @@ def collected(env: EnvBase, vector_steps: int, *, direct: bool = False) -> Advan
         auto_register_policy_transforms=False,
         return_same_td=True,
     )
-    pieces: Iterator[TensorDictBase] = iter(collector)
-    return lambda: next(pieces).numel()
+    rollouts: Iterator[TensorDictBase] = iter(collector)
+    return lambda: next(rollouts).numel()
 
 
 def stepped(simulator: Any, actions: list[Any], num_envs: int, vector_steps: int) -> Advance:

@@ -37,11 +37,11 @@ def play(game: str, num_envs: int) -> Iterator[TensorDict]:
     while True:
         action = rng.integers(0, len(env.ale.get_action_set()), num_envs)
         after, reward, terminated, truncated, info = env.step(action)
-        following = after.copy()
+        next_observation = after.copy()
         done = terminated | truncated
         if done.any():
-            following[done] = info["final_obs"][done]
-        yield transition(observation, action, following, reward, terminated, truncated)
+            next_observation[done] = info["final_obs"][done]
+        yield transition(observation, action, next_observation, reward, terminated, truncated)
         observation = after
 
 
@@ -54,20 +54,20 @@ def make_noise(num_envs: int, episode_length: int) -> Iterator[TensorDict]:
     observation = np.zeros((num_envs, STACK, 84, 84), np.uint8)
     while True:
         newest = frames[rng.integers(0, len(frames), num_envs)]
-        following = np.concatenate([observation[:, 1:], newest[:, None]], 1)
+        next_observation = np.concatenate([observation[:, 1:], newest[:, None]], 1)
         clock += 1
         ends = clock % episode_length == 0
-        yield transition(observation, clock, following, never, ends, never)
-        observation = following
+        yield transition(observation, clock, next_observation, never, ends, never)
+        observation = next_observation
         if ends.any():
-            observation = following.copy()
+            observation = next_observation.copy()
             observation[ends, :-1] = 0
 
 
 def transition(
     observation: np.ndarray,
     action: np.ndarray,
-    following: np.ndarray,
+    next_observation: np.ndarray,
     reward: np.ndarray,
     terminated: np.ndarray,
     truncated: np.ndarray,
@@ -82,7 +82,7 @@ def transition(
             "observation": torch.from_numpy(observation)[:, None],
             "action": torch.from_numpy(action.astype(np.int64))[:, None],
             "next": {
-                "observation": torch.from_numpy(following)[:, None],
+                "observation": torch.from_numpy(next_observation)[:, None],
                 "reward": column(reward.astype(np.float32)),
                 "done": column(terminated | truncated),
                 "terminated": column(terminated),

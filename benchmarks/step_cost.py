@@ -148,7 +148,7 @@ def make_observations(network: str, size: int) -> torch.Tensor:
 def make_batch(network: str) -> TensorDict:
     size = BATCH_SIZES[network]
     ended = torch.rand(size, 1) < 0.01
-    following = {
+    next_ = {
         "observation": make_observations(network, size),
         "reward": torch.randn(size, 1),
         "done": ended,
@@ -157,7 +157,7 @@ def make_batch(network: str) -> TensorDict:
     columns = {
         "observation": make_observations(network, size),
         "action": torch.randint(ACTIONS, (size,)),
-        "next": following,
+        "next": next_,
     }
     return TensorDict(columns, [size])
 
@@ -165,8 +165,8 @@ def make_batch(network: str) -> TensorDict:
 def make_experience(network: str) -> TensorDict:
     """Return 256 observations of 16 environments, as many as monitors see, without an end of an episode."""
     observations = make_observations(network, 256).unflatten(0, (16, 16))
-    following = {"done": torch.zeros(16, 16, 1, dtype=torch.bool)}
-    return TensorDict({"observation": observations, "next": following}, [16, 16])
+    next_ = {"done": torch.zeros(16, 16, 1, dtype=torch.bool)}
+    return TensorDict({"observation": observations, "next": next_}, [16, 16])
 
 
 def run(

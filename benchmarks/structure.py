@@ -1,7 +1,8 @@
 """How much of the code a reader meets: loose modules, lines, and the functions that a DQN transition passes.
 
-The profile is of one update of `quickstart`, from the loader's next batch to the optimizer's step, with one
-environment step in it. Functions of this package alone are counted.
+The profile is of one update of `quickstart` without monitors and guards, from the loader's next batch to the
+optimizer's step, with one environment step in it. It counts the functions of this package; lambdas and
+comprehensions belong to the function around them.
 
     python benchmarks/structure.py
     python benchmarks/structure.py --list
@@ -17,17 +18,15 @@ import json
 import sys
 import tempfile
 import tokenize
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from typing_extensions import override
+from throughput import MeasuredCLI
 
 import lit_gfs.callbacks
 import lit_gfs.datamodules
-from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import complete_arguments
 
 ROOT = Path(str(lit_gfs.__file__)).resolve().parent.parent
@@ -59,7 +58,8 @@ class Passed:
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         path = Path(frame.f_code.co_filename)
         if event == "call" and any(path.is_relative_to(package) for package in PACKAGES):
-            self.functions.add((str(path.relative_to(ROOT)), frame.f_code.co_qualname))
+            name = frame.f_code.co_qualname.partition(".<locals>.<")[0]
+            self.functions.add((str(path.relative_to(ROOT)), name))
 
 
 class Profile(Callback):
@@ -98,26 +98,6 @@ class Profile(Callback):
         sys.setprofile(None)
 
 
-class ProfiledCLI(GradientFlowCLI):
-    """The command line, with one more callback in the Trainer.
-
-    Args:
-        args: The command line of ``fit``.
-        profile: The callback.
-    """
-
-    def __init__(self, args: Sequence[str], profile: Callback) -> None:
-        self.profile = profile
-        super().__init__(args)
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer with the callback."""
-        trainer: Any = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(self.profile)
-        return trainer
-
-
 def profile_dqn() -> Profile:
     """Train DQN on CartPole for some hundred steps, with one environment and an update each step."""
     profile = Profile()
@@ -129,11 +109,13 @@ def profile_dqn() -> Profile:
         "data.eval_every": 200,
         "data.eval_episodes": 1,
         "trainer.enable_progress_bar": False,
+        "gfs.nan_guard": "null",
+        "gfs.gradient_flow": "null",
     }
     typed = [f"--{key}={value}" for key, value in options.items()]
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(sys.stderr):
         arguments = ["fit", "--config", "quickstart", *typed, f"--run.root={directory}"]
-        ProfiledCLI(complete_arguments(arguments), profile)
+        MeasuredCLI(complete_arguments(arguments), profile)
     return profile
 
 

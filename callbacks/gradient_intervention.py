@@ -16,7 +16,7 @@ from typing_extensions import override
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import LayerwiseScaling
-from lit_gfs.gradients.optimizer_part import OptimizerPart
+from lit_gfs.gradients.optimizer_scaling import OptimizerScaling
 from lit_gfs.gradients.step_guard import forget_skip, require_whole_gradients, unscale_gradients
 from lit_gfs.gradients.step_skipper import MOST_UNREAD, StepSkipper
 from lit_gfs.gradients.step_witness import StepWitness
@@ -47,7 +47,7 @@ class GradientIntervention(Callback):
         if not name:
             raise UserError("name is empty; expected one for tags and checkpoint")
         self.name = name
-        self._parts: list[OptimizerPart] = []
+        self._parts: list[OptimizerScaling] = []
         self._restored: dict[str, Any] | None = None
         self._written_at = 0
         self._skipper = StepSkipper(name)
@@ -96,7 +96,7 @@ class GradientIntervention(Callback):
                 f"{type(self).__name__} does not suit LBFGS, whose line search compares unscaled gradients; "
                 "expected an optimizer that takes one gradient per step"
             )
-        self._parts = [OptimizerPart(self.make_algorithm()) for _ in trainer.optimizers]
+        self._parts = [OptimizerScaling(self.make_algorithm()) for _ in trainer.optimizers]
         self._written_at = trainer.global_step
         self._skipper.forget()
         callbacks = cast(Any, trainer).callbacks

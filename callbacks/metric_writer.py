@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
-from lit_gfs.metrics.module_protocol import write_scalars, x_axis
-from lit_gfs.metrics.recorded_means import RecordedMeans, united
+from lit_gfs.metrics.module_protocol import is_log_step, write_scalars, x_axis
+from lit_gfs.metrics.recorded_means import RecordedMeans, merged_totals
 from lit_gfs.runs.event_files import cut_event_files, event_file_sizes
 from lit_gfs.utils.ranks import gather
 
@@ -94,10 +94,9 @@ class MetricWriter(Callback):
             self._write(trainer, pl_module)
 
     def _write_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        every, step = cast(Any, trainer).log_every_n_steps, trainer.global_step
         # A batch is not always a step: gradients may be accumulated, the rest of a rollout skipped.
-        if every and step % every == 0 and step > self._written_at:
-            self._written_at = step
+        if is_log_step(trainer, self._written_at):
+            self._written_at = trainer.global_step
             self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,7 +150,7 @@ def _recorded_by_all_ranks(trainer: Trainer, module: RecordingModule) -> dict[st
     """Return the state of the record over all processes; each of them must ask for it."""
     if trainer.world_size == 1:
         return module.recorded.state_dict()
-    return united(gather(module.recorded.totals()))
+    return merged_totals(gather(module.recorded.totals()))
 
 
 def _event_directories(trainer: Trainer) -> list[Path]:

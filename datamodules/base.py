@@ -1,4 +1,4 @@
-"""The datamodule that owns environments: what replay and rollout have in common."""
+"""The datamodule that owns environments, for learning from replay and from rollouts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def require_positive(**values: int) -> None:
 
 
 _SIMULATOR_BYTES = 10_000
-"""What the state of one environment takes at least, beyond CartPole's few numbers."""
+"""The least memory of one environment's simulator, but for CartPole's few numbers."""
 
 
 _NAMED_ELSEWHERE = {
@@ -66,7 +66,7 @@ _NAMED_ELSEWHERE = {
     "seed": "data.seed",
     "render": "data.video",
 }
-"""Arguments of `make_env` that are no options of a suite, and what decides on them."""
+"""Arguments of `make_env` that are no options of a suite, and the setting that decides on them."""
 
 
 class EnvDataModule(LightningDataModule):
@@ -83,10 +83,10 @@ class EnvDataModule(LightningDataModule):
         seed: Seed of the environments; ``null`` takes that of ``seed_everything``.
         video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
         step_timeout: Seconds that one environment's step may take before the run ends with an error; ``null``
-            waits for ever.
-        overlap: Whether the environments take their next step while the agent learns. The policy that chose
-            its actions is then that of before the update, or before all updates of a rollout: one step of
-            policy lag. It saves time on Atari, whose simulator has threads of its own.
+            waits forever.
+        overlap: Whether the environments take their next step while the agent learns. The policy from before
+            the update, or before all updates of a rollout, then chooses its actions: one step of policy lag.
+            It saves time on Atari, whose simulator has its own threads.
         checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``), rounded up to the
             end of a rollout or, with replay, to an evaluation; ``null`` writes one whenever an evaluation is
             due, but leaves episodes room where a checkpoint cuts them.
@@ -144,14 +144,14 @@ class EnvDataModule(LightningDataModule):
         self.overlap = overlap
         self.checkpoint_every = checkpoint_every
         self.checkpoint_is_due = False
-        """Whether the checkpoint to go on from is to be written at the end of this pass."""
+        """Whether the end of this pass writes the checkpoint to resume from."""
         self.is_for_evaluating = False
-        """Whether the checkpoint that is being written is for evaluating: nobody goes on from there."""
+        """Whether the checkpoint that is being written is for evaluating: no run resumes from it exactly."""
         self.runner: EnvRunner | None = None
         self._step_timeout = None if step_timeout is None else StepTimeout(step_timeout, self._give_up)
         self._interrupted = False
         self.while_evaluating: Callable[[], None] = lambda: None
-        """Called before each step of an evaluation, which no hook of Lightning's runs in."""
+        """Called before each step of an evaluation: Lightning calls no hook there."""
         self._evaluation_env: EnvBase | None = None
         self._restored_steps = 0
         self._restored_runner: dict[str, Any] = {}
@@ -171,7 +171,7 @@ class EnvDataModule(LightningDataModule):
 
     @property
     def complete_env_options(self) -> dict[str, Any]:
-        """What the environments are made with, defaults included: the sticky actions of Atari, for one."""
+        """The options of the environments with their defaults, such as the sticky actions of Atari."""
         return complete_options(self.env_id, self.env_options)
 
     @property
@@ -191,10 +191,10 @@ class EnvDataModule(LightningDataModule):
         return self._restored_steps if self.runner is None else self.runner.env_steps
 
     def setup(self, stage: str) -> None:
-        """Look at the Trainer's options.
+        """Check the Trainer's options.
 
         Raises:
-            UserError: If there is one under which counting in environment steps would not hold.
+            UserError: If an option conflicts with counting in environment steps.
         """
         trainer = cast(Any, self.trainer)
         require_precision(trainer)
@@ -208,7 +208,7 @@ class EnvDataModule(LightningDataModule):
     # -- learning ----------------------------------------------------------------------------------------
 
     def build_runner(self, steps_per_env: int) -> EnvRunner:
-        """Make the environments and the collector; the agent must be on its device by now."""
+        """Make the environments and the collector; the agent must be on its device already."""
         trainer = cast(Any, self.trainer)
         steps = self.env_steps
         if self.env_spec.max_episode_steps is None:
@@ -238,9 +238,10 @@ class EnvDataModule(LightningDataModule):
         return runner
 
     def end_pass(self, evaluates: bool = True) -> None:
-        """Say whether a checkpoint is due at the end of the pass whose last batch is handed out now.
+        """Decide whether a checkpoint is due at the end of the pass; its last batch comes next.
 
-        Where a checkpoint cuts episodes, they are cut then in a run that writes none, too: it trains alike.
+        Where a checkpoint cuts episodes, a run without checkpoints cuts them at the same steps: both train
+        alike.
 
         Args:
             evaluates: Whether an evaluation follows.
@@ -258,9 +259,9 @@ class EnvDataModule(LightningDataModule):
                 runner.request_barrier()
 
     def _steps_between_checkpoints(self, runner: EnvRunner) -> int:
-        """Return how long episodes are left alone: what was asked for, or room for some twenty of them.
+        """Return how long episodes go uncut: the user's choice, or time for about twenty of them.
 
-        With fewer than four checkpoints a run would have too much to lose.
+        A run has at least four checkpoints, so that a fault loses no more than a quarter of it.
         """
         if self.checkpoint_every is not None:
             return self.checkpoint_every
@@ -270,7 +271,7 @@ class EnvDataModule(LightningDataModule):
 
     @contextmanager
     def saved_for_evaluating(self) -> Iterator[None]:
-        """Have checkpoints that are written meanwhile hold no experience, and cut none."""
+        """Make checkpoints within this context hold no environments, and cut no episode."""
         self.is_for_evaluating = True
         try:
             yield
@@ -278,17 +279,17 @@ class EnvDataModule(LightningDataModule):
             self.is_for_evaluating = False
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Send transitions to another device without waiting for them.
+        """Send transitions to another device, without waiting for the copy.
 
-        All else stays: an `Evaluation`, ``None``, and transitions for the CPU, where they were made (a look
-        through them takes as long as a small layer).
+        An `Evaluation` and ``None`` stay, and so do transitions for the CPU, where they were made: checking
+        them would take as long as a small layer.
         """
         if device.type != "cpu" and isinstance(batch, TensorDictBase):
             return batch.to(device, non_blocking=True)
         return batch
 
     def fixed_settings(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must have as the run that it goes on with."""
+        """Return the settings that must not change when a run is resumed."""
         return {
             "env_id": self.env_id,
             "num_envs": self.num_envs,
@@ -296,7 +297,7 @@ class EnvDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step count, and where each process's environments and generators are."""
+        """Return the step count, and the state of each process's environments and generators."""
         state: dict[str, Any] = {"env_steps": self.env_steps, "settings": self.fixed_settings()}
         if self.is_for_evaluating:
             state["is_for_evaluating"] = True
@@ -306,10 +307,10 @@ class EnvDataModule(LightningDataModule):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint was written.
+        """Restore the step count and, in fitting, the environments and generators.
 
         Raises:
-            UserError: If fitting goes on with a setting that cannot change in mid-run.
+            UserError: If fitting resumes with a setting that must not change.
         """
         if cast(Any, self.trainer).state.fn == TrainerFn.FITTING:
             saved = state_dict.get("settings", {})
@@ -375,7 +376,7 @@ class EnvDataModule(LightningDataModule):
         trainer = cast(Any, self.trainer)
         agent = trainer.lightning_module
         seed = derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps)
-        # Evaluating must not change what training draws next.
+        # An evaluation must not change the next random numbers of training.
         isolation = isolated_generators(agent.device) if self.runner is None else self.runner.undisturbed()
         with isolation, trainer.precision_plugin.forward_context():
             seed_generators(seed)
@@ -397,7 +398,7 @@ class EnvDataModule(LightningDataModule):
     # -- ending early ------------------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """Have an evaluation, or the next piece of experience, end the run with a ``SIGTERMException``."""
+        """Make the evaluation, or the next rollout, end the run with a ``SIGTERMException``."""
         self._interrupted = True
 
     def _before_evaluation_step(self) -> None:
@@ -414,7 +415,7 @@ class EnvDataModule(LightningDataModule):
         return env
 
     def _give_up(self, fault: EnvironmentFault) -> None:
-        """End the run from the watchdog's thread, as Lightning ends one from the thread that hangs."""
+        """End the run from the thread that watches: the main thread hangs in the simulator."""
         try:
             if self.trainer is not None:
                 trainer = cast(Any, self.trainer)
@@ -429,7 +430,7 @@ class EnvDataModule(LightningDataModule):
             end_process(fault.status)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Close every environment, unless one may be stuck or in the midst of a step."""
+        """Close every environment, unless one may hang or be in the middle of a step."""
         self._release(leave_open if isinstance(exception, (EnvironmentFault, *STOPS)) else close_env)
 
     def _release(self, let_go: Callable[[EnvBase], None]) -> None:

@@ -1,4 +1,4 @@
-"""Off-policy data: transitions are stored once and sampled many times."""
+"""Data for off-policy agents: transitions are stored once and sampled many times."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from lit_gfs.utils.ranks import gather
 def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
     """Make the replay memory that suits the observations.
 
-    The suites' own stacks of frames are stored once per frame and rebuilt when sampled. Everything else is
-    stored as it comes, a user's own stacks too: theirs may skip frames, or be no stacks at all.
+    Frame stacks of the shipped suites are stored frame by frame, and rebuilt when they are sampled. Other
+    observations are stored whole, including stacks of a user's environment: those may skip frames.
 
     Args:
         spec: The environment's spaces.
@@ -47,12 +47,12 @@ class ReplayLoader:
     """Collects what the replay ratio asks for, then samples: one batch per optimizer step.
 
     Everything is counted in environment steps: after the first ``learning_starts`` of them, one update falls
-    due every ``steps_per_update``. Collecting ends with the vector step that reaches ``total_steps``; once no
-    more update falls due, the rest of the pass is ``None``, which Lightning skips.
+    due every ``steps_per_update``. Collection ends with the vector step that reaches ``total_steps``. Once no
+    further update falls due, the rest of the pass is ``None``, which Lightning skips.
 
     Args:
-        runner: Where transitions come from.
-        buffer: Where they are kept.
+        runner: Collects transitions.
+        buffer: Stores them.
         updates_per_epoch: The length of a pass; an evaluation follows each.
         learning_starts: Environment steps before the first update.
         steps_per_update: Environment steps per update.
@@ -117,7 +117,7 @@ class ReplayLoader:
         return self._first_update_at + update * self._steps_per_update
 
     def end_episodes(self) -> None:
-        """Have the stored episodes end where they are: the environments are reset."""
+        """End the stored episodes, because the environments are reset."""
         cast(RingStorage, self.buffer.storage).end_episodes()
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class ReplayLoader:
         self._is_restored = True
 
     def updates_state(self) -> dict[str, int]:
-        """Return what decides when the next update falls due, given transitions to learn from."""
+        """Return the counts that decide when the next update falls due."""
         return {
             "updates": self._updates,
             "first_update_at": self._first_update_at,
@@ -138,7 +138,7 @@ class ReplayLoader:
         }
 
     def load_updates_state(self, state: dict[str, int]) -> None:
-        """Go on with the same updates; those after them fall due as often as this loader is told."""
+        """Restore the counts; later updates fall due at this loader's own rate."""
         self._updates = state["updates"]
         slower = self._steps_per_update - state.get("steps_per_update", self._steps_per_update)
         self._first_update_at = state["first_update_at"] - self._updates * slower
@@ -152,9 +152,9 @@ def whole_steps(steps: int, vector_step: int) -> int:
 class ReplayDataModule(EnvDataModule):
     """Replayed transitions for off-policy agents.
 
-    A Lightning epoch is the stretch between two evaluations. Where a ModelCheckpoint writes checkpoints, the
-    transitions lie beside them, in ``replay/``. A run that is resumed from a checkpoint without transitions
-    first collects ``learning_starts`` steps with its restored policy.
+    A Lightning epoch is the stretch between two evaluations. The transitions of a checkpoint lie beside it,
+    in ``replay/``. A run that is resumed from a checkpoint without transitions first collects
+    ``learning_starts`` steps with its restored policy.
 
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
@@ -197,7 +197,7 @@ class ReplayDataModule(EnvDataModule):
         self.learning_starts = learning_starts
         self.steps_per_update = steps_per_update
         self._loader: ReplayLoader | None = None
-        self._pieces: ReplayShards | None = None
+        self._shards: ReplayShards | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -209,7 +209,7 @@ class ReplayDataModule(EnvDataModule):
 
     @property
     def updates_per_epoch(self) -> int:
-        """Optimizer steps between evaluations: the run's, in equal parts no longer than asked for."""
+        """Optimizer steps between evaluations: equal parts of the run, at most ``eval_every`` long."""
         trainer = cast(Any, self.trainer)
         vector_step = self.num_envs * (1 if trainer is None else trainer.world_size)
         steps = whole_steps(self.total_steps, vector_step) - self.learning_starts
@@ -223,12 +223,12 @@ class ReplayDataModule(EnvDataModule):
         agent = trainer.lightning_module
         if hasattr(agent, "process_rollout"):
             raise UserError(f"{type(agent).__name__} learns from rollouts; use RolloutDataModule")
-        # Whole vector steps, and no more of them than one update asks for.
+        # Whole vector steps, and no more of them than one update needs.
         runner = self.build_runner(max(1, self.steps_per_update // (self.num_envs * trainer.world_size)))
         self._loader = ReplayLoader(
             runner,
             make_replay_buffer(self.env_spec, self.buffer_size, self.num_envs, self.batch_size),
-            # A run goes on in the parts that it was begun in, also when it is made longer.
+            # A resumed run keeps its epochs' length, also when it is made longer.
             self.updates_per_epoch if self._restored is None else self._restored["updates_per_epoch"],
             self.learning_starts,
             self.steps_per_update,
@@ -245,22 +245,22 @@ class ReplayDataModule(EnvDataModule):
         return {**super().fixed_settings(), "buffer_size": self.buffer_size}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step count and what names the transitions, which are written beside the checkpoint."""
+        """Return the step count and the manifest of the transitions, written beside the checkpoint."""
         state = super().state_dict()
         directory = self._replay_directory()
         state["updates_per_epoch"] = self.updates_per_epoch if self._loader is None else len(self._loader)
         if self._loader is None or directory is None or self.is_for_evaluating:
             return state
         if not state["experience"][cast(Any, self.trainer).global_rank]:
-            # What is written now is not written again when the barrier ends these episodes.
+            # The rows that are written now are not written again when the barrier ends these episodes.
             self._loader.end_episodes()
-        if self._pieces is None or self._pieces.directory != directory:
-            self._pieces = ReplayShards(directory)
-        manifest = self._pieces.save(cast(RingStorage, self._loader.buffer.storage))
+        if self._shards is None or self._shards.directory != directory:
+            self._shards = ReplayShards(directory)
+        manifest = self._shards.save(cast(RingStorage, self._loader.buffer.storage))
         return {**state, "updates": self._loader.updates_state(), "replay": gather(manifest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint was written; transitions are read when they are needed."""
+        """Restore the step count; `train_dataloader` reads the transitions."""
         super().load_state_dict(state_dict)
         if cast(Any, self.trainer).state.fn == TrainerFn.FITTING:
             self._restored = state_dict
@@ -268,7 +268,7 @@ class ReplayDataModule(EnvDataModule):
     def teardown(self, stage: str) -> None:
         """Close every environment and forget the transitions."""
         super().teardown(stage)
-        self._loader = self._pieces = None
+        self._loader = self._shards = None
 
     def _restore_replay(self, loader: ReplayLoader) -> None:
         state, self._restored = self._restored, None
@@ -286,13 +286,13 @@ class ReplayDataModule(EnvDataModule):
             )
             return
         trainer = cast(Any, self.trainer)
-        pieces = ReplayShards(find_replay(Path(trainer.ckpt_path), trainer.global_rank))
-        pieces.load(cast(RingStorage, loader.buffer.storage), state["replay"][trainer.global_rank])
+        shards = ReplayShards(find_replay(Path(trainer.ckpt_path), trainer.global_rank))
+        shards.load(cast(RingStorage, loader.buffer.storage), state["replay"][trainer.global_rank])
         loader.load_updates_state(state["updates"])
-        self._pieces = pieces
+        self._shards = shards
 
     def _replay_directory(self) -> Path | None:
-        """Return where transitions are written: beside the checkpoints, if any are written."""
+        """Return the directory of the transitions, beside the checkpoints; ``None`` without checkpoints."""
         trainer = cast(Any, self.trainer)
         last = last_checkpoint(trainer) or trainer.checkpoint_callback
         if not isinstance(last, ModelCheckpoint) or last.dirpath is None:

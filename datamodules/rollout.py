@@ -1,4 +1,4 @@
-"""On-policy data: rollouts, learned from a few times and thrown away."""
+"""Data for on-policy agents: rollouts, learned from a few times and thrown away."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lit_gfs.utils.ranks import gather
 
 
 class OnPolicyAgent(CollectingAgent, Protocol):
-    """What rollouts ask of an agent."""
+    """An agent that learns from rollouts."""
 
     rollout_exhausted: bool
-    """Whether the rest of the current rollout's minibatches is to be skipped."""
+    """Whether to skip the rest of the current rollout's minibatches."""
 
     def process_rollout(self, rollout: TensorDictBase) -> TensorDict:
         """Turn a rollout ``(num_envs, T)`` into transitions ``(num_envs * T,)``, returns computed once."""
@@ -29,11 +29,12 @@ class OnPolicyAgent(CollectingAgent, Protocol):
 class RolloutLoader:
     """One rollout per pass: ``epochs`` times over it in ``minibatches`` shuffled parts.
 
-    Every batch is one optimizer step. ``None`` is handed out once the agent declares the rollout exhausted,
-    and in the place of what a last, shorter rollout has fewer minibatches; Lightning then skips the step.
+    Every batch is one optimizer step. Once the agent declares the rollout exhausted, the rest of its batches
+    are ``None``, and Lightning skips these steps. A last, shorter rollout has fewer minibatches, and ``None``
+    for the others.
 
     Args:
-        runner: Where rollouts come from.
+        runner: Collects rollouts.
         agent: Computes returns and advantages.
         epochs: Passes over a rollout.
         minibatches: Parts per pass.
@@ -78,7 +79,7 @@ class RolloutLoader:
         self._runner.pass_barrier(self._position)
         if self._position == 0:
             rollout = self._runner.collect(self._rollout_steps)
-            # Values of final observations in the precision that the others were computed in.
+            # The values of final observations need the same precision as all others.
             with self._runner.precision():
                 self._transitions = self._agent.process_rollout(rollout)
         assert self._transitions is not None
@@ -136,7 +137,7 @@ class RolloutLoader:
 class RolloutDataModule(EnvDataModule):
     """Rollouts for on-policy agents: one rollout per Lightning epoch, ``epochs x minibatches`` steps on it.
 
-    The last rollout is as short as ``total_steps`` asks for, and has fewer minibatches then.
+    The last rollout may be shorter, to end the run at ``total_steps``; it then has fewer minibatches.
 
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
@@ -189,8 +190,8 @@ class RolloutDataModule(EnvDataModule):
         )
 
     def _end_of_rollout(self) -> None:
-        # Lightning counts validations in epochs (rollouts), users in environment steps, so the trainer is
-        # told at the end of each rollout whether one is due: a period of 1 always divides, epoch + 2 never.
+        # Lightning counts epochs (rollouts) between validations, users count environment steps. So the end of
+        # each rollout sets the Trainer's period: 1 divides the number of this epoch, a larger one does not.
         trainer = cast(Any, self.trainer)
         due = self.env_steps // self.eval_every > self._evaluated_at // self.eval_every
         due = due or self.env_steps >= self.total_steps

@@ -1,17 +1,16 @@
 """The command line: ``python -m lit_gfs fit --config quickstart``.
 
 A LightningCLI with four additions: shipped configurations by name, named interventions under ``gfs.*``, a run
-directory, and a user's mistakes told in one line.
+directory, and one line about each mistake of the user.
 """
 
-# ruff: noqa: E402 - what the libraries below print while they are imported is silenced first.
+# ruff: noqa: E402 - the libraries below print while they are imported, so they are silenced first.
 from __future__ import annotations
 
 from lit_gfs.utils.library_noise import silence_library_noise
 
 silence_library_noise()
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
@@ -26,7 +25,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_gfs.agents
-import lit_gfs.agents.classifier
 import lit_gfs.configuration.yaml_values
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
 from lit_gfs.callbacks import (
@@ -52,14 +50,11 @@ from lit_gfs.configuration.config_checks import (
 from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, take_trust, trusting
 from lit_gfs.configuration.former_options import with_present_arguments
 from lit_gfs.configuration.image_check import vectors_of
+from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, refusal_in
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import (
-    OtherProcessFailed,
-    RunFault,
-    UserError,
-)
+from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
 from lit_gfs.runs.checkpoint_io import ChecksummedCheckpointIO
 from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
@@ -73,21 +68,18 @@ from lit_gfs.utils.memory import ReleaseFreedMemory, keep_freed_memory
 from lit_gfs.utils.torch_setup import set_threads
 from lit_gfs.utils.working_directory import absolute_path, keeping_working_directory, working_directory
 
-# A spec is handed over whole, from the datamodule; it is not a group of options.
+# The datamodule hands over the whole spec; it is not a group of options.
 jsonargparse.set_parsing_settings(subclasses_enabled=[EnvSpec])
 
 
-_WRAPPED = re.compile(r"(?:Problem with given class_path |Given value: Namespace\(class_path=)'([^']+)'")
-
-
 class RaisingParser(LightningArgumentParser):
-    """A parser that raises what it finds wrong; `main` decides how the process ends."""
+    """A parser that raises its errors; `lit_gfs.main` decides how the process ends."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as it is: an error in a nested value becomes part of the outer one."""
+        """Raise the message unchanged: an error in a nested value becomes part of the outer one."""
         raise UserError(message) from ex
 
 
@@ -96,7 +88,7 @@ class GradientFlowCLI(LightningCLI):
 
     Args:
         args: Arguments, beginning with the subcommand.
-        others: Subcommands of other programs that the help lists: a line about each, and what makes its
+        others: Subcommands of other programs for the help: a line about each, and a function that makes its
             parser.
     """
 
@@ -109,10 +101,10 @@ class GradientFlowCLI(LightningCLI):
         "representation": RepresentationMonitor,
         "curvature": CurvatureMonitor,
     }
-    """Named callbacks, ``gfs.<name>`` in YAML; the order here is the order in which they see gradients."""
+    """Named callbacks, ``gfs.<name>`` in YAML; they see gradients in this order."""
 
     on_by_default: ClassVar[tuple[str, ...]] = ("nan_guard",)
-    """Those of them that only ``null`` switches off."""
+    """Named callbacks that are on unless they are set to ``null``."""
 
     def __init__(
         self,
@@ -152,7 +144,7 @@ class GradientFlowCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Leave out ``predict``, and the option to load a checkpoint that has code in it."""
+        """Offer no ``predict``, and no option to load a checkpoint with code in it."""
         offered = LightningCLI.subcommands()
         return {name: {*skip, "weights_only"} for name, skip in offered.items() if name != "predict"}
 
@@ -181,7 +173,7 @@ class GradientFlowCLI(LightningCLI):
         parser.link_arguments("data.env_spec", "model.init_args.env_spec", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, without Lightning's warning that arguments were handed over.
+        """Parse the arguments, and check more than the parser does.
 
         Raises:
             UserError: With one line about what is wrong.
@@ -206,21 +198,20 @@ class GradientFlowCLI(LightningCLI):
         self._contents = contents
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would let a checkpoint's hyperparameters overrule what was typed; ours holds none, and
-        # the configuration beside it was already taken as the first of the configurations.
+        # Lightning would let a checkpoint's hyperparameters overrule the command line. Our checkpoints hold
+        # none, and the configuration beside the checkpoint was read as the first of the configurations.
         return
 
     def instantiate_classes(self) -> None:
-        """Build datamodule, agent and Trainer; bring what went wrong out of jsonargparse's wrapping."""
+        """Build datamodule, agent and Trainer; unwrap the errors that jsonargparse wraps."""
         try:
             super().instantiate_classes()
         except Exception as error:
-            # jsonargparse wraps what a class raises; what it wrapped is what went wrong.
-            raise _foreseen_in(error) or _refusal_in(error) or error.__cause__ or error  # noqa: B904
+            raise foreseen_in(error) or refusal_in(error) or error.__cause__ or error  # noqa: B904
         self._tell_of_vectors()
 
     def _tell_of_vectors(self) -> None:
-        """Warn if a configuration for vectors trains on images, with no encoder that somebody chose."""
+        """Warn if a configuration for vectors trains on images, and the user chose no encoder."""
         spec = getattr(self.datamodule, "env_spec", None)
         chosen = self.config[self.subcommand].model.get("init_args", {}).get("encoder")
         if self.subcommand != "fit" or chosen is not None or not isinstance(spec, EnvSpec):
@@ -245,7 +236,7 @@ class GradientFlowCLI(LightningCLI):
         if name == LAST:
             run = config.run
             name = str(latest_run(run.root, run.name or self._configured_name(), run.version))
-            # The run goes on where the checkpoint is.
+            # The run goes on in the directory of the checkpoint.
             run.root = run.name = run.version = None
         config.ckpt_path = absolute_path(find_checkpoint(name, with_replay=self.subcommand == "fit"))
 
@@ -256,7 +247,7 @@ class GradientFlowCLI(LightningCLI):
         run: RunDirectory = self._get(self.config_init, "run")
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
-        # Before the user's own, so that the first of them sees gradients that nobody has changed.
+        # Before the user's own callbacks, so that the first intervention sees the raw gradients.
         config["callbacks"] = [*(each for each in chosen if each is not None), *_as_list(config["callbacks"])]
         config["plugins"] = [*_as_list(config["plugins"]), ChecksummedCheckpointIO()]
         config["default_root_dir"] = config["default_root_dir"] or str(working_directory())
@@ -274,14 +265,14 @@ class GradientFlowCLI(LightningCLI):
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
             callbacks += [RunSummary(), ReleaseFreedMemory()]
-            # Before all others: what they write when a run is cut short comes after its checkpoint.
+            # Before all others, so that it writes the checkpoint of a stopped run before they write.
             config["callbacks"].insert(0, self._stop)
         else:
             config["logger"] = False
             config["enable_checkpointing"] = False
         for callback in config["callbacks"]:
-            # Evaluations come now and then: checked after each epoch, one score would use up the patience,
-            # and before the first of them there is none.
+            # Not every epoch ends with an evaluation. Checked after each epoch, one score would use up the
+            # patience, and there would be no score before the first evaluation.
             if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is None:
                 callback._check_on_train_epoch_end = False
         has_bar = any(isinstance(each, ProgressBar) for each in config["callbacks"])
@@ -292,7 +283,7 @@ class GradientFlowCLI(LightningCLI):
         except UserError:
             run.discard()
             raise
-        except Exception as error:  # whatever the Trainer raises is about its options
+        except Exception as error:  # an error of the Trainer is about its options
             run.discard()
             raise UserError(f"trainer: {error}") from error
         drop_empty_hooks(cast(Any, trainer).callbacks)
@@ -300,7 +291,7 @@ class GradientFlowCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run, in all processes of the run; leave nothing of a run that another one refuses."""
+        """Run in all processes; remove the directory of a run that another process refuses."""
         try:
             with ending_together(self.trainer, self._discard_unless_begun):
                 self._run_here(subcommand)
@@ -312,7 +303,7 @@ class GradientFlowCLI(LightningCLI):
             raise
 
     def _run_here(self, subcommand: str) -> None:
-        """Run; tell faults, and a checkpoint that does not fit, from bugs; leave nothing of a refused run."""
+        """Run; tell faults and unfit checkpoints from bugs, and remove the directory of a refused run."""
         try:
             with told_in_one_line(self._stop, self._checkpoint_directory()):
                 super()._run_subcommand(subcommand)
@@ -324,7 +315,7 @@ class GradientFlowCLI(LightningCLI):
                 raise UserError(f"trainer.callbacks: {error}") from error
             if isinstance(error, TrainingSpikeException):
                 raise UserError(f"trainer.callbacks: SpikeDetection ended the run: {error}") from error
-            if isinstance(error, ImportError) and is_by_default(_raised_in(error)):
+            if isinstance(error, ImportError) and is_by_default(raised_in(error)):
                 self._discard_run()
                 raise UserError(f"trainer.callbacks: {error}") from error
             if not is_misfit(error):
@@ -371,7 +362,7 @@ class GradientFlowCLI(LightningCLI):
         return _run_name(type(self.model).__name__, env_id)
 
     def _configured_name(self) -> str:
-        """Return what `_run_name` will be, before there is an agent and a datamodule."""
+        """Return the later value of `_run_name`, before there is an agent and a datamodule."""
         model, data = (self._get(self.config, name) for name in ("model", "data"))
         data_class = data.class_path.rpartition(".")[2]
         return _run_name(model.class_path.rpartition(".")[2], data.init_args.get("env_id", data_class))
@@ -385,33 +376,3 @@ def _as_list(values: Any) -> list[Any]:
     if values is None:
         return []
     return values if isinstance(values, list) else [values]
-
-
-def _raised_in(error: BaseException) -> str:
-    """Name the module whose code raised an error."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
-
-
-def _foreseen_in(error: BaseException | None) -> UserError | RunFault | None:
-    while error is not None and not isinstance(error, UserError | RunFault):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _refusal_in(error: BaseException | None) -> UserError | None:
-    """Return what to tell of a library's class that refuses its arguments, or lacks a package.
-
-    What a class of the user's own raises may be a bug in it, and keeps its traceback.
-    """
-    named: str | None = None
-    while error is not None:
-        if found := _WRAPPED.search(str(error)):
-            named = found[1]
-        elif named and (isinstance(error, ImportError) or is_by_default(named)):
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            return UserError(f"{named} cannot be made: {reason}")
-        error = error.__cause__ or error.__context__
-    return None

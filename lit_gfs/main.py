@@ -1,6 +1,6 @@
-"""The program: it picks a subcommand, runs it, and tells a user's mistakes in one line."""
+"""The program: it picks a subcommand, runs it, and reports a user's mistake in one line."""
 
-# ruff: noqa: E402 - what the libraries below print while they are imported is silenced first.
+# ruff: noqa: E402 - the libraries below print while they are imported, so they are silenced first.
 from __future__ import annotations
 
 from lit_gfs.utils.library_noise import silence_library_noise
@@ -36,8 +36,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments after the program's name; ``None`` takes the process's own.
 
     Raises:
-        SystemExit: With status 2 after a user's mistake, told in one line on stderr; with another one after a
-            run that a fault or a signal ended, and a study that was stopped or of which a run failed.
+        SystemExit: With status 2 after a user's mistake, which stderr gets in one line; with another status
+            after a fault or a signal ended a run, and after a study was stopped or one of its runs failed.
     """
     with outlasting_readers(), keeping_working_directory(), plain_warnings():
         _main(sys.argv[1:] if args is None else args)
@@ -77,7 +77,7 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _check_order(arguments: Sequence[str]) -> None:
-    # What stands before the subcommand is of another parser, whose configurations nobody has checked.
+    # Options before the subcommand belong to another parser, whose configurations are not checked.
     if arguments and arguments[0].startswith("-") and arguments[0] not in _BEFORE_SUBCOMMANDS:
         option = arguments[0].partition("=")[0]
         raise UserError(
@@ -91,7 +91,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _printable(text: str) -> str:
-    """Escape what would steer the terminal: keys and values are shown as somebody wrote them."""
+    """Escape control characters, because messages show keys and values as the user wrote them."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
     )

@@ -3,19 +3,19 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Before anything looks for a GPU.
-from accelerator import ACCELERATOR
+import support.accelerator  # noqa: F401 - before anything looks for a GPU
 
 # isort: split
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
-from fakes import CountingEnv
+from support.fakes import CountingEnv
+from support.training import MakeTrainer, quiet_trainer
 
 # What a shell starts in the background, or under nohup, ignores these; what is tested here heeds them.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
@@ -43,25 +43,16 @@ def counting_envs(monkeypatch: pytest.MonkeyPatch) -> list[CountingEnv]:
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Any) -> Callable[..., Trainer]:
-    """Build a Trainer that writes nothing unless told to."""
+def make_trainer(tmp_path: Path) -> MakeTrainer:
+    """Build a Trainer that writes nothing unless told to, and that into a directory of the test's own."""
+    return partial(quiet_trainer, default_root_dir=tmp_path)
 
-    def make(**arguments: Any) -> Trainer:
-        defaults: dict[str, Any] = {
-            "max_epochs": -1,
-            # Processes that are forked cannot use a GPU, and most machines have one at most.
-            "accelerator": "cpu" if "ddp" in str(arguments.get("strategy")) else ACCELERATOR,
-            "devices": 1,
-            "num_sanity_val_steps": 0,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-        }
-        return Trainer(**{**defaults, **arguments})
 
-    return make
+@pytest.fixture
+def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ ORDER = (
     ("errors",),
     ("utils",),
     ("envs", "networks"),
-    ("functional", "buffers", "metrics", "configs"),
+    ("functional", "buffers", "metrics"),
     ("gradients", "init", "optim", "collectors"),
     ("runs",),
     ("callbacks",),
-    ("agents", "datamodules"),
+    ("agents", "datamodules", "configs"),
     ("configuration",),
     ("cli",),
     ("study",),
@@ -57,3 +58,13 @@ def test_a_file_imports_only_from_rooms_below(path: Path) -> None:
         return
     others = imported(path) - {package}
     assert {name: LEVELS[name] for name in others if LEVELS[name] >= LEVELS[package]} == {}
+
+
+def test_the_page_shows_the_packages_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("```")[1]
+    shown = re.findall(r"^ *(?:lit_gfs/)?(\w+)/? {2,}\S", tree, re.MULTILINE)
+
+    assert set(shown) == LEVELS.keys() - {"__main__"}
+    levels = [LEVELS[name] for name in shown]
+    assert levels == sorted(levels)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from fakes import write_cifar10
-from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import complete_arguments, find_config, shipped_configs
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
+from support.command_line import BuiltOnly
+from support.datasets import write_cifar10
 
 SMALL_ROLLOUT = [
     "--data.num_envs=2",
@@ -53,10 +53,8 @@ def train(directory: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_every_shipped_config_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    train(tmp_path, name)
+def test_every_shipped_config_trains(name: str, empty_directory: Path) -> None:
+    train(empty_directory, name)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -69,12 +67,8 @@ def test_every_shipped_config_trains(name: str, tmp_path: Path, monkeypatch: pyt
         for name in WHOLE
     ],
 )
-def test_every_recipe_trains_on_top_of(
-    name: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    train(tmp_path, name, recipe)
+def test_every_recipe_trains_on_top_of(name: str, recipe: str, empty_directory: Path) -> None:
+    train(empty_directory, name, recipe)
 
 
 # What each recipe may change: these keys and those below them.
@@ -92,12 +86,9 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def fit_parser() -> ArgumentParser:
-    class ParsingOnly(GradientFlowCLI):
+    class ParsingOnly(BuiltOnly):
         def instantiate_classes(self) -> None:
             """Build nothing."""
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            """Run nothing."""
 
     return ParsingOnly(complete_arguments(["fit", "--config", "quickstart"]))._parser("fit")
 
@@ -403,17 +394,14 @@ def test_the_multi_skip_recipe_keeps_depth_width_and_activation(fit_parser: Argu
     assert agent.optimizer.init_args.lr == 1.7e-4
 
 
+@pytest.mark.usefixtures("empty_directory")
 @pytest.mark.parametrize("name", ["dqn_pong", "dqn_pong.yaml", "configs/dqn_pong.yaml", "configs/dqn_pong"])
-def test_a_shipped_config_is_found_by_any_of_its_names(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
+def test_a_shipped_config_is_found_by_any_of_its_names(name: str) -> None:
     assert find_config(name) == shipped_configs()["dqn_pong"]
 
 
-def test_a_file_comes_before_a_shipped_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("empty_directory")
+def test_a_file_comes_before_a_shipped_config() -> None:
     Path("dqn_pong").write_text("")
 
     assert find_config("dqn_pong") == Path("dqn_pong")

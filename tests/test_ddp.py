@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from fakes import CountingEnv, Records
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.callbacks import GradientNormalization, NaNGuard, PathSensitiveInit, TemporalGradientClipping
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
+from support.fakes import CountingEnv, Records
+from support.training import rollout_data
 
 
 class Report(Callback):
@@ -135,17 +136,7 @@ def ranked_envs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_evaluation_is_one_over_the_episodes_of_all_processes(
     episodes: int, lengths: list[int], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    data = RolloutDataModule(
-        "Counting-v0",
-        num_envs=2,
-        rollout_steps=8,
-        epochs=1,
-        minibatches=2,
-        seed=1,
-        total_steps=64,
-        eval_every=32,
-        eval_episodes=episodes,
-    )
+    data = rollout_data(epochs=1, eval_episodes=episodes)
     best = ModelCheckpoint(
         tmp_path, "best", monitor="eval/episode_return", mode="max", save_on_train_epoch_end=False
     )
@@ -213,17 +204,7 @@ class PoisonedPPO(PPO):
 def test_interventions_decide_alike_on_all_ranks(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    data = RolloutDataModule(
-        "Counting-v0",
-        num_envs=2,
-        rollout_steps=8,
-        epochs=2,
-        minibatches=2,
-        seed=1,
-        total_steps=128,
-        eval_every=64,
-        eval_episodes=2,
-    )
+    data = rollout_data(total_steps=128, eval_every=64)
 
     class State(Callback):
         """Writes what the interventions end with."""

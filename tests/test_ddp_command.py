@@ -16,10 +16,10 @@ import pytest
 
 import lit_gfs.collectors.step_timeout
 from lit_gfs.utils.checksummed_files import is_intact, read_checksummed
-from processes import finish, start
-from resuming import scalars
+from support.comparison import scalars
+from support.processes import finish, start
 
-FAULTY = "faulty_envs:Faulty-v0"
+FAULTY = "support.faulty_envs:Faulty-v0"
 PPO = ["fit", "--config=ppo_cartpole", f"--data.env_id={FAULTY}", "--data.num_envs=2"]
 PPO += ["--data.rollout_steps=8", "--data.total_steps=320", "--data.eval_every=192", "--data.eval_episodes=3"]
 PPO += ["--data.minibatches=2", "--data.epochs=2", "--run.name=run", "--trainer.enable_progress_bar=false"]
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_for_one_process_ends_both(rank: int, tmp_path: Path
     ],
 )
 def test_the_processes_that_the_program_starts_end_with_it(fault: str, status: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lit_gfs", *PPO, "--trust=faulty_envs", options(fault, 2, 60, 1)]
+    command = [sys.executable, "-m", "lit_gfs", *PPO, "--trust=support.faulty_envs", options(fault, 2, 60, 1)]
     ended = subprocess.run(
         command,
         cwd=tmp_path,
@@ -209,7 +209,7 @@ def test_the_processes_that_the_program_starts_end_with_it(fault: str, status: i
 
 @pytest.mark.slow
 def test_a_run_that_begins_in_no_process_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lit_gfs", *PPO, "--trust=faulty_envs", options("init", 0, 0, 1)]
+    command = [sys.executable, "-m", "lit_gfs", *PPO, "--trust=support.faulty_envs", options("init", 0, 0, 1)]
     path = str(Path(__file__).parent)
     ended = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import processes
-import standin
-from resuming import run_differences
+from support import processes, standin
+from support.comparison import run_differences
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=5"]
 EVERYTHING = [

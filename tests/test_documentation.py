@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fakes import write_cifar10
 from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import shipped_configs
 from lit_gfs.main import main
+from support.datasets import write_cifar10
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {

@@ -17,12 +17,11 @@ from typing import Any
 import pytest
 
 import lit_gfs.collectors.step_timeout
-from lit_gfs.errors import UserError
 from lit_gfs.utils.atomic_files import PARTIAL
 from lit_gfs.utils.checksummed_files import is_intact, read_checksummed
-from processes import Ended, run
+from support.processes import Ended, run
 
-FAULTY = "faulty_envs:Faulty-v0"
+FAULTY = "support.faulty_envs:Faulty-v0"
 PPO = ["fit", "--config=ppo_cartpole", f"--data.env_id={FAULTY}", "--data.num_envs=2"]
 PPO += ["--data.rollout_steps=8", "--data.total_steps=160", "--data.eval_every=96", "--data.eval_episodes=2"]
 PPO += ["--data.minibatches=2", "--data.epochs=2", "--run.name=run", "--trainer.enable_progress_bar=false"]
@@ -405,16 +404,6 @@ def a_missing_file() -> None:
     Agent.on_train_start = lambda agent: Path("weights.npy").read_bytes()  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("root", ["memory://x", "s3://bucket/runs", "gs://bucket", "file:///tmp/x"])
-def test_a_root_that_is_no_directory(root: str, tmp_path: Path) -> None:
-    for arguments in ([*PPO, f"--run.root={root}"], ["study", "--config=studies/smoke", f"--root={root}"]):
-        ended = run(arguments, tmp_path)
-
-        assert ended.status == 2
-        assert f"root is {root!r}; expected a directory of this machine" in one_line(ended)
-        assert not any(path.is_dir() for path in tmp_path.iterdir())
-
-
 # -- the whole program -----------------------------------------------------------------------------------
 
 
@@ -439,10 +428,3 @@ def test_the_program_itself_is_stopped(number: int, status: int, tmp_path: Path)
     assert err.splitlines()[-1].endswith(f"to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt")
     assert "Traceback" not in err
     assert is_intact(tmp_path / RUN / "last.ckpt")
-
-
-def test_a_step_timeout_is_a_time() -> None:
-    from lit_gfs.datamodules import RolloutDataModule
-
-    with pytest.raises(UserError, match="step_timeout is 0; expected seconds above 0"):
-        RolloutDataModule("CartPole-v1", step_timeout=0)

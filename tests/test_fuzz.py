@@ -19,10 +19,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fakes import write_cifar10
 from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import shipped_configs
 from lit_gfs.main import main
+from support.datasets import write_cifar10
 
 CONFIGS = sorted(name for name in shipped_configs() if "/" not in name)
 QUICK = ["quickstart", "ppo_cartpole", "pqn_acrobot", "dqn_pong", "ppo_walker_walk", "label_shuffle"]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.main import main
+from support.command_line import stopped
+from support.event_files import read_scalars
 
 KEYS = ("path_init", "temporal_clipping", "gradient_normalization")
 SUBSETS = [subset for size in range(4) for subset in combinations(KEYS, size)]
@@ -27,25 +28,20 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_directory")
+
+
+def command(agent: str, *arguments: str) -> list[str]:
+    return ["fit", "--config", *CONFIGS[agent], *QUICK, *arguments]
 
 
 def fit(agent: str, *arguments: str) -> Path:
-    config, *options = CONFIGS[agent]
-    main(["fit", "--config", config, *options, *QUICK, *arguments])
+    main(command(agent, *arguments))
     return Path(f"runs/{agent}_CartPole-v1/version_0")
 
 
-def intervention_tags(run: Path) -> set[str]:
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return {tag for tag in events.Tags()["scalars"] if tag.startswith("intervention/")}
-
-
 def who_wrote(run: Path) -> set[str]:
-    return {tag.split("/")[1] for tag in intervention_tags(run)}
+    return {tag.split("/")[1] for tag in read_scalars(run) if tag.startswith("intervention/")}
 
 
 @pytest.mark.parametrize("agent", list(CONFIGS))
@@ -79,10 +75,8 @@ def test_each_is_switched_on_by_one_flag(key: str) -> None:
 def test_the_trainers_clipping_beside_it_is_told_in_one_line(
     key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        fit("ppo", f"--gfs.{key}={{}}")
+    assert stopped(command("ppo", f"--gfs.{key}={{}}")) == 2
 
-    assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "gradient_clip_val=0.5" in line
     assert "expected trainer.gradient_clip_val null" in line

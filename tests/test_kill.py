@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from lit_gfs.buffers.shards import ReplayShards
 from lit_gfs.utils.checksummed_files import is_intact, read_checksummed
-from resuming import fit_in_child, run_differences
+from support import processes
+from support.comparison import run_differences
 
 FIT = [
     *("fit", "--config=quickstart", "--run.root=runs", "--run.name=killed", "--run.version=run"),
@@ -22,14 +21,6 @@ FIT = [
     *("--data.env_options={max_episode_steps: 20}", "--data.batch_size=16", "--model.trunk.width=16"),
     *("--trainer.log_every_n_steps=5", "--trainer.enable_progress_bar=false"),
 ]
-# One process imports everything, and then forks for each fit: that takes a tenth of a start from nothing.
-_SERVER = multiprocessing.get_context("forkserver")
-
-
-def start(directory: Path, *arguments: str) -> BaseProcess:
-    process = _SERVER.Process(target=fit_in_child, args=(str(directory), [*FIT, *arguments]))
-    process.start()
-    return process
 
 
 def newest_intact(run: Path) -> Path | None:
@@ -47,11 +38,10 @@ def newest_intact(run: Path) -> Path | None:
 
 
 def kill_and_compare(directory: Path, kills: int, seed: int) -> None:
-    _SERVER.set_forkserver_preload(["lit_gfs.main", "lit_gfs.envs.gymnasium", "resuming"])
     generator = random.Random(seed)
     run = directory / "runs/killed/run"
     began = time.monotonic()
-    process = start(directory)
+    process = processes.start(FIT, directory)
     process.join()
     duration = time.monotonic() - began
     assert process.exitcode == 0
@@ -63,7 +53,7 @@ def kill_and_compare(directory: Path, kills: int, seed: int) -> None:
         if checkpoint is None:
             shutil.rmtree(run, ignore_errors=True)
         resume = [] if checkpoint is None else ["--ckpt_path=last"]
-        process = start(directory, *resume)
+        process = processes.start([*FIT, *resume], directory)
         if landed < kills:
             process.join(generator.uniform(0.1, 1) * duration)
         else:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from lightning.pytorch import LightningModule
 
-from fakes import MatchingEnv
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 from lit_gfs.main import main
-
-MakeTrainer = Callable[..., Trainer]
+from support.event_files import read_scalars
+from support.fakes import MatchingEnv
+from support.training import MakeTrainer
 
 
 @pytest.fixture
@@ -86,21 +84,17 @@ def test_agents_learn_to_match(name: str, make_trainer: MakeTrainer) -> None:
 
 def trained(name: str, *options: str) -> float:
     main(["fit", "--config", name, "--trainer.enable_progress_bar=false", "--run.name=run", *options])
-    events = EventAccumulator("runs/run/version_0")
-    events.Reload()
-    return events.Scalars("eval/episode_return")[-1].value
+    return read_scalars(Path("runs/run/version_0"))["eval/episode_return"][-1][1]
 
 
-def test_ppo_leaves_the_untrained_agent_behind_on_cartpole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("empty_directory")
+def test_ppo_leaves_the_untrained_agent_behind_on_cartpole() -> None:
     """The best constant or random policy balances for about 25 steps."""
-    monkeypatch.chdir(tmp_path)
-
     assert trained("ppo_cartpole", "--data.total_steps=30_000", "--data.eval_every=30_000") >= 150
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_directory")
 @pytest.mark.parametrize(
     ("name", "least"),
     [
@@ -112,9 +106,5 @@ def test_ppo_leaves_the_untrained_agent_behind_on_cartpole(
         ("pqn_acrobot", -110),
     ],
 )
-def test_shipped_configs_reach_their_return(
-    name: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
+def test_shipped_configs_reach_their_return(name: str, least: float) -> None:
     assert trained(name) >= least

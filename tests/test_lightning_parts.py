@@ -16,30 +16,20 @@ from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.callbacks.timer import Interval
 
 from lit_gfs.callbacks.progress import StepProgressBar
-from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.main import main
-from mistakes import DQN, refused
+from support.command_line import DQN, BuiltOnly, refused
 
 Color = Enum("Color", ["RED"])
 RUN = Path("runs/dqn_CartPole-v1/version_0")
 
 
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-class Built(GradientFlowCLI):
-    """Builds everything, and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
 def built(*options: str) -> Trainer:
     chosen = [option for option in DQN if "enable_progress_bar" not in option]
-    return Built(complete_arguments([*chosen, *options])).trainer
+    return BuiltOnly(complete_arguments([*chosen, *options])).trainer
 
 
 def test_an_early_stop_can_be_gone_on_from() -> None:
@@ -49,10 +39,10 @@ def test_an_early_stop_can_be_gone_on_from() -> None:
     after_epochs = stopping % "stopping_threshold: 1e9, patience: 99, check_on_train_epoch_end: true"
 
     again = [f"--trainer.callbacks=[{after_epochs}]", f"--ckpt_path={RUN / 'last.ckpt'}"]
-    main([*DQN, *again, "--data.total_steps=400"])
+    main([*DQN, *again])
 
     checkpoint = torch.load(RUN / "last.ckpt", weights_only=True)
-    assert checkpoint["ReplayDataModule"]["env_steps"] == 400
+    assert checkpoint["ReplayDataModule"]["env_steps"] == 600
 
 
 def test_an_early_stop_looks_at_evaluations_unless_told_otherwise() -> None:

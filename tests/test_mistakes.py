@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_optimizer  # noqa: F401 - which has a Kron too
 from lightning.pytorch.loggers import CSVLogger
 
-from lit_gfs.main import main
-from mistakes import COMMANDS, DQN, FILES, OPTIONS, refused
+import lit_gfs.optim  # noqa: F401 - whose Kron is then one of two
+from support.command_line import DQN, refused, stopped
+from support.mistakes import COMMANDS, FILES, OPTIONS
 
 
 @pytest.fixture(autouse=True)
-def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _files(empty_directory: Path) -> None:
     Path("afile").write_text("")
     Path("adir").mkdir()
     Path("secret").write_text("not to be shown")
+    Path("notes.txt").write_text("no checkpoint")
 
 
 @pytest.mark.parametrize(("option", "expected"), OPTIONS, ids=[option[:60] for option, _ in OPTIONS])
@@ -106,13 +108,7 @@ def test_a_library_s_class_that_refuses_its_arguments_is_told(
 def test_an_early_stop_by_a_score_of_other_environments_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     stopping = "{class_path: EarlyStopping, init_args: {monitor: eval/human_normalized_score}}"
 
-    with pytest.raises(SystemExit) as stop:
-        main([*DQN, f"--trainer.callbacks=[{stopping}]"])
+    assert stopped([*DQN, f"--trainer.callbacks=[{stopping}]"]) == 2
 
-    assert stop.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("lit_gfs: error: trainer.callbacks: Early stopping conditioned on metric")
-
-
-def test_there_are_no_fewer_than_sixty() -> None:
-    assert len(OPTIONS) + len(FILES) + len(COMMANDS) >= 60

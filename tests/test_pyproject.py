@@ -45,11 +45,3 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
     ]
 
     assert sorted(undeclared) == []
-
-
-def test_every_helper_of_the_tests_is_sorted_as_our_own() -> None:
-    helpers = {path.stem for path in (ROOT / "tests").glob("*.py") if not path.name.startswith("test_")}
-
-    listed = PROJECT["tool"]["ruff"]["lint"]["isort"]["known-first-party"]
-
-    assert set(listed) == {"lit_gfs", *helpers - {"conftest"}}

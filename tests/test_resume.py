@@ -12,7 +12,8 @@ import torch
 from lit_gfs.configuration.config_trust import trusting
 from lit_gfs.main import main
 from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
-from resuming import replay_content, run_differences, scalars
+from support.command_line import stopped
+from support.comparison import replay_content, run_differences, scalars
 
 NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
 QUIET = ["--trainer.enable_progress_bar=false", "--data.eval_episodes=2", "--trainer.log_every_n_steps=5"]
@@ -57,9 +58,7 @@ ENVS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
 def fit(*arguments: str) -> Path:
@@ -134,8 +133,12 @@ def is_exhausted(checkpoint: Path) -> bool:
 
 
 def test_a_run_whose_environments_draw_from_shared_generators_resumes() -> None:
-    with trusting(["drawing_envs"]):
-        drawing = ["--data.env_id=drawing_envs:Drawing-v0", "--data.total_steps=64", "--data.eval_every=1000"]
+    with trusting(["support.drawing_envs"]):
+        drawing = [
+            "--data.env_id=support.drawing_envs:Drawing-v0",
+            "--data.total_steps=64",
+            "--data.eval_every=1000",
+        ]
         run = fit(*AGENTS["ppo"], *NETWORK, *drawing, *keep_every(6))
         whole = run.rename("whole")
         (after_a_rollout,) = whole.rglob("*step=6.ckpt")
@@ -208,9 +211,7 @@ def test_what_cannot_change_in_mid_run_is_refused_and_evaluation_does_not_mind(
     run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
     last = str(run / "last.ckpt")
     for option, words in CHANGES.items():
-        with pytest.raises(SystemExit) as stop:
-            main(["fit", "--ckpt_path", last, option])
-        assert stop.value.code == 2
+        assert stopped(["fit", "--ckpt_path", last, option]) == 2
         assert words in capsys.readouterr().err
 
     shutil.rmtree(run / "replay")
@@ -287,9 +288,7 @@ def test_the_best_checkpoint_is_for_evaluating_and_gone_on_from_only_by_its_name
     for name in ("last.ckpt", "previous.ckpt"):
         (run / name).unlink()
 
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", "--ckpt_path", str(run)])
-    assert ended.value.code == 2
+    assert stopped(["fit", "--ckpt_path", str(run)]) == 2
     assert "best.ckpt is for evaluating" in capsys.readouterr().err
     main(["validate", "--ckpt_path", str(run)])
 
@@ -303,10 +302,7 @@ def test_a_resume_that_is_refused_leaves_no_file(change: str) -> None:
     run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
     before = sorted(run.rglob("*"))
 
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", "--ckpt_path", str(run / "last.ckpt"), change])
-
-    assert ended.value.code == 2
+    assert stopped(["fit", "--ckpt_path", str(run / "last.ckpt"), change]) == 2
     assert sorted(run.rglob("*")) == before
 
 

@@ -1,4 +1,4 @@
-"""What every agent shares: how it acts, how it meets the data, and how it is judged."""
+"""The base of the agents: acting, episodes, evaluation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROBE_SIZE = 256
 
 
 class ExperienceSource(Protocol):
-    """What an agent asks of its datamodule."""
+    """The counts that an agent reads from its datamodule."""
 
     env_steps: int
     """Environment steps (agent decisions) collected so far, summed over envs and ranks."""
@@ -198,7 +198,7 @@ class Agent(Learner):
     # -- checkpoints -------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the episodes that were not yet reported, and the observations that monitors get to see."""
+        """Keep the episodes that were not reported yet, and the observations for monitors."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["learner"] |= {
             "episodes": [list(episode) for episode in self._episodes_of_all_ranks()],
@@ -210,7 +210,7 @@ class Agent(Learner):
         """Go on reporting where the checkpoint was written."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("learner", {})
-        # Of all ranks, for one of them to go on with.
+        # The episodes of all ranks; one rank reports them.
         pending = saved.get("episodes", []) if self.global_rank == 0 else []
         self._episodes = [(value, length) for value, length in pending]
         self._observations.restore(saved.get("seen"))

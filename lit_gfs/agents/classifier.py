@@ -1,4 +1,4 @@
-"""A classifier made of the agents' parts: what plasticity can be studied on without an environment."""
+"""A classifier made of the agents' parts, to study plasticity without an environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class LabelSource(Protocol):
-    """What a classifier asks of its datamodule."""
+    """The methods of the datamodule that a classifier uses."""
 
     def ends_phase(self) -> bool:
         """Return whether labels change after this epoch, or the run ends."""
@@ -37,9 +37,9 @@ class LabelSource(Protocol):
 class Classifier(Learner):
     """Encoder, trunk and a linear head that learn labels by cross-entropy.
 
-    It reports ``loss/cross_entropy``, ``train/accuracy``, ``eval/accuracy`` (all training images, the labels
-    of the moment; once more before the first step) and, where labels change next or the run ends,
-    ``eval/phase_accuracy``: how well the labels of that phase were learned. All against optimizer steps.
+    It reports ``loss/cross_entropy``, ``train/accuracy`` and ``eval/accuracy`` (all training images with the
+    current labels; also before the first step). At the end of a phase of labels, and of the run, it reports
+    ``eval/phase_accuracy``: how well its labels were learned. The x axis counts optimizer steps.
 
     Args:
         env_spec: The images as observations, the classes as actions; the command line fills it in.

@@ -20,8 +20,7 @@ from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
 from lit_gfs.functional.losses import double_q_value, max_q_value, q_loss
-from lit_gfs.functional.returns import td_target
-from lit_gfs.functional.rewards import learner_reward
+from lit_gfs.functional.returns import learner_reward, td_target
 from lit_gfs.optim.factory import make_optimizer
 
 

@@ -1,4 +1,4 @@
-"""What everything that is trained here shares: networks that callbacks can read, a loss, and a record."""
+"""The base of everything that is trained here: networks that callbacks read, a loss, and a record."""
 
 from __future__ import annotations
 

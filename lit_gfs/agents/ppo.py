@@ -32,8 +32,7 @@ from lit_gfs.functional.losses import (
     normalize_advantage,
     value_loss,
 )
-from lit_gfs.functional.returns import generalized_advantage, next_values
-from lit_gfs.functional.rewards import learner_reward
+from lit_gfs.functional.returns import generalized_advantage, learner_reward, next_values
 from lit_gfs.networks import (
     EncoderFactory,
     Initialization,
@@ -71,10 +70,9 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_norm = RunningNorm(spec.observation_shape) if normalize_observation else None
-        self.policy_network = Network(spec.observation_shape, encoder, trunk, initialization)
-        self.value_network = (
-            None if shared else Network(spec.observation_shape, encoder, trunk, initialization)
-        )
+        shape = spec.observation_shape
+        self.policy_network = Network(shape, encoder, trunk, initialization)
+        self.value_network = None if shared else Network(shape, encoder, trunk, initialization)
         features = self.policy_network.out_features
         self.policy_head = LinearHead(features, policy_outputs(spec), gain=0.01)
         self.value_head = LinearHead(features, 1, gain=1.0)

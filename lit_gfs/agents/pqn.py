@@ -22,8 +22,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
 from lit_gfs.functional.exploration import epsilon_greedy
 from lit_gfs.functional.losses import max_q_value, q_loss
-from lit_gfs.functional.returns import lambda_return, next_values
-from lit_gfs.functional.rewards import learner_reward
+from lit_gfs.functional.returns import lambda_return, learner_reward, next_values
 from lit_gfs.networks import PlainTrunk, TrunkFactory
 from lit_gfs.optim.factory import OptimizerFactory, make_optimizer
 

@@ -1,4 +1,4 @@
-"""What DQN and PQN share: a network of action values, and epsilon-greedy acting on it."""
+"""The common base of DQN and PQN: a network of action values, and epsilon-greedy acting on it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Replay memory: rings of transitions, and their shards on the disk."""
+"""Replay memory: rings of transitions, and their shards on disk."""

@@ -1,12 +1,12 @@
-"""Replay memory for stacked frames: each frame is stored once, every stack is rebuilt bit for bit.
+"""Replay memory for stacked frames, which stores each frame once and rebuilds every stack bit for bit.
 
-An observation of Atari is a stack of the last 4 frames, so neighbouring transitions share nearly all of them.
-Here every environment has a lane of single frames, numbered as they come, and a lane of transitions, each of
-which knows its oldest and its newest frame. Both lanes are rings. Where a stack reaches back before the first
-frame of its episode it repeats that frame: so the three zero frames that begin an episode of ALE's vector
-environment take the room of one, and initial stacks of any other content are stored as they are.
+An observation of Atari is a stack of the last 4 frames, so neighbouring transitions share most of them. The
+memory has two rings for each environment, its lanes: one of single frames and one of transitions. Both are
+numbered in the order of arrival, and each transition has the numbers of its oldest and newest frame. Where a
+stack reaches back before the first frame of its episode, it repeats that frame. So the three zero frames at
+the start of an episode of ALE's vector environment are stored as one; other initial stacks are kept in full.
 
-All of it is NumPy's, not torch's: what a vector step costs here is dozens of operations on a few numbers.
+The code uses NumPy: a vector step takes dozens of operations on a few numbers, at which torch is slower.
 """
 
 from __future__ import annotations
@@ -40,20 +40,21 @@ _BY_LANE = ("first_kept", "frame_count", "episode_start", "open")
 class FrameStackStorage(RingStorage):
     """Transitions of ``num_envs`` environments whose observations are stacks of frames.
 
-    Index ``i < len(storage)`` names the i-th transition that can be sampled: environment by environment, each
-    oldest first. Indices shift as old transitions are dropped, so they suit uniform sampling, not priorities.
+    Index ``i < len(storage)`` is the i-th transition that can be sampled, environment by environment, the
+    oldest first. Indices shift when old transitions are dropped, so they suit uniform sampling, but not
+    priorities.
 
-    Memory is reserved by the first ``extend`` and used as it fills: a frame and some 40 bytes per transition,
-    and ``episode_slack`` more frames. An episode needs as many frames more than transitions as its initial
-    stack has, leading repetitions not counted: 2 on Atari. Where episodes are so short that the slack runs
-    out (on Atari below 67 steps on average), oldest transitions are dropped early, and the storage is full
-    with fewer than ``capacity`` ones.
+    The first ``extend`` reserves the memory, which is used as it fills: a frame and some 40 bytes per
+    transition, and a share ``episode_slack`` of additional frames. An episode has more frames than
+    transitions, by the frames of its initial stack without leading repetitions: 2 on Atari. If episodes are
+    too short for the slack (on Atari below 67 steps on average), the oldest transitions are dropped early,
+    and the storage is full with fewer than ``capacity`` transitions.
 
     Args:
         capacity: Most transitions kept, in equal parts for all environments: rounded down to a multiple of
             ``num_envs``.
-        num_envs: Environments that are stored side by side.
-        episode_slack: Share of additional frames, for episode starts.
+        num_envs: Number of environments.
+        episode_slack: Share of additional frames for episode starts.
 
     Raises:
         UserError: If there is less than one transition per environment, or the slack is negative.
@@ -75,14 +76,14 @@ class FrameStackStorage(RingStorage):
         self._empty()
 
     def _empty(self) -> None:
-        """Forget everything and give the memory back."""
+        """Remove all transitions and free the memory."""
         zeros = np.zeros_like(self._envs)
         self._stack = 0
         self._ring = 0
         self._frames: NDArray[Any] = np.empty(0)
-        # By transition: its columns, and the frames that its stacks show, from "oldest" to "newest".
+        # For each transition: its entries, and the numbers of its "oldest" and "newest" frame.
         self._columns: dict[str, NDArray[Any]] = {}
-        self._count = 0  # vector steps stored so far, and so the number of the next transition of each lane
+        self._count = 0  # vector steps appended so far, and so the number of each lane's next transition
         self._first_kept = zeros  # number of each lane's oldest transition that can be sampled
         self._frame_count = zeros  # number of each lane's next frame
         self._episode_start = zeros  # number of the first frame of each lane's latest episode
@@ -97,29 +98,29 @@ class FrameStackStorage(RingStorage):
         self._columns = {name: _reserve(self.max_size, rows) for name, rows in columns.items()}
 
     def _ring_size(self, stack: int) -> int:
-        # A lane full of transitions from one episode needs a stack of frames before their newest ones.
+        # A lane of transitions needs a newest frame for each, and a stack of frames before the first of them.
         return self._lane + stack + math.ceil(self._slack * self._lane)
 
     # -- writing -----------------------------------------------------------------------------------------
 
     def extend(self, rollout: TensorDictBase) -> Tensor:
-        """Append what a collector hands out.
+        """Append a rollout.
 
         Args:
-            rollout: ``(num_envs, T)`` on the CPU, going on where the previous call ended: ``observation``
+            rollout: ``(num_envs, T)`` on the CPU, the continuation of the previous call's: ``observation``
                 ``(num_envs, T, stack, *frame)``, ``action``, and under ``next`` ``observation``, ``reward``,
                 ``done``, ``terminated``, ``truncated`` and optionally ``end_of_life``. Other keys are
                 dropped.
 
         Returns:
-            The indices of the appended transitions, ``(num_envs, T)``; -1 for those dropped already.
+            The indices of the appended transitions, ``(num_envs, T)``; -1 for those already dropped.
 
         Raises:
-            ValueError: If a key is missing, the number of environments differs, or the stream does not go on:
-                outside of episode starts, an observation must be the previous next observation, which in turn
-                is the one before with a new frame at its end. Nothing is stored then.
+            ValueError: If a key is missing, the number of environments differs, or frames do not continue:
+                within an episode, an observation must equal the next observation of the step before, and a
+                next observation must be the observation with a new frame at its end. Nothing is stored then.
         """
-        observation, following = rollout["observation"].numpy(), rollout["next", "observation"].numpy()
+        observation, next_observation = rollout["observation"].numpy(), rollout["next", "observation"].numpy()
         columns = {
             name: value.numpy()
             for name, key in _KEYS.items()
@@ -131,22 +132,24 @@ class FrameStackStorage(RingStorage):
             raise ValueError(f"the rollout holds {sorted(columns)}; expected {sorted(expected)}")
         if len(observation) != len(self._envs):
             raise ValueError(f"the rollout has {len(observation)} envs; expected {len(self._envs)}")
+        # An episode starts after each end, and at the first step of a lane whose latest episode has ended.
         ends = columns["done"].reshape(len(self._envs), -1)
         starts = np.concatenate([~self._open[:, None], ends[:, :-1]], 1)
-        self._check_stream(observation, following, starts)
+        self._check_stream(observation, next_observation, starts)
         if not self._columns:
             numbers = starts.astype(np.int64)
             self._allocate(
                 observation.shape[2], observation[:, :, 0], {**columns, "newest": numbers, "oldest": numbers}
             )
+        # Write in parts that fit into the rings, however many episodes start in them.
         steps = starts.shape[1]
-        # However many episodes start in it, a part fits into the rings, so that it can be written at once.
         part = min(self._lane, self._ring // (self._stack + 1))
         for begin in range(0, steps, part):
             at = slice(begin, begin + part)
             transitions = {name: value[:, at] for name, value in columns.items()}
-            self._append(observation[:, at], following[:, at], starts[:, at], transitions)
+            self._append(observation[:, at], next_observation[:, at], starts[:, at], transitions)
         self._open = ~ends[:, -1]
+        # The new transitions are the last ones of each lane.
         indices = self._ends[:, None] - np.arange(steps, 0, -1)
         indices[indices < (self._ends - self._lengths)[:, None]] = -1
         return torch.from_numpy(indices)
@@ -154,10 +157,12 @@ class FrameStackStorage(RingStorage):
     def _append(
         self,
         observation: NDArray[Any],
-        following: NDArray[Any],
+        next_observation: NDArray[Any],
         starts: NDArray[np.bool_],
         columns: dict[str, NDArray[Any]],
     ) -> None:
+        # Number the frames. Each step has one new frame, the last one of its next observation. A step that
+        # starts an episode also has those of its initial stack, without the leading repetitions.
         envs, times = starts.nonzero()
         initial = observation[envs, times]
         repeats = _leading_repeats(initial)
@@ -167,13 +172,15 @@ class FrameStackStorage(RingStorage):
         first_frames = np.where(starts, newest - new_frames + 1, self._episode_start[:, None])
         episode_start = np.maximum.accumulate(first_frames, axis=1)
 
-        self._frames[self._frame_slots(self._envs[:, None], newest)] = following[:, :, -1]
+        # Write the newest frame of each step, then the frames of initial stacks.
+        self._frames[self._frame_slots(self._envs[:, None], newest)] = next_observation[:, :, -1]
         if len(envs):
             position = np.arange(self._stack) - repeats[:, None]
             numbers = episode_start[envs, times, None] + position
             slots = self._frame_slots(envs[:, None], numbers)
             self._frames[slots[position >= 0]] = initial[position >= 0]
 
+        # Write the transitions. Their two stacks never reach back before the episode's first frame.
         slots = self._slots(self._count + np.arange(starts.shape[1]))
         oldest = np.maximum(newest - self._stack, episode_start)
         for name, rows in {**columns, "newest": newest, "oldest": oldest}.items():
@@ -184,9 +191,14 @@ class FrameStackStorage(RingStorage):
         self._drop_overwritten(int(new_frames.sum(1).max()))
 
     def _drop_overwritten(self, new_frames: int) -> None:
-        """Drop transitions that were overwritten, or lost frames to the ``new_frames`` at most of a lane."""
+        """Drop transitions that were overwritten, or whose frames were.
+
+        Args:
+            new_frames: Most frames that a lane has just got.
+        """
         first_kept = np.maximum(self._first_kept, self._count - self._lane)
-        # Every transition has a newest frame of its own, but the first ones of an episode share their oldest.
+        # Every transition has its own newest frame, but the first ones of an episode share their oldest. So
+        # this many transitions at most have lost a frame.
         candidates = first_kept[:, None] + np.arange(new_frames + self._stack)
         overwritten = (
             self._columns["oldest"][self._slots(candidates)] < (self._frame_count - self._ring)[:, None]
@@ -195,20 +207,23 @@ class FrameStackStorage(RingStorage):
         self._number_transitions()
 
     def _number_transitions(self) -> None:
-        """Give the transitions that can be sampled the indices ``0 ... len - 1``, lane after lane."""
+        """Give indices ``0 ... len - 1`` to the transitions that can be sampled, lane after lane."""
         self._lengths = self._count - self._first_kept
         self._ends = self._lengths.cumsum()
         self._length = int(self._ends[-1])
 
     def _check_stream(
-        self, observation: NDArray[Any], following: NDArray[Any], starts: NDArray[np.bool_]
+        self, observation: NDArray[Any], next_observation: NDArray[Any], starts: NDArray[np.bool_]
     ) -> None:
+        # Within an episode, a step begins with the next observation of the step before.
         continues = starts.copy()
-        continues[:, 1:] |= _equal(observation[:, 1:], following[:, :-1])
+        continues[:, 1:] |= _equal(observation[:, 1:], next_observation[:, :-1])
         if self._count:
+            # The first step follows on the last one of the previous rollout.
             last = self._rebuild(self._envs, self._slots(self._count - 1)[:, 0])[:, None, 1:]
             continues[:, :1] |= _equal(observation[:, :1], last)
-        wrong = ~(continues & _equal(following[:, :, :-1], observation[:, :, 1:]))
+        # In every step, the next observation drops the oldest frame, and adds one at its end.
+        wrong = ~(continues & _equal(next_observation[:, :, :-1], observation[:, :, 1:]))
         if wrong.any():
             env, time = np.argwhere(wrong)[0].tolist()
             raise ValueError(
@@ -221,7 +236,7 @@ class FrameStackStorage(RingStorage):
         """Truncate the open episodes, because the environments were reset from outside.
 
         The last transition of each environment becomes ``truncated`` and ``done``, unless it is done already;
-        its next observation stays. What is appended next starts new episodes.
+        its next observation stays. The next rollout starts new episodes.
         """
         if self._open.any():
             last = self._slots(self._count - 1)[self._open, 0]
@@ -245,57 +260,60 @@ class FrameStackStorage(RingStorage):
         Raises:
             IndexError: If an index is negative or not less than ``len(storage)``.
         """
+        # Find the lane of each index, and from the end of the lane the transition's number and slot.
         at = self._indices(index)
         env = np.searchsorted(self._ends, at, side="right")
         number = at + (self._count - self._ends)[env]
         slots = env * self._lane + number % self._lane
+        # Rebuild both observations at once: they overlap in all frames but one each.
         frames = torch.from_numpy(self._rebuild(env, slots))
         entries: dict[str, Any] = {"observation": frames.narrow(at.ndim, 0, self._stack)}
-        following: dict[str, Any] = {"observation": frames.narrow(at.ndim, 1, self._stack)}
+        next_: dict[str, Any] = {"observation": frames.narrow(at.ndim, 1, self._stack)}
         for name, rows in self._columns.items():
             if name in _KEYS:
-                (entries if name == "action" else following)[name] = torch.from_numpy(np.asarray(rows[slots]))
-        # The public constructor checks every entry, which takes as long as finding and copying the frames.
+                (entries if name == "action" else next_)[name] = torch.from_numpy(np.asarray(rows[slots]))
+        # The public constructor checks every entry, which takes as long as rebuilding the frames.
         shape = torch.Size(at.shape)
-        entries["next"] = TensorDict._new_unsafe(source=following, batch_size=shape)
+        entries["next"] = TensorDict._new_unsafe(source=next_, batch_size=shape)
         return TensorDict._new_unsafe(source=entries, batch_size=shape)
 
     def _rebuild(self, env: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[Any]:
         """Return the frames ``(*slots.shape, stack + 1, *frame)`` of both stacks of transitions."""
+        # Frame numbers below the oldest one mean repetitions of it.
         newest, oldest = (np.asarray(self._columns[name][slots])[..., None] for name in ("newest", "oldest"))
         numbers = np.maximum(newest + np.arange(-self._stack, 1), oldest)
         return self._frames[self._frame_slots(np.asarray(env)[..., None], numbers)]
 
     def _slots(self, numbers: int | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return where each lane's transitions ``numbers`` are, ``(num_envs, 1 or number of numbers)``."""
+        """Return the slots of each lane's transitions ``numbers``, ``(num_envs, 1)`` or ``(num_envs, n)``."""
         return self._envs[:, None] * self._lane + numbers % self._lane
 
     def _frame_slots(self, env: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         return env * self._ring + numbers % self._ring
 
     def __len__(self) -> int:
-        """Return how many transitions can be sampled."""
+        """Return the number of transitions that can be sampled."""
         return self._length
 
     @property
     def write_count(self) -> int:
-        """How many transitions were ever appended."""
+        """Number of transitions appended so far."""
         return self._count * len(self._envs)
 
     # -- state -------------------------------------------------------------------------------------------
 
     @property
     def row_count(self) -> int:
-        """How many vector steps were ever appended, and so the number of the next one."""
+        """Number of vector steps appended so far, and so the number of the next one."""
         return self._count
 
     @property
     def first_row(self) -> int:
-        """The number of the oldest vector step of which some environment's transition can be sampled."""
+        """Number of the oldest vector step with a transition that can be sampled."""
         return int(self._first_kept.min())
 
     def sizes(self) -> dict[str, int]:
-        """Return the arguments: transitions, environments, and each one's frames for episode starts."""
+        """Return the capacity, the number of environments, and each one's frames for episode starts."""
         return {
             "capacity": self.max_size,
             "num_envs": len(self._envs),
@@ -303,7 +321,7 @@ class FrameStackStorage(RingStorage):
         }
 
     def position(self) -> dict[str, list[int]]:
-        """Return the counts and numbers of all lanes, ``num_envs`` each, and what is common to them."""
+        """Return the counts and numbers that each lane has, ``num_envs`` each, and those of the storage."""
         by_lane = (self._first_kept, self._frame_count, self._episode_start, self._open)
         return {
             "row_count": [self._count],
@@ -315,16 +333,16 @@ class FrameStackStorage(RingStorage):
         }
 
     def rows(self, first: int, last: int) -> dict[str, Any]:
-        """Copy vector steps out, with all the frames that their stacks show; see `RingStorage.rows`.
+        """Copy vector steps out, with all frames of their stacks; see `RingStorage.rows`.
 
         Returns:
             ``columns`` ``(num_envs, last - first, *row)`` of the transitions; ``frames`` ``(n, *frame)``, one
-            environment after the other; ``frame_begin`` and ``frame_end`` ``(num_envs,)``, the numbers of
-            each environment's first frame and of the one after its last.
+            environment after the other; ``frame_begin`` and ``frame_end`` ``(num_envs,)``, the number of
+            each environment's first frame, and of the frame after its last one.
         """
         slots = self._slots(np.arange(first, last))
         end = self._columns["newest"][slots[:, -1]] + 1
-        # The stacks of transitions that were dropped early reach back to frames that are not there any more.
+        # Transitions that were dropped early may have had frames that are overwritten by now.
         kept = np.maximum(self._columns["oldest"][slots[:, 0]], self._frame_count - self._ring)
         begin = np.minimum(kept, end)
         return {
@@ -336,7 +354,7 @@ class FrameStackStorage(RingStorage):
         }
 
     def _frame_ranges(self, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return where frames ``begin`` to ``end`` of each lane are, one lane after the other."""
+        """Return the slots of frames ``begin`` to ``end`` of each lane, one lane after the other."""
         numbers = [np.arange(first, last) for first, last in zip(begin, end, strict=True)]
         return self._frame_slots(np.repeat(self._envs, end - begin), np.concatenate(numbers))
 
@@ -363,7 +381,7 @@ def frame_replay_buffer(capacity: int, num_envs: int, batch_size: int) -> Replay
 
     Args:
         capacity: Most transitions kept.
-        num_envs: Environments that feed it.
+        num_envs: Number of environments.
         batch_size: Transitions in a sample.
 
     Returns:
@@ -374,22 +392,22 @@ def frame_replay_buffer(capacity: int, num_envs: int, batch_size: int) -> Replay
 
 
 def _reserve(length: int, like: NDArray[Any]) -> NDArray[Any]:
-    """Reserve ``length`` rows like those of ``(num_envs, T, *row)``; a page costs nothing until written."""
+    """Reserve ``length`` rows like those of ``(num_envs, T, *row)``; memory is used when written."""
     return np.zeros((length, *like.shape[2:]), like.dtype)
 
 
 def _leading_repeats(stacks: NDArray[Any]) -> NDArray[np.int64]:
-    """Count how many frames at the beginning of each stack ``(K, stack, *frame)`` equal their successor."""
+    """Count the frames at the start of each stack ``(K, stack, *frame)`` that equal their successor."""
     return _equal(stacks[:, 1:], stacks[:, :-1]).astype(np.int64).cumprod(1).sum(1)
 
 
 def _equal(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.bool_]:
-    """Compare ``(n, m, ...)`` bit for bit, and say which of the ``(n, m)`` are equal."""
+    """Compare arrays ``(n, m, ...)`` bit for bit; return which of the ``(n, m)`` are equal."""
     return (_words(left) == _words(right)).all(-1)
 
 
 def _words(values: NDArray[Any]) -> NDArray[Any]:
-    """View ``(n, m, ...)`` as ``(n, m, words)`` of 8 bytes, or of 1 where 8 do not come out even."""
+    """View ``(n, m, ...)`` as words ``(n, m, words)`` of 8 bytes, or of 1 byte where 8 do not fit evenly."""
     rows = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
     size = rows.shape[-1] * rows.itemsize
     return np.ascontiguousarray(rows).view(np.uint8 if size % 8 else np.uint64)

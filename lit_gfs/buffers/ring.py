@@ -1,4 +1,4 @@
-"""What the replay memories share: rows are appended, and can be written and read back in pieces."""
+"""The base of the replay memories: a ring of rows, which can be copied out and restored in parts."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from lit_gfs.errors import UserError
 class RingStorage(Storage):
     """A ring of rows, numbered from 0 in the order in which they are appended.
 
-    A row is what is appended at once at least: a transition, or a transition of every environment. A storage
-    that is restored from its sizes, its position and the rows from ``first_row`` to ``row_count`` gives what
-    the saved one gives, now and after every further ``extend``.
+    A row is the least that can be appended: one transition, or one transition of every environment. `sizes`,
+    `position` and the `rows` from ``first_row`` to ``row_count`` hold everything in a storage: one that is
+    restored from them returns the same samples, now and after every further ``extend``.
     """
 
     @property
     @abstractmethod
     def row_count(self) -> int:
-        """How many rows were ever appended, and so the number of the next one."""
+        """Number of rows appended so far, and so the number of the next row."""
 
     @property
     @abstractmethod
     def first_row(self) -> int:
-        """The number of the oldest row with a transition that can be sampled."""
+        """Number of the oldest row with a transition that can be sampled."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Return the arguments that a storage must share to be restored from another one's rows."""
+        """Return the arguments that must be equal in a storage that is restored from this one's rows."""
 
     @abstractmethod
     def position(self) -> dict[str, list[int]]:
-        """Return what is not in the rows: counts and numbers, a list of whole numbers each."""
+        """Return the state that is not in the rows: lists of whole numbers, by name."""
 
     @abstractmethod
     def rows(self, first: int, last: int) -> dict[str, Any]:
@@ -55,29 +55,29 @@ class RingStorage(Storage):
 
     @abstractmethod
     def _set_position(self, position: dict[str, list[int]]) -> None:
-        """Set what `position` returns."""
+        """Set the state that `position` returned."""
 
     @abstractmethod
     def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
-        """Copy what `rows` returned to its place, whatever was there before."""
+        """Write the result of `rows` to its place in the ring."""
 
     @abstractmethod
     def _empty(self) -> None:
-        """Forget everything and give the memory back."""
+        """Remove all transitions and free the memory."""
 
     def restore(
-        self, sizes: dict[str, int], position: dict[str, list[int]], pieces: Iterable[dict[str, Any]]
+        self, sizes: dict[str, int], position: dict[str, list[int]], parts: Iterable[dict[str, Any]]
     ) -> None:
-        """Replace what this storage holds by what another one held.
+        """Replace the content of this storage by that of a saved one.
 
         Args:
-            sizes: That storage's `sizes`.
+            sizes: `sizes` of the saved storage.
             position: Its `position`.
-            pieces: Its `rows` from ``first_row`` or before to ``row_count``, in parts, in order.
+            parts: Its `rows` in order, from ``first_row`` or before to ``row_count``.
 
         Raises:
             UserError: If the sizes differ from those of this storage.
-            ValueError: If rows are missing. If anything goes wrong, this storage is empty afterwards.
+            ValueError: If rows are missing. After any exception, this storage is empty.
         """
         if sizes != self.sizes():
             raise UserError(f"the saved replay memory has {_listed(sizes)}; expected {_listed(self.sizes())}")
@@ -85,7 +85,7 @@ class RingStorage(Storage):
         try:
             self._set_position(position)
             reached = self.first_row
-            for rows in pieces:
+            for rows in parts:
                 first, last = rows["numbers"].tolist()
                 if not first <= reached < last:
                     raise ValueError(f"expected row {reached} in a piece with the rows {first} to {last}")
@@ -98,18 +98,18 @@ class RingStorage(Storage):
             raise
 
     def end_episodes(self) -> None:
-        """Have what is appended next start new episodes, because the environments were reset from outside.
+        """Let the next rows begin new episodes, because the environments were reset from outside.
 
-        There is nothing to do where no row depends on those before it.
+        Storages whose rows do not depend on earlier ones have nothing to do.
         """
 
     @property
     def write_count(self) -> int:
-        """How many transitions were ever appended."""
+        """Number of transitions appended so far."""
         return self.row_count
 
     def _indices(self, index: int | slice | Tensor) -> NDArray[np.int64]:
-        """Return the transitions that an index names, in its shape.
+        """Return the transitions of an index, in its shape.
 
         Raises:
             IndexError: If one is negative or not less than ``len(self)``.
@@ -122,11 +122,11 @@ class RingStorage(Storage):
         return at
 
     def contains(self, item: int | Tensor) -> bool | Tensor:
-        """Return whether there is a transition with this index."""
+        """Say whether a transition has this index."""
         return (item >= 0) & (item < len(self))
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Refuse: rows are appended.
+        """Refuse to write at an index: rows can only be appended.
 
         Raises:
             TypeError: Always.

@@ -1,4 +1,4 @@
-"""Replay memory for observations that are vectors, or images without a stack: stored as they come."""
+"""Replay memory for vectors, and for images that are not frame stacks: it stores whole observations."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.errors import UserError
 
-_ACTED = ("observation", "action")
-_FOLLOWING = ("observation", "reward", "done", "terminated", "truncated")
+_KEYS = ("observation", "action")
+_NEXT_KEYS = ("observation", "reward", "done", "terminated", "truncated")
 _OPTIONAL = ("end_of_life",)
 
 
 class TransitionStorage(RingStorage):
-    """A ring of transitions, one array for each of their entries.
+    """A ring of transitions, with one array for each entry.
 
-    Index ``i < len(storage)`` names slot ``i`` of the ring, as in TorchRL's ``LazyTensorStorage`` under its
-    round-robin writer; a rollout is appended environment by environment. That storage goes through a
-    tensordict's general indexing, which for a few small entries takes several times as long as reading them.
+    Index ``i < len(storage)`` is slot ``i`` of the ring, as in TorchRL's ``LazyTensorStorage`` with its
+    round-robin writer; a rollout is appended environment by environment. TorchRL's storage uses the general
+    indexing of tensordicts, which takes several times as long as reading a few small entries.
 
     Args:
         capacity: Most transitions kept.
 
     Raises:
-        UserError: If there is room for none.
+        UserError: If the capacity is less than 1.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -39,13 +39,13 @@ class TransitionStorage(RingStorage):
         self._empty()
 
     def _empty(self) -> None:
-        """Forget everything and give the memory back."""
-        self._acted: dict[str, NDArray[Any]] = {}
-        self._following: dict[str, NDArray[Any]] = {}
-        self._count = 0  # transitions ever appended
+        """Remove all transitions and free the memory."""
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._next: dict[str, NDArray[Any]] = {}
+        self._count = 0  # transitions appended so far
 
     def extend(self, rollout: TensorDictBase) -> Tensor:
-        """Append what a collector hands out.
+        """Append a rollout.
 
         Args:
             rollout: ``(num_envs, T)`` on the CPU: ``observation``, ``action``, and under ``next``
@@ -53,27 +53,28 @@ class TransitionStorage(RingStorage):
                 ``end_of_life``. Other keys are dropped.
 
         Returns:
-            The slots of the appended transitions, ``(num_envs * T,)``. Of a rollout larger than the ring, the
-            last ones stay.
+            The slots of the appended transitions, ``(num_envs * T,)``. Of a rollout larger than the ring,
+            only the last transitions are kept.
         """
-        following = rollout["next"]
-        optional = [key for key in _OPTIONAL if key in (self._following or following.keys())]
-        acted_rows = {key: _rows(rollout[key]) for key in _ACTED}
-        following_rows = {key: _rows(following[key]) for key in (*_FOLLOWING, *optional)}
-        if not self._acted:
-            self._acted = self._reserve(acted_rows)
-            self._following = self._reserve(following_rows)
+        next_ = rollout["next"]
+        optional = [key for key in _OPTIONAL if key in (self._next or next_.keys())]
+        rows = {key: _rows(rollout[key]) for key in _KEYS}
+        next_rows = {key: _rows(next_[key]) for key in (*_NEXT_KEYS, *optional)}
+        if not self._columns:
+            self._columns = self._reserve(rows)
+            self._next = self._reserve(next_rows)
         size = rollout.numel()
         slots = (self._count + np.arange(size)) % self.max_size
+        # A rollout larger than the ring would write some slots twice: only its last transitions are written.
         kept = slice(max(0, size - self.max_size), size)
-        for columns, written in ((self._acted, acted_rows), (self._following, following_rows)):
+        for columns, written in ((self._columns, rows), (self._next, next_rows)):
             for key, column in columns.items():
                 column[slots[kept]] = written[key][kept]
         self._count += size
         return torch.from_numpy(slots)
 
     def _reserve(self, rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        # Zeros cost no memory until they are written over.
+        # Zeros take no memory until they are overwritten.
         return {key: np.zeros((self.max_size, *row.shape[1:]), row.dtype) for key, row in rows.items()}
 
     def get(self, index: int | slice | Tensor) -> TensorDict:
@@ -83,33 +84,33 @@ class TransitionStorage(RingStorage):
             index: Which of the ``len(storage)`` transitions; a tensor may have any shape.
 
         Returns:
-            A TensorDict with the shape of ``index``, and the keys that `extend` keeps.
+            A TensorDict with the shape of ``index``, and with the keys that `extend` keeps.
 
         Raises:
             IndexError: If an index is negative or not less than ``len(storage)``.
         """
         at = self._indices(index)
-        acted, following = (
+        at_start, at_next = (
             {key: torch.from_numpy(np.asarray(column[at])) for key, column in columns.items()}
-            for columns in (self._acted, self._following)
+            for columns in (self._columns, self._next)
         )
         # The public constructor checks every entry, which takes longer than copying them.
         shape = torch.Size(at.shape)
-        entries: dict[str, Any] = {**acted, "next": TensorDict._new_unsafe(following, batch_size=shape)}
+        entries: dict[str, Any] = {**at_start, "next": TensorDict._new_unsafe(at_next, batch_size=shape)}
         return TensorDict._new_unsafe(entries, batch_size=shape)
 
     def __len__(self) -> int:
-        """Return how many transitions can be sampled."""
+        """Return the number of transitions that can be sampled."""
         return min(self._count, self.max_size)
 
     @property
     def row_count(self) -> int:
-        """How many transitions were ever appended, and so the number of the next one."""
+        """Number of transitions appended so far, and so the number of the next one."""
         return self._count
 
     @property
     def first_row(self) -> int:
-        """The number of the oldest transition."""
+        """Number of the oldest transition."""
         return max(0, self._count - self.max_size)
 
     def sizes(self) -> dict[str, int]:
@@ -117,7 +118,7 @@ class TransitionStorage(RingStorage):
         return {"capacity": self.max_size}
 
     def position(self) -> dict[str, list[int]]:
-        """Return how many transitions were ever appended."""
+        """Return the number of transitions appended so far."""
         return {"row_count": [self._count]}
 
     def rows(self, first: int, last: int) -> dict[str, Any]:
@@ -129,8 +130,9 @@ class TransitionStorage(RingStorage):
 
         return {
             "numbers": torch.tensor([first, last]),
-            "acted": at_slots(self._acted),
-            "following": at_slots(self._following),
+            # Files on disk have these two keys.
+            "acted": at_slots(self._columns),
+            "following": at_slots(self._next),
         }
 
     def _set_position(self, position: dict[str, list[int]]) -> None:
@@ -138,12 +140,12 @@ class TransitionStorage(RingStorage):
 
     def _write(self, first: int, last: int, rows: dict[str, Any]) -> None:
         slots = np.arange(first, last) % self.max_size
-        acted, following = (
+        at_start, at_next = (
             {key: column.numpy() for key, column in rows[name].items()} for name in ("acted", "following")
         )
-        if not self._acted:
-            self._acted, self._following = self._reserve(acted), self._reserve(following)
-        for columns, written in ((self._acted, acted), (self._following, following)):
+        if not self._columns:
+            self._columns, self._next = self._reserve(at_start), self._reserve(at_next)
+        for columns, written in ((self._columns, at_start), (self._next, at_next)):
             for key, column in columns.items():
                 column[slots] = written[key]
 

@@ -1,4 +1,4 @@
-"""What replay memories share that append whole rollouts and keep all the state themselves."""
+"""TorchRL's replay buffer around storages that append whole rollouts and have all the state."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchrl.data.replay_buffers.storages import Storage
 
 
 class AppendingStorage(Protocol):
-    """A storage that rollouts are appended to."""
+    """A storage to which rollouts are appended."""
 
     @property
     def write_count(self) -> int:
-        """How many transitions were ever appended."""
+        """Number of transitions appended so far."""
 
     def extend(self, rollout: TensorDictBase) -> Tensor:
         """Append a rollout ``(num_envs, T)`` and return the indices of its transitions."""
@@ -30,7 +30,7 @@ class RolloutWriter(Writer):
         return cast(AppendingStorage, self._storage).extend(data)
 
     def add(self, data: Any) -> int:
-        """Refuse: environments are stepped together.
+        """Refuse a single transition: environments are stepped together.
 
         Raises:
             TypeError: Always.
@@ -44,7 +44,7 @@ class RolloutWriter(Writer):
     def _empty(self, empty_write_count: bool = True) -> None:
         pass
 
-    # What TorchRL asks of every writer besides; this one has no state.
+    # TorchRL requires these methods of every writer. This one has no state.
 
     def dumps(self, path: str | Path) -> None:
         """Write nothing."""
@@ -57,7 +57,7 @@ class RolloutWriter(Writer):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing."""
+        """Ignore the state."""
 
 
 def uniform_replay_buffer(storage: Storage, batch_size: int) -> ReplayBuffer:
@@ -75,10 +75,10 @@ def uniform_replay_buffer(storage: Storage, batch_size: int) -> ReplayBuffer:
         storage=storage,
         sampler=RandomSampler(),
         writer=RolloutWriter(),
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         batch_size=batch_size,
     )
 
 
-def _as_it_is(batch: TensorDict) -> TensorDict:
+def _unchanged(batch: TensorDict) -> TensorDict:
     return batch

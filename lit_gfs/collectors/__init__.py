@@ -1,1 +1,1 @@
-"""Environments and policy put together: collection, evaluation, and what acts in them."""
+"""Collection of rollouts and evaluation: environments and a policy, stepped together."""

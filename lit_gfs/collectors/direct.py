@@ -1,4 +1,4 @@
-"""A TorchRL collector whose steps go straight into the tensors that it hands out."""
+"""A TorchRL collector that writes each step directly into the tensors of the rollout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from torchrl.envs import set_exploration_type
 
 from lit_gfs.collectors.final_observations import FinalObservations
 from lit_gfs.collectors.policy import Policy
-from lit_gfs.envs.base import BatchedEnv, Step
+from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.episodes import Step
 
 _CPU = torch.device("cpu")
 
-_HEEDED = {
+_SUPPORTED_OPTIONS = {
     "auto_register_policy_transforms",
     "env_device",
     "exploration_type",
@@ -35,50 +36,50 @@ _HEEDED = {
     "track_traj_ids",
     "trust_policy",
 }
-"""TorchRL's options that a direct rollout has regard to."""
+"""TorchRL's options that direct rollouts support."""
 
 _TOTALS = {"episode_return": torch.float32, "episode_length": torch.int64}
-_BY_STEP = {
+_STEP_FIELDS = {
     "reward": torch.float32,
     "done": torch.bool,
     "terminated": torch.bool,
     "truncated": torch.bool,
     **_TOTALS,
 }
-"""What a `lit_gfs.envs.base.Step` has one number of for each environment."""
+"""The fields of `lit_gfs.envs.episodes.Step` with one number for each environment."""
 
 
 class DirectCollector(Collector):
-    """A collector that spends its time in the simulator and in the policy.
+    """A collector with little overhead beside the simulator and the policy.
 
     TorchRL's own rollout moves, completes and stacks a tensordict in every step, which takes several times as
-    long as a light simulator. Where a `lit_gfs.envs.base.BatchedEnv` meets a `Policy`,
-    observations go from the simulator to the policy's function and to their place in a tensor
-    ``(num_envs, T)``, without tensordicts on the way. Any other environment or policy, and any option that
-    asks for more (such as ``track_traj_ids``, TorchRL's default), gets TorchRL's rollout; `is_direct` says
-    which it is.
+    long as a light simulator. A direct rollout passes observations from the simulator to the policy's
+    function, and writes them into a tensor ``(num_envs, T)``, without tensordicts in between. It needs a
+    `lit_gfs.envs.base.BatchedEnv` and a `Policy`. With any other environment or policy, or with an option
+    that asks for more (such as ``track_traj_ids``, TorchRL's default), the collector uses TorchRL's rollout.
+    `is_direct` says which of the two it uses.
 
-    A direct rollout has the numbers that TorchRL's would have, on the CPU: ``observation``, what the policy
-    returned, and under ``next`` the observations, ``reward``, ``done``, ``terminated``, ``truncated``,
-    ``episode_return`` and ``episode_length``. It leaves out what else the environment shows before a step.
-    With ``return_same_td``, the next rollout is written over it. `steps` may shorten it.
+    A direct rollout has the same numbers as TorchRL's, on the CPU: ``observation``, the policy's outputs, and
+    under ``next`` the observations, ``reward``, ``done``, ``terminated``, ``truncated``, ``episode_return``
+    and ``episode_length``. It omits all other entries of the environment before a step. With
+    ``return_same_td``, the next rollout overwrites it. Set `steps` for shorter rollouts.
 
-    A policy on another device has one transfer per step each way: observations there, actions back. What else
-    it returns comes at the end of the rollout.
+    A policy on another device takes one transfer per step each way: observations to it, actions back. Its
+    other outputs are transferred at the end of the rollout.
 
     Args:
-        create_env_fn: The environment, or what else TorchRL's collector makes one from.
+        create_env_fn: The environment, or anything else from which TorchRL's collector makes one.
         policy: The policy; ``None`` draws random actions.
         only_final_observations: Whether ``("next", "observation")`` of a direct rollout is a
-            `FinalObservations`, without what the rollout shows one step later
-            anyhow: half the memory, where observations are images.
-        runs_ahead: Whether a direct rollout ends with the next action chosen and begun, so that simulators
-            with threads of their own step while the agent learns. That one action is then of the policy
-            before.
-        options: TorchRL's.
+            `FinalObservations`, which omits the observations that the rollout has at the next step anyway.
+            This halves the memory for images.
+        runs_ahead: Whether a direct rollout also chooses the next action and begins its step at the end, so
+            that simulators with threads of their own step while the agent learns. The policy from before the
+            update chooses that one action.
+        options: TorchRL's options.
     """
 
-    _begun: _Begun | None = None
+    _begun: _BegunStep | None = None
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class DirectCollector(Collector):
         self.is_direct = (
             isinstance(create_env_fn, BatchedEnv)
             and type(policy) is Policy
-            and options.keys() <= _HEEDED
+            and options.keys() <= _SUPPORTED_OPTIONS
             and not options.get("track_traj_ids", True)
             and torch.device(options.get("storing_device") or _CPU) == _CPU
         )
@@ -106,13 +107,14 @@ class DirectCollector(Collector):
         """Vector steps of the next direct rollouts, at most ``frames_per_batch`` for each environment."""
         self._act = cast(Policy, policy).act
         self._runs_ahead = runs_ahead
+        # A policy on another device gets observations through one buffer, pinned for CUDA.
         self._has_remote_policy = self.policy_device not in (None, _CPU)
         if self._has_remote_policy:
             spec = create_env_fn.observation_spec["observation"]
-            self._staged = torch.empty(
+            self._transfer_buffer = torch.empty(
                 spec.shape, dtype=spec.dtype, pin_memory=self.policy_device.type == "cuda"
             )
-        # A direct rollout has no keys to exclude, and looking for them takes longer than a step of CartPole.
+        # A direct rollout has no private keys. The search for them takes longer than a step of CartPole.
         self._exclude_private_keys = False
 
     def rollout(self) -> TensorDictBase:
@@ -125,76 +127,84 @@ class DirectCollector(Collector):
         recorder.begin(self.steps)
         with torch.no_grad(), set_exploration_type(self.exploration_type):
             for time in range(self.steps):
+                # Act, unless the step before has already begun this one.
                 begun = self._begun or self._begin_step()
                 step = env.finish()
+                # When running ahead, the simulators get the next action before this step is recorded.
                 self._begun = self._begin_step() if self._runs_ahead else None
                 recorder.write(time, begun, step)
             return recorder.rollout()
 
     def _get_sync_fn(self, device: torch.device | None) -> Callable[[], None]:
-        """Wait for no device: a direct rollout is on the CPU when it is returned, from devices that TorchRL
-        does not know as well.
+        """Return a function that does nothing: a finished direct rollout is on the CPU already.
+
+        TorchRL's own function fails for devices that it does not know.
         """
         return (lambda: None) if self.is_direct else super()._get_sync_fn(device)
 
-    def _begin_step(self) -> _Begun:
+    def _begin_step(self) -> _BegunStep:
+        """Let the policy act, and send its actions to the simulators."""
         env = cast(BatchedEnv, self.env)
-        shown = env.shown["observation"]
-        outputs = self._act(self._to_policy(shown))
+        observation = env.observations["observation"]
+        outputs = self._act(self._to_policy(observation))
         env.begin(self._from_policy(outputs["action"]))
-        return _Begun(shown, outputs)
+        return _BegunStep(observation, outputs)
 
     def reset(self, *arguments: Any, **options: Any) -> None:
-        """Reset the environments; a step that was begun is dropped."""
+        """Reset the environments, and drop a step that has begun."""
         self._begun = None
         super().reset(*arguments, **options)
 
     def snapshot(self) -> dict[str, Any] | None:
-        """Return where environments and collector are, between two rollouts; ``None`` if nothing holds it."""
+        """Return the state of environments and collector, between two rollouts.
+
+        Returns:
+            Tensors and plain data; ``None`` if the environments cannot be restored.
+        """
         snapshot = cast(BatchedEnv, self.env).snapshot() if self.is_direct else None
         if snapshot is None or self._begun is None:
             return snapshot
         return {**snapshot, "begun": {key: value.cpu() for key, value in self._begun.outputs.items()}}
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Go on where a snapshot was taken.
+        """Go on from a snapshot.
 
         Returns:
-            Whether the environments show what they showed then, see `lit_gfs.envs.base.BatchedEnv.restore`.
+            Whether the observations are the same as then, see `lit_gfs.envs.base.BatchedEnv.restore`.
         """
         env = cast(BatchedEnv, self.env)
-        repeated = env.restore(snapshot)
+        is_same = env.restore(snapshot)
         self._begun = None
-        if repeated and "begun" in snapshot and self._runs_ahead:
+        if is_same and "begun" in snapshot and self._runs_ahead:
             outputs = {key: value.to(self.policy_device) for key, value in snapshot["begun"].items()}
-            self._begun = _Begun(env.shown["observation"], outputs)
+            self._begun = _BegunStep(env.observations["observation"], outputs)
             env.begin(snapshot["begun"]["action"].numpy())
-        return repeated
+        return is_same
 
-    def _to_policy(self, observation: NDArray[Any]) -> Tensor:
-        shown = torch.from_numpy(observation)
+    def _to_policy(self, array: NDArray[Any]) -> Tensor:
+        observation = torch.from_numpy(array)
         if not self._has_remote_policy:
-            return shown
-        # It may be staged over in the next step, for by then the action that answers to it has been awaited.
-        return self._staged.copy_(shown).to(self.policy_device, non_blocking=True)
+            return observation
+        # The next step may overwrite the buffer: by then this step's action has arrived, and so the copy too.
+        return self._transfer_buffer.copy_(observation).to(self.policy_device, non_blocking=True)
 
     def _from_policy(self, action: Tensor) -> NDArray[Any]:
         return (action.cpu() if self._has_remote_policy else action).numpy()
 
 
-class _Begun(NamedTuple):
-    """A step that simulators were sent: what the policy saw, and what it returned."""
+class _BegunStep(NamedTuple):
+    """A step that simulators have begun: the observation before it, and the policy's outputs for it."""
 
-    shown: NDArray[Any]
+    observation: NDArray[Any]
     outputs: Mapping[str, Tensor]
 
 
 class _Recorder:
-    """The tensors of a rollout, and what each step writes into them.
+    """The tensors of a rollout.
 
     Args:
-        env: What is recorded.
-        steps: Vector steps in a rollout, ``T``.
+        env: The environment.
+        steps: Most vector steps in a rollout, ``T``.
         only_final_observations: As for `DirectCollector`.
     """
 
@@ -202,39 +212,43 @@ class _Recorder:
         self._num_envs = env.num_envs
         self._only_final = only_final_observations
         specs: dict[str, TensorSpec] = dict(env.observation_spec.items())
+        # Entries of ``next``: by name those of `Step.observations`, by field the numbers of a `Step`.
         by_name = {
             key: torch.zeros(env.num_envs, steps, *spec.shape[1:], dtype=spec.dtype)
             for key, spec in specs.items()
             if key not in _TOTALS and not (key == "observation" and only_final_observations)
         }
-        by_step = {key: torch.zeros(env.num_envs, steps, dtype=dtype) for key, dtype in _BY_STEP.items()}
+        by_field = {key: torch.zeros(env.num_envs, steps, dtype=dtype) for key, dtype in _STEP_FIELDS.items()}
         spec = specs["observation"]
         self._observation = torch.zeros(env.num_envs, steps, *spec.shape[1:], dtype=spec.dtype)
-        self._following: dict[str, Any] = {
+        self._next: dict[str, Any] = {
             **by_name,
-            **{key: rows.unsqueeze(-1) for key, rows in by_step.items()},
+            **{key: rows.unsqueeze(-1) for key, rows in by_field.items()},
         }
-        # The same memory: NumPy writes a small row in a fifth of torch's time.
+        # The same memory as NumPy arrays, which write a small row in a fifth of torch's time.
         self._observation_rows = self._observation.numpy()
         self._named_rows = {key: rows.numpy() for key, rows in by_name.items()}
-        self._step_rows = {key: rows.numpy() for key, rows in by_step.items()}
+        self._field_rows = {key: rows.numpy() for key, rows in by_field.items()}
         self.begin(steps)
 
     def begin(self, steps: int) -> None:
-        """Begin a rollout of so many vector steps, at most those that there is room for."""
+        """Begin a rollout of this many vector steps."""
         self._batch_size = torch.Size([self._num_envs, steps])
         self._outputs: dict[str, list[Tensor]] = {}
         self._final: list[tuple[NDArray[np.int64], int, NDArray[Any]]] = []
 
-    def write(self, time: int, begun: _Begun, step: Step) -> None:
-        """Write step ``time``, and what it led to."""
-        self._observation_rows[:, time] = begun.shown
+    def write(self, time: int, begun: _BegunStep, step: Step) -> None:
+        """Write step number ``time``."""
+        # Before the step: the observation, and the policy's outputs, which are stacked at the end.
+        self._observation_rows[:, time] = begun.observation
         for key, value in begun.outputs.items():
             self._outputs.setdefault(key, []).append(value)
+        # After the step: the entries of ``next``.
         for key, rows in self._named_rows.items():
             rows[:, time] = step.observations[key]
-        for key, rows in self._step_rows.items():
+        for key, rows in self._field_rows.items():
             rows[:, time] = getattr(step, key)
+        # Only final observations are kept where the next step has the others.
         if self._only_final:
             last = time == self._batch_size[1] - 1
             (ended,) = np.nonzero(step.done | last)
@@ -242,17 +256,17 @@ class _Recorder:
                 self._final.append((ended, time, step.observations["observation"][ended]))
 
     def rollout(self) -> TensorDict:
-        """Return what was written."""
+        """Return the rollout ``(num_envs, T)``."""
         steps = self._batch_size[1]
-        following = {key: rows[:, :steps] for key, rows in self._following.items()}
+        next_ = {key: rows[:, :steps] for key, rows in self._next.items()}
         if self._only_final:
-            following["observation"] = NonTensorData(self._final_observations(), batch_size=self._batch_size)
+            next_["observation"] = NonTensorData(self._final_observations(), batch_size=self._batch_size)
         return self._tensordict(
             {
                 "observation": self._observation[:, :steps],
-                # Wherever the policy is: one transfer, and none from the CPU.
+                # One transfer for each output, from whatever device the policy is on.
                 **{key: torch.stack(values, 1).cpu() for key, values in self._outputs.items()},
-                "next": self._tensordict(following),
+                "next": self._tensordict(next_),
             }
         )
 

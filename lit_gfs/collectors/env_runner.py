@@ -1,4 +1,4 @@
-"""Gathering experience: the one place where environments are stepped for learning, and steps are counted."""
+"""Collection of rollouts: the only place that steps environments for learning, and counts the steps."""
 
 from __future__ import annotations
 
@@ -24,48 +24,50 @@ from lit_gfs.utils.seeding import (
 )
 
 _MOST_CUT = 1 / 20
-"""The share of all episodes that barriers may cut without a word."""
+"""The share of all episodes that barriers may cut without a warning."""
 
 
 class CollectingAgent(Protocol):
-    """What a datamodule asks of the agent that it feeds.
+    """The methods of an agent that collection calls.
 
-    An agent whose attribute ``needs_only_final_observations`` is true gets, with images, a
-    `FinalObservations` for ``("next", "observation")``: a rollout of half the size.
+    If an agent has the attribute ``needs_only_final_observations`` and it is true, ``("next",
+    "observation")`` of image rollouts is a `FinalObservations`, which halves their size.
     """
 
     device: torch.device
 
     def collection_policy(self) -> nn.Module:
-        """Return the policy that acts: reads ``observation``, writes ``action``."""
+        """Return the policy, which reads ``observation`` and writes ``action``."""
 
     def on_collection_start(self) -> None:
-        """Prepare for the next piece of experience."""
+        """Prepare for the next rollout."""
 
-    def on_collection_end(self, experience: TensorDictBase) -> None:
-        """See a piece of experience ``(num_envs, T)`` before it is learned from."""
+    def on_collection_end(self, rollout: TensorDictBase) -> None:
+        """See a rollout ``(num_envs, T)`` before learning."""
 
 
 class EnvRunner:
-    """A TorchRL collector whose every draw follows from (run seed, rank, environment steps, updates).
+    """Collects rollouts in such a way that a resumed run repeats the uninterrupted one.
 
-    A checkpoint holds where the environments and all generators are, and a resumed run goes on there: it
-    repeats the uninterrupted one, and no episode is cut. Where nothing brings the environments back
-    (`is_restorable` is false), a checkpoint is a barrier instead: before the next step is taken, all
-    environments are reset and all generators seeded from the run's seed and how far it is, in the run that
-    goes on as in the run that resumes. Their open episodes count as truncated.
+    A checkpoint holds the state of the environments and of all generators, and a resumed run goes on from
+    there without cutting an episode.
+
+    Some environments cannot be restored (`is_restorable` is false). For these, a checkpoint is a barrier
+    instead: before the next step, all environments are reset, and all generators are seeded from the run's
+    seed, the rank, the environment steps and the updates so far. The run that goes on does this as well as
+    the run that resumes, so both draw the same numbers. The open episodes count as truncated.
 
     Args:
         env: The batched environment to step.
         agent: The agent whose policy acts, and whose weights it shares.
-        steps_per_env: Vector steps in a piece of experience.
+        steps_per_env: Vector steps in a rollout.
         seed: The seed of the run.
-        rank: This process among ``world_size`` ones, each with environments of its own.
-        world_size: How many processes collect.
-        precision: Makes the context that the policy runs in, so that acting and learning agree in precision.
-        before_rollout: Called before a piece is collected; what it raises leaves everything as it is.
-        runs_ahead: Whether the step after a piece begins with it, see `DirectCollector`.
-        env_steps: Environment steps taken before, by all processes.
+        rank: The rank of this process; every process has environments of its own.
+        world_size: Number of processes that collect.
+        precision: Makes the context in which the policy runs, with the same precision as learning.
+        before_rollout: Called before a rollout. If it raises an exception, nothing has changed.
+        runs_ahead: Whether a rollout also begins the step after it, see `DirectCollector`.
+        env_steps: Environment steps so far, of all processes.
 
     Raises:
         EnvironmentFault: If an environment fails when it is first reset.
@@ -88,21 +90,24 @@ class EnvRunner:
         self.agent = agent
         self.env_steps = env_steps
         self.vector_step = env.batch_size.numel() * world_size
-        """Environment steps that are taken at once, by all processes."""
+        """Environment steps in one vector step, of all processes."""
         self.steps_per_env = steps_per_env
         self._seed = seed
         self.rank = rank
         self.precision = precision
         self._before_rollout = before_rollout
         self._barrier_due = True
+        # State from a checkpoint, which `pass_barrier` restores before the next step.
         self._restored: dict[str, Any] | None = None
-        self._left_alone: dict[str, Any] | None = None
+        # State of the generators to save, while other code draws from them.
+        self._undisturbed_generators: dict[str, Any] | None = None
+        # Episodes that ended by themselves, and that barriers cut.
         self._ended = self._cut = 0
         self._has_warned = False
         if isinstance(env, BatchedEnv):
-            env.keep_history()
-        shows_images = len(env.observation_spec["observation"].shape) == 4
-        with self._dating_faults():
+            env.keep_history()  # before the first reset, for `state_dict`
+        has_images = len(env.observation_spec["observation"].shape) == 4
+        with self._adding_steps_to_faults():
             self._collector = DirectCollector(
                 env,
                 agent.collection_policy(),
@@ -114,28 +119,27 @@ class EnvRunner:
                 track_traj_ids=False,
                 trust_policy=True,
                 auto_register_policy_transforms=False,
-                # Without a copy: the next piece is written over this one.
+                # No copies: each rollout overwrites the one before.
                 return_same_td=True,
-                only_final_observations=shows_images
-                and getattr(agent, "needs_only_final_observations", False),
+                only_final_observations=has_images and getattr(agent, "needs_only_final_observations", False),
                 runs_ahead=runs_ahead,
             )
-        self._pieces = iter(self._collector)
+        self._rollouts = iter(self._collector)
 
     @property
     def is_restorable(self) -> bool:
-        """Whether a checkpoint holds where the environments are, so that it cuts no episode."""
+        """Whether a checkpoint holds the state of the environments, and so does not cut episodes."""
         return self._collector.is_direct and cast(BatchedEnv, self.env).is_restorable
 
     def request_barrier(self) -> None:
-        """Have everything reset and seeded afresh before the next step."""
+        """Reset all environments and seed all generators before the next step."""
         self._barrier_due = True
         self._restored = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where environments and generators are.
+        """Return the state of environments and generators.
 
-        Where nothing holds that, the result is empty and a barrier is due.
+        If the environments cannot be restored, this requests a barrier and returns an empty dictionary.
         """
         if self._restored is not None:
             return self._restored
@@ -143,36 +147,36 @@ class EnvRunner:
         if snapshot is None:
             self.request_barrier()
             return {}
-        generators = self._left_alone or generator_states(self.agent.device)
+        generators = self._undisturbed_generators or generator_states(self.agent.device)
         return {"environments": snapshot, "generators": generators}
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Let somebody else draw: neither what is drawn next nor a checkpoint that is written now changes."""
+        """Let other code, such as an evaluation, draw without effect on later draws or on a checkpoint."""
         with isolated_generators(self.agent.device) as states:
-            self._left_alone = states
+            self._undisturbed_generators = states
             try:
                 yield
             finally:
-                self._left_alone = None
+                self._undisturbed_generators = None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on, with the next step, where `state_dict` was called."""
+        """Go on from the result of `state_dict`, with the next step."""
         self._barrier_due = not state
         self._restored = state or None
 
     def pass_barrier(self, updates: int) -> bool:
-        """Before the next step, go where a checkpoint says, or reset and seed what is due to be.
+        """Before the next step, restore the state of a checkpoint, or pass a barrier that is due.
 
         Args:
-            updates: Batches learned from so far, or from the present rollout: what tells checkpoints at the
-                same count of environment steps apart.
+            updates: Number of batches so far, of the run or of the present rollout. It distinguishes
+                checkpoints at the same number of environment steps.
 
         Returns:
-            Whether there was a barrier: episodes were cut.
+            Whether there was a barrier, which cut the open episodes.
         """
         if self._restored is not None:
-            self._go_back(self._restored)
+            self._restore(self._restored)
         if not self._barrier_due:
             return False
         self._barrier_due = False
@@ -180,16 +184,16 @@ class EnvRunner:
         position = (self._seed, self.rank, self.env_steps, updates)
         seed_generators(derive_seed("generators", *position))
         self.env.set_seed(derive_seed("environments", *position))
-        with self._dating_faults():
+        with self._adding_steps_to_faults():
             self._collector.reset()
         return True
 
-    def _go_back(self, state: dict[str, Any]) -> None:
-        with self._dating_faults():
-            repeated = self._collector.restore(state["environments"])
+    def _restore(self, state: dict[str, Any]) -> None:
+        with self._adding_steps_to_faults():
+            is_same = self._collector.restore(state["environments"])
         set_generator_states(state["generators"], self.agent.device)
         self._restored = None
-        if not repeated:
+        if not is_same:
             rank_zero_warn(
                 f"{_name(self.env)} does not repeat itself from the seeds of its resets: its open episodes "
                 "are cut, and the run does not go on as the one before would have"
@@ -197,7 +201,7 @@ class EnvRunner:
             self._barrier_due = True
 
     def _count_cut_episodes(self) -> None:
-        """Count the open episodes that a barrier cuts; tell of it once where they are many."""
+        """Count the open episodes that a barrier cuts, and warn once if they are many."""
         if isinstance(self.env, BatchedEnv):
             self._cut += self.env.open_episodes
         if self._cut > _MOST_CUT * (self._cut + self._ended) and not self._has_warned:
@@ -208,7 +212,8 @@ class EnvRunner:
             )
 
     @contextmanager
-    def _dating_faults(self) -> Iterator[None]:
+    def _adding_steps_to_faults(self) -> Iterator[None]:
+        """Note in a fault how many environment steps there were."""
         try:
             yield
         except EnvironmentFault as fault:
@@ -216,33 +221,33 @@ class EnvRunner:
             raise
 
     def collect(self, steps: int | None = None) -> TensorDictBase:
-        """Step the environments once more.
+        """Collect a rollout.
 
         Args:
-            steps: Vector steps, at most ``steps_per_env``; by default as many.
+            steps: Vector steps, at most ``steps_per_env``, which is the default.
 
         Returns:
-            A piece of experience ``(num_envs, steps)``, on the CPU; the next call writes over it.
+            A rollout ``(num_envs, steps)`` on the CPU; the next call overwrites it.
 
         Raises:
-            EnvironmentFault: If an environment fails. Nothing was counted: a checkpoint that is written then
-                is one from before the piece.
+            EnvironmentFault: If an environment fails. The rollout does not count: a checkpoint that is
+                written then has the counts from before it.
         """
         self._before_rollout()
         self.agent.on_collection_start()
         self._collector.steps = self.steps_per_env if steps is None else steps
         try:
-            with self._dating_faults(), self.precision():
-                piece = next(self._pieces)
+            with self._adding_steps_to_faults(), self.precision():
+                rollout = next(self._rollouts)
         except BaseException:
-            # Where the environments were before the piece, nobody knows any more.
+            # The environments are in the midst of the rollout: their state before it is lost.
             self.request_barrier()
             raise
-        self.env_steps += piece.shape[-1] * self.vector_step
+        self.env_steps += rollout.shape[-1] * self.vector_step
         if not self.is_restorable:
-            self._ended += int(piece["next", "done"].sum())
-        self.agent.on_collection_end(piece)
-        return piece
+            self._ended += int(rollout["next", "done"].sum())
+        self.agent.on_collection_end(rollout)
+        return rollout
 
     def close(self) -> None:
         """Shut the collector and its environments down."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 DEFAULT_LIMIT = 10_000
-"""Steps after which an evaluation cuts an episode of an environment whose time limit is not known."""
+"""Steps after which an evaluation cuts an episode, where the environment's time limit is not known."""
 
 
 @torch.no_grad()
@@ -23,19 +23,19 @@ def run_episodes(
     before_step: Callable[[], None] = lambda: None,
     limit: int = DEFAULT_LIMIT,
 ) -> TensorDict:
-    """Play whole episodes from a fresh reset.
+    """Play full episodes from a fresh reset.
 
-    Every environment plays the same number of episodes, so that short ones are not favoured; of the last
-    round, the environments of lowest index are kept.
+    Every environment plays the same number of episodes, as otherwise short ones would be favoured. In the
+    last round, only the environments of lowest index count.
 
     Args:
         env: A batched environment, ``(num_envs,)``.
         policy: Reads ``observation``, writes ``action``.
-        episodes: How many episodes to report.
-        device: Where the policy lives.
+        episodes: Number of episodes.
+        device: The device of the policy.
         on_frame: Called with ``pixels`` of the first environment, ``(H, W, 3)``, at every step.
-        before_step: Called before every step; raises what is to end the evaluation.
-        limit: Steps after which an episode is cut; it counts with the return that it had by then.
+        before_step: Called before every step; an exception of it ends the evaluation.
+        limit: Steps after which an episode is cut; it counts with its return so far.
 
     Returns:
         ``episode_return`` and ``episode_length``, raw, and ``cut``, whether the limit ended the episode:
@@ -54,16 +54,16 @@ def run_episodes(
         before_step()
         if on_frame is not None:
             on_frame(state["pixels"][0])
-        acted = policy(TensorDict({"observation": state["observation"].to(device)}, [num_envs]))
-        state["action"] = acted["action"].to("cpu")
+        outputs = policy(TensorDict({"observation": state["observation"].to(device)}, [num_envs]))
+        state["action"] = outputs["action"].to("cpu")
         step, state = env.step_and_maybe_reset(state)
-        following = step["next"]
-        done = following["done"].squeeze(-1)
-        too_long = ~done & (following["episode_length"].squeeze(-1) >= limit)
+        next_ = step["next"]
+        done = next_["done"].squeeze(-1)
+        too_long = ~done & (next_["episode_length"].squeeze(-1) >= limit)
         for index in (done | too_long).nonzero().flatten().tolist():
             if played[index] < quota[index]:
-                returns[played[index], index] = following["episode_return"][index]
-                lengths[played[index], index] = following["episode_length"][index]
+                returns[played[index], index] = next_["episode_return"][index]
+                lengths[played[index], index] = next_["episode_length"][index]
                 cut[played[index], index] = too_long[index]
                 played[index] += 1
         if too_long.any():
@@ -73,36 +73,35 @@ def run_episodes(
 
 
 def no_episodes() -> TensorDict:
-    """Return what `run_episodes` would of none, ``(0,)`` each."""
+    """Return the result of `run_episodes` for no episodes, ``(0,)`` each."""
     kinds = {"episode_return": torch.float32, "episode_length": torch.int64, "cut": torch.bool}
     return TensorDict({name: torch.zeros(0, dtype=kind) for name, kind in kinds.items()}, [0])
 
 
 class Evaluation:
-    """An evaluation that Lightning hands to the agent in the place of a batch of tensors.
+    """An evaluation that Lightning passes to the agent in place of a batch of tensors.
 
-    It is no tensor, holds none and has no method ``to``: it goes to no device and is cast to no precision.
+    It has no tensors and no method ``to``, so Lightning neither moves nor casts it.
 
     Args:
-        play: Plays the episodes, see `run_episodes`.
+        play: Plays the episodes and returns the result of `run_episodes`.
     """
 
     def __init__(self, play: Callable[[], TensorDict]) -> None:
         self._play = play
 
     def play(self) -> TensorDict:
-        """Play the episodes; return ``episode_return`` and ``episode_length``, ``(episodes,)`` each."""
+        """Play the episodes; return the result of `run_episodes`."""
         return self._play()
 
 
 class EvaluationLoader:
-    """A loader of one batch: an evaluation that is yet to be played.
+    """A loader of one batch: an evaluation, which the agent plays in its step.
 
-    It is the agent who plays it, in its step. For an evaluation that breaks off there, Lightning's checkpoint
-    says that it is to be played again.
+    If the evaluation breaks off there, Lightning's checkpoint notes that it must be played again.
 
     Args:
-        evaluation: What is handed out.
+        evaluation: The batch.
     """
 
     def __init__(self, evaluation: Evaluation) -> None:

@@ -1,4 +1,4 @@
-"""The final observations of a rollout, without those that its next step shows."""
+"""Final observations of a rollout: those that are not the observation of its next step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FinalObservations:
-    """The observations that a rollout's steps led to, without those that its next step shows.
+    """The next observations of the steps that ended an episode, and of each env's last step.
 
-    Within an episode, the observation that a step led to is the one that is acted in next. This holds the
-    others, of the steps that ended an episode and of each env's last step. It answers to a mask of such steps
-    as the tensor of all observations ``(num_envs, T, *shape)`` would.
+    Within an episode, the next observation of a step is the observation of the step after it, so the rollout
+    has it already. Indexed by a mask of steps that ended an episode or are the last, this gives the same as
+    the tensor of all next observations ``(num_envs, T, *shape)``.
 
     Attributes:
-        env: Which env each is of, ``(n,)``; together with ``time`` in any order.
-        time: Which step led to each, ``(n,)``.
+        env: The env of each observation, ``(n,)``; together with ``time`` in any order.
+        time: The step before each observation, ``(n,)``.
         observation: The observations, ``(n, *shape)``.
     """
 
@@ -27,16 +27,16 @@ class FinalObservations:
     observation: Tensor
 
     def __getitem__(self, steps: Tensor) -> Tensor:
-        """Return the observations that some steps led to.
+        """Return the next observations of some steps.
 
         Args:
-            steps: Which ones, boolean ``(num_envs, T)``.
+            steps: Mask of the steps, boolean ``(num_envs, T)``.
 
         Returns:
             Observations ``(m, *shape)`` in the order of ``steps.nonzero()``, on the device of ``steps``.
 
         Raises:
-            ValueError: If another step than those with an observation is asked for.
+            ValueError: If the mask has a step that did not end an episode and is not the last.
         """
         env, time = steps.cpu().nonzero(as_tuple=True)
         row = torch.full(steps.shape, -1)

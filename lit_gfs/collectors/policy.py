@@ -1,4 +1,4 @@
-"""How an agent acts, in the shape that collectors call."""
+"""The policy that collectors call."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 class Policy(TensorDictModuleBase):
-    """Adapts a function of observations to what a TorchRL collector calls.
+    """Turns a function of observations into a policy that a TorchRL collector can call.
 
     The function's networks are deliberately not registered as submodules: collector and agent live in one
     process and share their weights, so there is nothing to copy.
 
     Args:
-        act: Maps observations ``(num_envs, *shape)`` to named outputs ``(num_envs, ...)``, one of
-            them ``action``.
-        out_keys: The names of those outputs.
+        act: Maps observations ``(num_envs, *shape)`` to outputs ``(num_envs, ...)`` by name; ``action`` is
+            one of them.
+        out_keys: The names of the outputs.
     """
 
     def __init__(self, act: Callable[[Tensor], Mapping[str, Tensor]], out_keys: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
-"""What the argument parser found wrong, told in one line with the nearest valid choice.
+"""The argument parser's errors in one line, with the nearest valid choice.
 
-jsonargparse explains every alternative that it tried, over many lines. The last alternatives of an optional
-argument ("or None") are never what the user meant, so the first concrete complaint is what is told here.
+jsonargparse explains every alternative that it tried, over many lines. A user never means the last
+alternative of an optional argument ("or None"), so the line tells the first concrete complaint.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NOT_FOUND = re.compile(r"Expected a path but (\S+) either not accessible.*has no attribute")
 _AMBIGUOUS = re.compile(r"Multiple subclasses with name (\S+)\. .*ambiguity: (.*?)\. -")
 _OURS = re.compile(r"Subtypes: \[<class 'lit_gfs\.callbacks\.[\w.]+\.(\w+)'>, <class 'NoneType'>\]")
-# The innermost ones: what encloses them only repeats the complaint.
+# The innermost alternatives: the outer ones only repeat the complaint.
 _ALTERNATIVES = re.compile(r".*Subtypes: \[(.*?)\] Errors:.*? Given value: (.*?)(?= - (?:Expected|Not a) |$)")
 _PLAIN = re.compile(r"<class '(?:float|int|bool|str|dict|list)'>|\b(?:dict|list)\[|Literal")
 _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (\S+)")
@@ -46,7 +46,7 @@ _MISSING = re.compile(r"the following arguments are required: ([\w., ]+?)(?= - |
 _NO_VALUE = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
 _KINDS_OF_KEYS = {"trunk": Trunk, "encoder": Encoder, "optimizer": Optimizer}
 _FEW = 8
-"""So many classes are all named."""
+"""The most classes that a message lists by name."""
 _RESTRICTED = re.compile(r"Not of type PositiveInt: (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)")
 _EMPTY = re.compile(r"(Given value|Got value|import path string): *(?=\n|$)")
 _SUBCOMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
@@ -73,7 +73,7 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     if found := _NOT_ACCEPTED.search(text):
         key = path if typed else f"{path}.{found[1]}"
         name = found[1].split(".")[-1]
-        # An argument of that name is another class's.
+        # An argument of the same name belongs to another class.
         return f"{key} is no known key{nearest(name, _argument_names(named) - {name})}"
     if found := _AMBIGUOUS.search(text):
         return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
@@ -123,15 +123,15 @@ def one_line(message: str, parser: ArgumentParser) -> str:
 
 
 def without_contents(line: str, arguments: Sequence[str], contents: Sequence[Mapping[str, Any]]) -> str:
-    """Name a file instead of its content, where an option's value was the path of one.
+    """Name a file instead of its content, where the option's value was its path.
 
     Args:
-        line: What `one_line` made of the parser's message.
-        arguments: What was typed.
-        contents: What stands in the configurations.
+        line: The line that `one_line` returned.
+        arguments: The command line.
+        contents: The contents of the configurations.
 
     Returns:
-        The line, with what was given in the place of what the parser read there.
+        The line, with the path in the place of the content that the parser read there.
     """
     typed = []
     for argument, following in pairwise([*arguments, ""]):
@@ -177,7 +177,7 @@ def _nearest_class(value: str, base: type) -> str:
     close = nearest(value.rpartition(".")[2], names)
     if not close and len(names) <= _FEW:
         close = f": {', '.join(sorted(names))}"
-    # It goes by its full name: a library that may be imported has an optimizer of the same name.
+    # By its full name: a library that may be imported has an optimizer of the same name.
     return close.replace("'Kron'", "'lit_gfs.optim.Kron'")
 
 
@@ -198,7 +198,7 @@ def _named_class(text: str) -> type | None:
 def _class_names(named: type | None) -> set[str]:
     if named is not None:
         return {named.__name__}
-    # The optimizer goes by its full name: a library that may be imported has one of the same name.
+    # Kron by its full name: a library that may be imported has an optimizer of the same name.
     return {cls.__name__ for cls in _known_classes() if not inspect.isabstract(cls)} | {"lit_gfs.optim.Kron"}
 
 

@@ -1,4 +1,4 @@
-"""Environments: many simulators, stepped together, as one TorchRL environment."""
+"""Environments: TorchRL environments that each step a batch of simulators."""
 
 from __future__ import annotations
 

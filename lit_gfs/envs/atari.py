@@ -9,7 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torchrl.data import Binary, Unbounded
 
-from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, discrete_action, env_seeds
+from lit_gfs.envs.action_specs import discrete_action
+from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.episodes import Arrays, Outcome
+from lit_gfs.envs.simulators import env_seeds
+from lit_gfs.envs.suites import Suite
 from lit_gfs.errors import UserError
 
 FRAME_SKIP = 4
@@ -20,7 +24,7 @@ _TWO_PLAYER_GAMES = {"combat", "joust", "maze_craze", "warlords"}
 
 
 def atari_games() -> dict[str, str]:
-    """Map ``ALE/<Game>-v5`` to the name that ALE gives the game, for every game of one player."""
+    """Map ``ALE/<Game>-v5`` to ALE's name of the game, for every game of one player."""
     from ale_py.registration import rom_id_to_name
     from ale_py.roms import get_all_rom_ids
 
@@ -30,23 +34,24 @@ def atari_games() -> dict[str, str]:
 class AtariEnv(BatchedEnv):
     """Full games by the protocol of Machado et al. (2018): raw rewards, sticky actions, all lives.
 
-    Observations are the last 4 of the grey 84 x 84 frames that the agent saw, each the pixel-wise maximum
-    over the last two of the 4 simulator frames that an action lasts. ``end_of_life`` is true where a life was
-    lost or the game is over; it is no part of ``done``.
+    An observation is a stack of the last 4 frames, gray and of 84 x 84 pixels. An action lasts for 4
+    simulator frames, and its frame is the pixel-wise maximum of the last two. ``end_of_life`` is true where a
+    life was lost or the game is over; it is not part of ``done``.
 
     Args:
         env_id: ``ALE/<Game>-v5``.
         num_envs: Number of games.
         seed: Seed of the first reset; ``None`` draws one from the operating system.
         render: Whether to add ``pixels`` in color, ``(num_envs, 210, 160, 3)``. They come from a second
-            simulator that is given the same seeds and actions.
-        repeat_action_probability: How likely a frame repeats the previous action and ignores the new one.
-        full_action_space: Whether to offer all 18 actions, not only those that do something in this game.
-        use_fire_reset: Whether episodes begin with FIRE in games that have it, as ALE's batched simulator and
-            EnvPool do by default; Breakout then begins by itself. Later lives need the agent's own FIRE.
-        noop_max: Frames at the start of an episode are a random number below it, of FIRE and no-ops.
+            simulator with the same seeds and actions.
+        repeat_action_probability: Probability that a frame ignores the action and repeats the previous one.
+        full_action_space: Whether the actions are all 18, or only those that do something in this game.
+        use_fire_reset: Whether episodes begin with FIRE in games that have it, as in ALE's batched simulator
+            and EnvPool by default; Breakout then starts without the agent. In later lives, the agent itself
+            must take FIRE.
+        noop_max: An episode begins with a random number of frames below this, of FIRE and no-ops.
         max_frames: Simulator frames after which an episode is truncated.
-        num_threads: Threads that step the games; 0 takes one per core.
+        num_threads: Threads that step the games; 0 uses one per core.
 
     Raises:
         UserError: If an option is out of range.
@@ -86,7 +91,7 @@ class AtariEnv(BatchedEnv):
         shared: dict[str, Any] = {
             "game": atari_games()[env_id],
             "num_envs": num_envs,
-            # All games in every batch: their order is then fixed.
+            # Every batch has all games, so that their order is fixed.
             "batch_size": 0,
             "num_threads": num_threads,
             "max_num_frames_per_episode": max_frames,
@@ -107,15 +112,15 @@ class AtariEnv(BatchedEnv):
             "end_of_life": Binary(1, shape=(num_envs, 1), dtype=torch.bool),
         }
         simulators = {"observation": simulator}
+        height, width = SCREEN
         if render:
-            height, width = SCREEN
             simulators["pixels"] = AtariVectorEnv(
                 img_height=height, img_width=width, grayscale=False, stack_num=1, **shared
             )
-            observations["pixels"] = Unbounded((num_envs, height, width, 3), dtype=torch.uint8)
         num_actions = int(simulator.single_action_space.n)
         action = discrete_action(num_actions, num_envs)
-        super().__init__(env_id, num_envs, observations, action, FRAME_SKIP, seed)
+        picture_shape = (height, width, 3) if render else None
+        super().__init__(env_id, num_envs, observations, action, FRAME_SKIP, seed, picture_shape)
         self._num_actions = num_actions
         self._simulators = simulators
         self._lives = np.zeros(num_envs, dtype=np.int32)
@@ -127,7 +132,7 @@ class AtariEnv(BatchedEnv):
         return self._receive()
 
     def _send(self, action: NDArray[Any]) -> None:
-        # ALE's threads would never answer to an action that does not exist.
+        # ALE's threads would hang at an action that does not exist.
         if action.min() < 0 or action.max() >= self._num_actions:
             raise ValueError(
                 f"actions go from {action.min()} to {action.max()}; there are {self._num_actions}"
@@ -141,15 +146,15 @@ class AtariEnv(BatchedEnv):
         observations: Arrays = {}
         restarted: Arrays = {}
         for key, simulator in self._simulators.items():
-            shown, reward, terminated, truncated, info = simulator.recv()
+            images, reward, terminated, truncated, info = simulator.recv()
             ended = terminated | truncated
-            restarted[key] = self._image(key, shown)
+            restarted[key] = self._without_stack(key, images)
             observations[key] = restarted[key]
             if ended.any():
                 observations[key] = restarted[key].copy()
-                # Rows of games that go on are uninitialized memory.
-                observations[key][ended] = self._image(key, info["final_obs"])[ended]
-        # At the end of a game the lives are already those of the next one.
+                # The rows of other games are uninitialized memory.
+                observations[key][ended] = self._without_stack(key, info["final_obs"])[ended]
+        # When a game ends, the lives are already those of the next one.
         lost = terminated | (~truncated & (info["lives"] < self._lives))
         np.copyto(self._lives, info["lives"])
         observations["end_of_life"] = lost[:, None]
@@ -174,17 +179,20 @@ class AtariEnv(BatchedEnv):
         mask[indices] = True
         observations: Arrays = {"end_of_life": np.zeros((len(indices), 1), dtype=np.bool_)}
         for key, simulator in self._simulators.items():
-            shown, info = simulator.reset(seed=seeds, options={"reset_mask": mask})
-            observations[key] = self._image(key, shown)[indices]
+            images, info = simulator.reset(seed=seeds, options={"reset_mask": mask})
+            observations[key] = self._without_stack(key, images)[indices]
         self._lives[indices] = info["lives"][indices]
         return observations
 
     @staticmethod
-    def _image(key: str, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Drop the stack of one frame that color comes in."""
-        return shown[:, 0] if key == "pixels" else shown
+    def _without_stack(key: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Drop the axis of the stack from color images, which are stacks of one frame."""
+        return images[:, 0] if key == "pixels" else images
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Stop the simulator's threads."""
         self._simulators.clear()
         super().close(raise_if_closed=raise_if_closed)
+
+
+SUITE = Suite(ids=atari_games, env_class=lambda env_id: AtariEnv)

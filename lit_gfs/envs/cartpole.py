@@ -1,4 +1,4 @@
-"""CartPole, whose simulator is batched by itself."""
+"""CartPole, for which gymnasium has a batched simulator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torchrl.data import Unbounded
 
-from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, discrete_action
+from lit_gfs.envs.action_specs import discrete_action
+from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.episodes import Arrays, Outcome
 from lit_gfs.envs.gymnasium import quietly
 from lit_gfs.utils.seeding import generator_state, set_generator_state
 
@@ -20,10 +22,10 @@ def _accelerations(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Solve the cart-pole equations (Barto, Sutton and Anderson, 1983).
 
-    Every operation is the one of `CartPoleVectorEnv.step`, in its order: results are equal bit for bit.
+    The operations are those of `CartPoleVectorEnv.step` in the same order, so results are equal bit for bit.
 
     Args:
-        simulator: Has the constants.
+        simulator: A `CartPoleVectorEnv`, for its constants.
         state: Position, velocity, angle and rate of every pole, ``(4, num_envs)``.
         force: On every cart, ``(num_envs,)``.
 
@@ -41,11 +43,12 @@ def _accelerations(
 
 
 class CartPoleEnv(BatchedEnv):
-    """Gymnasium's `CartPoleVectorEnv`, whose next episodes begin in the step that ends one.
+    """Gymnasium's `CartPoleVectorEnv`, with a new episode in the step that ends one.
 
-    That class draws a new state one step after the end and drops the action of that step. Here the new state
-    is drawn at once, from the same generator and bounds, so that no step is lost. States move as they do
-    there; the rest of its step (checks, autoreset, copies) takes twice as long as the equations.
+    Gymnasium's class draws a new state one step after the end of an episode, and ignores the action of that
+    step. This class draws it at once, from the same generator and bounds, so that every step counts. It also
+    computes the dynamics itself, to the same numbers: the rest of gymnasium's step (checks, autoreset,
+    copies) takes twice as long as the equations.
 
     Args:
         env_id: ``CartPole-v0`` or ``CartPole-v1``.
@@ -65,17 +68,16 @@ class CartPoleEnv(BatchedEnv):
                 env_id, num_envs, vectorization_mode="vector_entry_point", **options
             )
         observations = {"observation": Unbounded((num_envs, 4), dtype=torch.float32)}
-        if render:
-            shape = (simulator.screen_height, simulator.screen_width, 3)
-            observations["pixels"] = Unbounded((num_envs, *shape), dtype=torch.uint8)
-        super().__init__(env_id, num_envs, observations, discrete_action(2, num_envs), 1, seed)
+        picture_shape = (simulator.screen_height, simulator.screen_width, 3) if render else None
+        action = discrete_action(2, num_envs)
+        super().__init__(env_id, num_envs, observations, action, 1, seed, picture_shape)
         self._simulator = simulator
         self._forces = np.array([-simulator.force_mag, simulator.force_mag])
         self._bounds = np.array([[simulator.x_threshold], [simulator.theta_threshold_radians]])
         self._renders = render
 
     def _simulate(self, action: NDArray[Any]) -> Outcome:
-        # Any other integer, negative ones included, has bits that remain in the bitwise disjunction of all.
+        # A bitwise OR of all actions is 0 or 1 only if all of them are: other integers set other bits.
         if np.bitwise_or.reduce(action) not in (0, 1):
             raise ValueError(f"actions are {action.tolist()}; expected 0 (left) or 1 (right)")
         simulator = self._simulator
@@ -111,7 +113,7 @@ class CartPoleEnv(BatchedEnv):
         return {key: values[indices] for key, values in self._draw(indices).items()}
 
     def _draw(self, indices: NDArray[np.int64]) -> Arrays:
-        """Draw new states for some poles, and return what all poles show then."""
+        """Draw new states for some poles; return the observations of all poles."""
         simulator = self._simulator
         bounds = simulator.low, simulator.high
         simulator.state[:, indices] = simulator.np_random.uniform(*bounds, (4, len(indices)))
@@ -133,10 +135,10 @@ class CartPoleEnv(BatchedEnv):
 
     def _load_simulators(self, state: dict[str, Any]) -> None:
         simulator = self._simulator
-        simulator.reset(seed=0)  # makes the generator, and what pictures are drawn with
+        simulator.reset(seed=0)  # creates the generator, and the surfaces for pictures
         simulator.state, simulator.steps = state["state"].numpy().copy(), state["steps"].numpy().copy()
         set_generator_state(simulator.np_random, state["generator"])
-        self._episodes.shown = self._observe(simulator.state.T.astype(np.float32))
+        self._episodes.observations = self._observe(simulator.state.T.astype(np.float32))
         self._episodes.lengths = simulator.steps.astype(np.int64)
 
     def _observe(self, observation: NDArray[np.float32]) -> Arrays:

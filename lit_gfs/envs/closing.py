@@ -1,4 +1,4 @@
-"""Closing environments, which must not cost a run what it has achieved."""
+"""Closing of environments: a failure there must not cost a run its results."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import sys
 
 from torchrl.envs import EnvBase
 
-from lit_gfs.envs.base import BatchedEnv, Unresponsive
+from lit_gfs.envs.activity import Unresponsive
+from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.errors import STOPS, in_one_line
 
 
 def close_env(env: EnvBase) -> None:
-    """Close environments, visibly to who watches them; one that fails at it is told on stderr, and left."""
+    """Close environments, under the watch of a step timeout; print a warning for one that fails to close."""
     if not isinstance(env, BatchedEnv):
         env.close()
         return
@@ -31,5 +32,5 @@ def close_env(env: EnvBase) -> None:
 
 
 def leave_open(env: EnvBase) -> None:
-    """Have nobody close environments any more, as TorchRL does when it throws them away."""
+    """Mark environments as closed: otherwise TorchRL closes them when they are deleted."""
     env.is_closed = True

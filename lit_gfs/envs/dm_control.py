@@ -18,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torchrl.data import TensorSpec, Unbounded
 
-from lit_gfs.envs.base import Outcome, continuous_action, discrete_action
+from lit_gfs.envs.action_specs import continuous_action, discrete_action
+from lit_gfs.envs.episodes import Outcome
 from lit_gfs.envs.serial import SerialEnv
+from lit_gfs.envs.suites import Suite
 from lit_gfs.errors import UserError
 
-# Without a display, dm_control may fail to import unless it is told not to look for one. "disable" is no
-# choice against rendering: processes inherit it from those that set it here.
+# Without a display, dm_control may fail to import unless rendering is disabled. The value "disable" does not
+# mean that the user decided against rendering: child processes inherit it from this line.
 _GL_CHOSEN_BY_USER = os.environ.setdefault("MUJOCO_GL", "disable") != "disable"
 
 import mujoco  # noqa: E402
@@ -34,7 +36,7 @@ from dm_control.utils import rewards  # noqa: E402
 _PICTURE = (240, 320)
 _MOST_ACTIONS = 1_000
 _UNLIMITED = 1e10
-"""What dm_control gives as the bound of an actuator without limits."""
+"""The bound that dm_control has for an actuator without limits."""
 
 
 def dm_control_tasks() -> dict[str, tuple[str, str]]:
@@ -46,18 +48,18 @@ class DMControlEnv(SerialEnv):
     """A task of the suite: flat float32 observations, actions in [-1, 1], episodes of 1,000 steps.
 
     Observations are concatenated in the suite's own order. Actions are clipped to [-1, 1] and scaled to the
-    task's bounds; actuators without bounds take them as they are. The end of an episode is a truncation if
-    the suite gives it discount 1, and a termination if it gives discount 0.
+    task's bounds; actuators without bounds take them unscaled. The end of an episode is a truncation if its
+    discount in the suite is 1, and a termination if it is 0.
 
     Args:
         env_id: ``dm_control/<domain>-<task>-v0``.
         num_envs: Number of simulators.
         seed: Seed of the first reset; ``None`` draws one from the operating system.
         render: Whether to add ``pixels`` of the first camera, ``(num_envs, 240, 320, 3)``.
-        action_repeat: Control steps that an action lasts; their rewards are summed.
-        values_per_actuator: Makes actions discrete, for agents that need it: each actuator takes one of so
-            many evenly spaced values, ends included, and each combination is an action, the last actuator
-            varying fastest. 2 is bang-bang control, 3 has rest besides (Seyde et al. 2021, arXiv 2111.02552).
+        action_repeat: Control steps per action; their rewards are summed.
+        values_per_actuator: Makes actions discrete: the number of evenly spaced values of each actuator,
+            both bounds included. Each combination of values is an action, with the last actuator varying
+            fastest. 2 is bang-bang control; 3 adds rest (Seyde et al. 2021, arXiv 2111.02552).
 
     Raises:
         UserError: If an option is out of range, or OpenGL is needed and does not work here.
@@ -83,7 +85,7 @@ class DMControlEnv(SerialEnv):
         if render:
             _enable_rendering(env_id)
         with _without_model_warnings():
-            # Some tasks draw their model once (lqr): it is the same whatever the seed of the episodes.
+            # Some tasks draw their model once (lqr). This seed makes it the same in every run.
             load = partial(suite.load, domain, task, task_kwargs={"random": 0})
             environments = [load() for _ in range(num_envs)]
         try:
@@ -108,7 +110,7 @@ class DMControlEnv(SerialEnv):
         super().__init__(
             env_id,
             num_envs,
-            Unbounded((num_envs, size), dtype=torch.float32),
+            {"observation": Unbounded((num_envs, size), dtype=torch.float32)},
             action,
             action_repeat,
             seed,
@@ -156,6 +158,9 @@ class DMControlEnv(SerialEnv):
         super().close(raise_if_closed=raise_if_closed)
 
 
+SUITE = Suite(ids=dm_control_tasks, env_class=lambda env_id: DMControlEnv)
+
+
 def _combinations(env_id: str, values: int, actuators: int) -> NDArray[np.float32]:
     """Return every combination of values from -1 to 1, ``(values ** actuators, actuators)``."""
     if values**actuators > _MOST_ACTIONS:
@@ -167,14 +172,14 @@ def _combinations(env_id: str, values: int, actuators: int) -> NDArray[np.float3
 
 
 class _Simulator:
-    """Steps a task as `dm_control.rl.control.Environment` does, bit for bit, at less cost.
+    """Steps a task with the same results as `dm_control.rl.control.Environment`, bit for bit, but faster.
 
-    What that class looks up in every step (the integrator, the MuJoCo structures behind their wrappers, the
-    counters of warnings) is looked up once an episode, observations are only made where they are shown, and
-    rewards come from `_tolerance`.
+    It looks up the integrator, the MuJoCo structures behind their wrappers and the counters of warnings once
+    in an episode instead of in every step. It makes observations only where they are needed, and computes
+    rewards with `_tolerance`.
 
     Args:
-        environment: What ``suite.load`` returned.
+        environment: The result of ``suite.load``.
     """
 
     def __init__(self, environment: Any) -> None:
@@ -214,8 +219,8 @@ class _Simulator:
         return reward, self._task.get_termination(self._physics)
 
     def _advance(self) -> None:
-        # The order of dm_control's `legacy_step`: positions and velocities are brought up to date at the end
-        # of a control step, not at the beginning of the next one.
+        # The order of dm_control's `legacy_step`, which updates positions and velocities at the end of a
+        # control step, not at the beginning of the next one.
         if self._runge_kutta:
             mujoco.mj_step(self._model, self._data, self._substeps)
         else:
@@ -227,7 +232,7 @@ class _Simulator:
             raise PhysicsError("the simulation diverged: MuJoCo counted new warnings in this step")
 
     def observe(self, row: NDArray[Any]) -> None:
-        """Write what the task shows into ``row``, one named observation after the other."""
+        """Write the task's observation into ``row``, one named part after the other."""
         start = 0
         for value in self._task.get_observation(self._physics).values():
             stop = start + value.size
@@ -242,10 +247,10 @@ def _tolerance(
     sigmoid: str = "gaussian",
     value_at_margin: float = rewards._DEFAULT_VALUE_AT_MARGIN,
 ) -> Any:
-    """Return what `dm_control.utils.rewards.tolerance` does, bit for bit.
+    """Return the same as `dm_control.utils.rewards.tolerance`, bit for bit.
 
-    That function selects with arrays also where ``x`` is one number, which takes as long as the physics of a
-    light model. Here one number takes one branch.
+    That function selects with arrays even where ``x`` is one number, which takes as long as the physics of a
+    light model. This one takes a branch instead.
     """
     if not isinstance(x, float):
         return rewards.tolerance(x, bounds, margin, sigmoid, value_at_margin)
@@ -265,7 +270,7 @@ _LIGHT_REWARDS = SimpleNamespace(**{**vars(rewards), "tolerance": _tolerance})
 
 
 def _with_light_tolerance(get_reward: Any) -> Any:
-    """Return a task's reward method that calls `_tolerance`, and leave the suite's own as it is."""
+    """Return a copy of a task's reward method that calls `_tolerance`; the suite itself does not change."""
     function = get_reward.__func__
     names = function.__globals__
     if names.get("rewards") is not rewards:
@@ -282,7 +287,7 @@ def _with_light_tolerance(get_reward: Any) -> Any:
 
 @contextmanager
 def _without_model_warnings() -> Iterator[None]:
-    """Drop warnings about the suite's own model files, one for each simulator."""
+    """Suppress warnings about the suite's own model files, one for each simulator."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -293,12 +298,12 @@ def _without_model_warnings() -> Iterator[None]:
 
 
 def _enable_rendering(env_id: str) -> None:
-    """Bind dm_control to an OpenGL library, if the user did not choose one or none."""
+    """Bind dm_control to an OpenGL library, unless the user has made a choice."""
     if _GL_CHOSEN_BY_USER or _render.BACKEND not in (None, *_render.constants.NO_RENDERER):
         return
     os.environ["MUJOCO_GL"] = "egl"
     try:
-        # The library is bound on import, which happened without one if there was another environment before.
+        # dm_control binds the library on import. An earlier environment may have imported it without one.
         importlib.reload(_render)
     except Exception as error:
         os.environ["MUJOCO_GL"] = "disable"

@@ -1,4 +1,4 @@
-"""Gymnasium's environments, and those that a user registers with it."""
+"""Environments in gymnasium's registry, its own and those of users."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 from torchrl.data import Unbounded
+from typing_extensions import override
 
-from lit_gfs.envs.base import Misconduct
+from lit_gfs.envs.activity import Misconduct
+from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.serial import SerialEnv
 from lit_gfs.envs.spaces import ImageAxes, read_action, read_observation
+from lit_gfs.envs.suites import Suite, has_prefix
 from lit_gfs.errors import UserError, in_one_line, nearest
 from lit_gfs.utils.trust import trusted_packages
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-# Pictures are drawn off screen: there is no window system to look for, or to complain about.
+# Pictures are drawn off screen, so SDL need not look for a window system, or complain about it.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 _CHOSEN_HERE = {"num_envs", "render_mode", "self"}
-"""Arguments of environments that are not a user's options."""
+"""Arguments of environments that users cannot set as options."""
 
 _OURS = ("image_axes", "observation_key")
 """Options of `GymnasiumEnv` itself."""
@@ -37,15 +40,15 @@ _OURS = ("image_axes", "observation_key")
 
 def gymnasium_ids() -> list[str]:
     """List the ids in gymnasium's registry, without those of other suites."""
-    return [env_id for env_id in gymnasium.registry if not env_id.startswith("ALE/")]
+    return [env_id for env_id in gymnasium.registry if not has_prefix(env_id)]
 
 
 def is_registered(env_id: str) -> bool:
-    """Say whether gymnasium knows an id, once those who may register it have done so.
+    """Say whether gymnasium knows an id, after letting packages register it.
 
-    Of ``module:id`` that is the module, of an unknown id every package that the user trusts: when it is
-    imported, by an entry point ``gymnasium.envs``, or by a function ``register_envs`` in it or in its module
-    ``gym``.
+    For ``module:id`` this is the module, for an unknown id every package that the user trusts. A package
+    registers environments when it is imported, by an entry point ``gymnasium.envs``, or by a function
+    ``register_envs`` in it or in its module ``gym``.
 
     Raises:
         UserError: If a module cannot be imported.
@@ -66,7 +69,7 @@ def is_registered(env_id: str) -> bool:
 
 
 def _register_from(package: str, name: str) -> None:
-    """Import a package, and have it register its environments until an id is known."""
+    """Import a package, and let it register its environments until an id is known."""
     for register in _registrations(package):
         if name in gymnasium.registry:
             return
@@ -75,7 +78,7 @@ def _register_from(package: str, name: str) -> None:
 
 
 def _registrations(package: str) -> Iterator[Callable[[], Any]]:
-    """Yield what registers a package's environments, and imports what that needs."""
+    """Import a package, and yield the functions that register its environments."""
     imported = importlib.import_module(package)
     for entry in importlib.metadata.entry_points(group="gymnasium.envs"):
         if entry.module == package or entry.module.startswith(f"{package}."):
@@ -89,7 +92,7 @@ def _registrations(package: str) -> Iterator[Callable[[], Any]]:
 
 
 def gymnasium_options(env_id: str) -> list[str] | None:
-    """List what ``make_env`` may pass on to an environment; ``None`` if it takes anything."""
+    """List the options that `lit_gfs.envs.make_env` takes for an environment; ``None`` if it takes any."""
     spec = gymnasium.spec(env_id.rpartition(":")[2])
     try:
         entry = spec.entry_point
@@ -100,7 +103,7 @@ def gymnasium_options(env_id: str) -> list[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     ours = [] if is_natively_batched(env_id) else list(_OURS)
-    return ["max_episode_steps", *ours, *(name for name in parameters if name not in _CHOSEN_HERE)]
+    return ["render", "max_episode_steps", *ours, *(name for name in parameters if name not in _CHOSEN_HERE)]
 
 
 def is_natively_batched(env_id: str) -> bool:
@@ -112,9 +115,9 @@ def is_natively_batched(env_id: str) -> bool:
 class GymnasiumEnv(SerialEnv):
     """Copies of one of gymnasium's environments, each seeded on its own.
 
-    `lit_gfs.envs.spaces` says what becomes of observations and actions: all of gymnasium's spaces of a fixed
-    size can be observed, and acted in are Discrete, MultiDiscrete, MultiBinary and boxes of floats. Stacks of
-    frames are handed on, and replayed, as they come.
+    `lit_gfs.envs.spaces` converts observations and actions. Observations may be of all gymnasium spaces of a
+    fixed size; actions of Discrete, MultiDiscrete, MultiBinary and boxes of floats. Stacks of frames are not
+    recognized: replay stores them whole.
 
     Args:
         env_id: An id in gymnasium's registry, or ``module:id`` with the module that registers it.
@@ -122,8 +125,8 @@ class GymnasiumEnv(SerialEnv):
         seed: Seed of the first reset; ``None`` draws one from the operating system.
         render: Whether to add ``pixels``, ``(num_envs, height, width, 3)``.
         image_axes: Axes of images, ``hwc``, ``chw`` or ``hw``, or ``none`` where arrays are no images;
-            ``None`` finds it out, where that is clear.
-        observation_key: The entry of a dictionary that is the observation; ``None`` takes them all.
+            ``None`` infers the axes from the shape, where that is clear.
+        observation_key: The entry of a dictionary to observe; ``None`` observes all of them.
         options: Arguments of the environment, and ``max_episode_steps``.
 
     Raises:
@@ -153,8 +156,8 @@ class GymnasiumEnv(SerialEnv):
         observed = read_observation(env_id, simulators[0].observation_space, image_axes, observation_key)
         action = read_action(env_id, simulators[0].action_space, num_envs)
         picture_shape = _picture_shape(env_id, simulators[0]) if render else None
-        spec = Unbounded((num_envs, *observed.shape), dtype=observed.dtype)
-        super().__init__(env_id, num_envs, spec, action.spec, 1, seed, picture_shape)
+        observations = {"observation": Unbounded((num_envs, *observed.shape), dtype=observed.dtype)}
+        super().__init__(env_id, num_envs, observations, action.spec, 1, seed, picture_shape)
         self.action_bounds = action.bounds
         self._simulators = simulators
         self._write = observed.write
@@ -167,22 +170,22 @@ class GymnasiumEnv(SerialEnv):
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether seeds and actions decide what the simulators do: what their registration says."""
+        """Whether the simulators repeat themselves: true unless registered as ``nondeterministic``."""
         return not getattr(self._simulators[0].spec, "nondeterministic", False)
 
     def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
         try:
-            shown, reward, terminated, truncated, _ = self._simulators[index].step(self._read(action))
+            observed, reward, terminated, truncated, _ = self._simulators[index].step(self._read(action))
         except (ValueError, TypeError) as error:
             _explain(error, "step returns five values (observation, reward, terminated, truncated, info)")
             raise
-        self._write(shown, observation)
+        self._write(observed, observation)
         if type(reward) is not float:
             reward = self._number(reward, index)
         return reward, bool(terminated), bool(truncated)
 
     def _number(self, reward: Any, index: int) -> float:
-        """Take a reward that is a number of another type, or an array of one."""
+        """Convert a reward that is a number of another type, or an array of one number."""
         values = np.asarray(reward)
         if values.size == 1 and values.dtype.kind in "biuf":
             return float(values.item())
@@ -194,11 +197,11 @@ class GymnasiumEnv(SerialEnv):
 
     def _restart_one(self, index: int, seed: int | None, observation: NDArray[Any]) -> None:
         try:
-            shown, _ = self._simulators[index].reset(seed=seed)
+            observed, _ = self._simulators[index].reset(seed=seed)
         except (ValueError, TypeError) as error:
             _explain(error, "reset returns two values (observation, info)")
             raise
-        self._write(shown, observation)
+        self._write(observed, observation)
 
     def _render_one(self, index: int) -> NDArray[np.uint8]:
         return self._simulators[index].render()
@@ -210,6 +213,33 @@ class GymnasiumEnv(SerialEnv):
         super().close(raise_if_closed=raise_if_closed)
 
 
+def _env_class(env_id: str) -> type[BatchedEnv]:
+    if not is_natively_batched(env_id):
+        return GymnasiumEnv
+    from lit_gfs.envs.cartpole import CartPoleEnv  # imports this module
+
+    return CartPoleEnv
+
+
+class _GymnasiumSuite(Suite):
+    """A suite with the ids and options of gymnasium's registry, which may grow."""
+
+    @override
+    def has(self, env_id: str) -> bool:
+        return is_registered(env_id)
+
+    @override
+    def options(self, env_id: str) -> list[str] | None:
+        return gymnasium_options(env_id)
+
+    @override
+    def default_options(self, env_id: str) -> dict[str, Any]:
+        return {}
+
+
+SUITE = _GymnasiumSuite(ids=gymnasium_ids, env_class=_env_class)
+
+
 def _picture_shape(env_id: str, simulator: Any) -> tuple[int, ...]:
     try:
         simulator.reset()
@@ -219,7 +249,7 @@ def _picture_shape(env_id: str, simulator: Any) -> tuple[int, ...]:
 
 
 def _explain(error: Exception, expected: str) -> None:
-    """Say which values gymnasium expects of a function, if the error is that others came."""
+    """If the error is a wrong number of return values, raise one that says what gymnasium expects."""
     if "unpack" in str(error):
         raise Misconduct(f"raised {in_one_line(error)}; gymnasium's {expected}") from error
 
@@ -234,7 +264,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Drop what gymnasium says, once for each simulator, about an id that has a newer version."""
+    """Suppress gymnasium's warnings, such as one per simulator about an id that has a newer version."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Where simulators are, as the seeds and the actions that brought them there."""
+"""The history of simulators: the seeds and actions that lead to their present state."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from lit_gfs.utils.seeding import derive_seed
 
 MOST_STEPS = 200_000
-"""Vector steps that a history may hold; an episode that never ends must not fill the memory."""
+"""Most vector steps in a history, to bound its memory when an episode never ends."""
 
 
 class History:
-    """For every simulator, the seed of its latest seeded reset and all actions since.
+    """The seed of each simulator's latest seeded reset, and all actions since.
 
-    A simulator whose draws all follow from its seed is brought back by that reset and those actions, at the
-    cost of taking them again. A seed lasts for several episodes, as a seeded reset may take much longer than
-    others: once ``steps_per_seed`` steps have been taken, the next episode is to begin with a new one.
+    If all draws of a simulator follow from its seed, the same reset and the same actions bring it back to its
+    state. A seeded reset may take much longer than others, so a seed lasts for several episodes: the first
+    episode after ``steps_per_seed`` steps begins with a new one.
 
     Args:
-        num_envs: How many simulators there are.
-        steps_per_seed: Steps of a simulator after which its next episode begins with a seed of its own.
+        num_envs: Number of simulators.
+        steps_per_seed: Steps of a simulator after which its next episode begins with a new seed.
     """
 
     def __init__(self, num_envs: int, steps_per_seed: int) -> None:
@@ -34,23 +34,23 @@ class History:
         self._count = 0
         self._actions: list[NDArray[Any]] = []
         self.is_complete = False
-        """Whether the simulators' state follows from what is held."""
+        """Whether the simulators' state follows from the seeds and actions here."""
 
     def begin_all(self, seeds: NDArray[np.int64]) -> None:
-        """Forget everything: all simulators were reset with seeds ``(num_envs,)``."""
+        """Start over: all simulators were reset with seeds ``(num_envs,)``."""
         self._seeds = seeds.copy()
         self._seeded_at = np.zeros_like(self._seeded_at)
         self._count, self._actions = 0, []
         self.is_complete = True
 
     def begin(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
-        """Note that some simulators were reset with seeds, one per index."""
+        """Record that some simulators were reset, with one seed per index."""
         self._seeds[indices] = seeds
         self._seeded_at[indices] = self._count
-        self._forget_what_came_before()
+        self._remove_unneeded_actions()
 
     def record(self, action: NDArray[Any]) -> None:
-        """Note a step of all simulators, given their actions ``(num_envs, ...)``."""
+        """Record a step of all simulators, given their actions ``(num_envs, ...)``."""
         if not self.is_complete:
             return
         if len(self._actions) == MOST_STEPS:
@@ -61,18 +61,20 @@ class History:
         self._count += 1
 
     def due(self, ended: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """List the simulators, among those whose episode has ended, that need a new seed."""
+        """Return the indices of simulators whose episode has ended and whose seed has lasted long enough."""
         return np.flatnonzero(ended & (self._count - self._seeded_at >= self._steps_per_seed))
 
     def next_seeds(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Derive the next seed of some simulators, a function of the one that each has."""
+        """Derive the next seeds of some simulators from their present ones."""
         seeds = [derive_seed("episode", int(self._seeds[index]), int(index)) for index in indices]
         return np.array(seeds, dtype=np.int64)
 
     def state(self) -> dict[str, Tensor] | None:
-        """Return seeds and steps since, ``(num_envs,)``, and actions ``(T, num_envs, ...)``.
+        """Return the seeds, the steps since, and the actions.
 
-        ``None`` if the simulators' state does not follow from them.
+        Returns:
+            ``seeds`` and ``steps`` ``(num_envs,)``, ``actions`` ``(T, num_envs, ...)``; ``None`` if the
+            simulators' state does not follow from them.
         """
         if not self.is_complete:
             return None
@@ -86,14 +88,14 @@ class History:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Restore the result of `state`."""
         actions = state["actions"].numpy()
         self.begin_all(state["seeds"].numpy())
         self._count, self._actions = len(actions), list(actions)
         self._seeded_at = self._count - state["steps"].numpy()
 
-    def _forget_what_came_before(self) -> None:
-        """Drop the actions that no simulator needs any more, now and then."""
+    def _remove_unneeded_actions(self) -> None:
+        """Remove the actions from before all seeds, once there are many."""
         unneeded = len(self._actions) - self._count + int(self._seeded_at.min())
         if unneeded > self._steps_per_seed:
             del self._actions[:unneeded]

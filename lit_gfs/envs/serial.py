@@ -1,69 +1,53 @@
-"""Simulators that exist one by one, stepped in a loop inside one environment step."""
+"""Single simulators, which every environment step steps in a loop."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchrl.data import TensorSpec, Unbounded
 
-from lit_gfs.envs.base import Arrays, BatchedEnv, Outcome, env_seeds
+from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.episodes import Arrays, Outcome
+from lit_gfs.envs.simulators import env_seeds
 
 
 class SerialEnv(BatchedEnv):
-    """Base of suites without a batched simulator; each simulator has a generator of its own.
+    """Base of suites without a batched simulator; each of its simulators has its own generator.
 
-    Args:
-        env_id: The id that a user knows this environment by.
-        num_envs: How many simulators there are.
-        observation: Spec of ``observation``, ``(num_envs, *shape)``.
-        action: Spec of ``action``, ``(num_envs,)`` or ``(num_envs, dim)``.
-        frame_skip: Simulator frames per step.
-        seed: Seed of the first reset; ``None`` draws one from the operating system.
-        picture_shape: ``(height, width, 3)`` of what `_render_one` returns; ``None`` renders nothing.
+    The arguments are those of `BatchedEnv`. Simulators write ``observation``, and `_render_one` gives
+    ``pixels``.
     """
 
-    def __init__(
-        self,
-        env_id: str,
-        num_envs: int,
-        observation: TensorSpec,
-        action: TensorSpec,
-        frame_skip: int,
-        seed: int | None,
-        picture_shape: tuple[int, ...] | None,
-    ) -> None:
-        observations = {"observation": observation}
-        if picture_shape is not None:
-            observations["pixels"] = Unbounded((num_envs, *picture_shape), dtype=torch.uint8)
-        super().__init__(env_id, num_envs, observations, action, frame_skip, seed)
-        # Shape of one row and type of each observation, to allocate them afresh in every step.
-        self._layout = {
+    @cached_property
+    def _layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape of one row and type of each observation, to allocate them afresh in every step."""
+        return {
             key: (tuple(spec.shape[1:]), np.dtype(str(spec.dtype).removeprefix("torch.")))
-            for key, spec in observations.items()
+            for key, spec in self.observation_spec.items()
+            if key in ("observation", "pixels")
         }
 
     @abstractmethod
     def _restart_one(self, index: int, seed: int | None, observation: NDArray[Any]) -> None:
-        """Begin an episode in one simulator and write what it shows into ``observation``.
+        """Begin an episode in one simulator and write its first observation.
 
         Args:
-            index: Which simulator.
-            seed: Replaces its generator; ``None`` goes on with the one it has.
-            observation: One row, to write into.
+            index: The simulator.
+            seed: Seed of a new generator; ``None`` goes on with the present one.
+            observation: The row to write to.
         """
 
     @abstractmethod
     def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
-        """Step one simulator and write what it shows into ``observation``.
+        """Step one simulator and write its observation.
 
         Args:
-            index: Which simulator.
+            index: The simulator.
             action: Its row of the actions.
-            observation: One row, to write into.
+            observation: The row to write to.
 
         Returns:
             Reward, terminated, truncated.

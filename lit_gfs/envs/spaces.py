@@ -1,4 +1,4 @@
-"""What gymnasium's spaces become here: one array per observation, one flat row per action."""
+"""Conversion of gymnasium's spaces: one array for each observation, one flat row for each action."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from gymnasium.spaces.utils import flatten, flatten_space
 from numpy.typing import NDArray
 from torchrl.data import TensorSpec
 
-from lit_gfs.envs.base import Misconduct, continuous_action, discrete_action, multi_discrete_action
+from lit_gfs.envs.action_specs import continuous_action, discrete_action, multi_discrete_action
+from lit_gfs.envs.activity import Misconduct
 from lit_gfs.errors import UserError
 
 ImageAxes = Literal["hwc", "chw", "hw", "none"]
-"""An image's axes in their order (height, width, channels); a gray one has two; ``none``: it is no image."""
+"""The axes of an image in order (height, width, channels), two if it is gray; ``none`` for no image."""
 
 _SMALLEST_GRAY = 36
-"""Height and width from which a plane of bytes is taken for a gray picture: what Nature CNN needs."""
+"""Least height and width at which a plane of bytes counts as a gray image: Nature CNN needs as much."""
 
 _AXES_OF: dict[int, tuple[ImageAxes, ...]] = {2: ("hw", "none"), 3: ("hwc", "chw", "none")}
 
 
 class Observation(NamedTuple):
-    """How one observation is kept."""
+    """The conversion of observations."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     write: Callable[[Any, NDArray[Any]], None]
-    """Writes what an environment shows into its row; raises `Misconduct` if it is not of the space."""
+    """Writes an environment's observation into a row; raises `Misconduct` if it is not of the space."""
 
 
 class Action(NamedTuple):
-    """How actions are handed to an environment."""
+    """The conversion of actions."""
 
     spec: TensorSpec
     bounds: tuple[NDArray[np.float32], NDArray[np.float32]] | None
     """Smallest and largest values ``(dim,)`` of a continuous action; infinite where there is no bound."""
     read: Callable[[Any], Any]
-    """Makes an environment's own action of one row."""
+    """Converts one row into an action of the environment."""
 
 
 # -- observations --------------------------------------------------------------------------------------------
@@ -49,31 +50,31 @@ class Action(NamedTuple):
 def read_observation(
     env_id: str, space: Any, image_axes: ImageAxes | None = None, key: str | None = None
 ) -> Observation:
-    """Say how observations of one of gymnasium's spaces are kept.
+    """Return the conversion of observations from a gymnasium space.
 
     Images have three axes, or are a plane of bytes of at least 36 x 36. They become ``(channels, height,
-    width)``: bytes stay bytes; booleans, and bytes that are 0 or 1, become the bytes 0 and 255, which
-    encoders scale to 0 and 1; the rest is float32. Other arrays are float32. Bytes, and numbers declared from
-    0 to 255, are scaled to [0, 1] where they do not stay bytes.
+    width)``. Bytes stay bytes; booleans, and bytes that are 0 or 1, become the bytes 0 and 255, which
+    encoders scale to 0 and 1; other images become float32. Arrays that are not images become float32. Bytes,
+    and numbers declared from 0 to 255, are scaled to [0, 1] unless they stay bytes.
 
-    All other spaces are flattened as gymnasium does it: what is discrete becomes a one-hot vector.
+    All other spaces are flattened by gymnasium: discrete ones become one-hot vectors.
 
     Args:
         env_id: The environment, for messages.
         space: The space of its observations.
-        image_axes: What an array's axes are; ``None`` leaves that to `find_axes`.
-        key: The entry of a dictionary that is the observation; ``None`` takes all entries.
+        image_axes: The axes of an array; ``None`` infers them, see `find_axes`.
+        key: The entry of a dictionary to observe; ``None`` observes all entries.
 
     Raises:
-        UserError: If the space cannot be flattened or has an image among other things, if an image's axes are
-            not clear, or if an option does not fit.
+        UserError: If the space cannot be flattened, or has an image among other entries, if the axes of an
+            image are not clear, or if an option does not fit.
     """
     if key is not None:
         if not isinstance(space, spaces.Dict) or key not in space.spaces:
             keys = list(space.spaces) if isinstance(space, spaces.Dict) else None
             raise UserError(f"observation_key is {key!r}; expected {_one_of(keys)} for {env_id!r}")
         part = read_observation(env_id, space[key], image_axes)
-        return part._replace(write=lambda shown, row: part.write(shown[key], row))
+        return part._replace(write=lambda observed, row: part.write(observed[key], row))
     if isinstance(space, spaces.Dict) and len(space.spaces) == 1:
         return read_observation(env_id, space, image_axes, next(iter(space.spaces)))
     if isinstance(space, spaces.Box):
@@ -87,13 +88,13 @@ def read_observation(
 
 
 def find_axes(shape: tuple[int, ...]) -> ImageAxes | None:
-    """Find an image's channels: the axis beside two of equal size, or one at most half as long as the others.
+    """Find the channels of an image: the axis beside two of equal size, or one at most half as long as those.
 
     Args:
         shape: ``(height, width, channels)`` or ``(channels, height, width)``.
 
     Returns:
-        ``hwc``, ``chw``, or ``None`` where the shape does not tell.
+        ``hwc``, ``chw``, or ``None`` if the shape is ambiguous.
     """
     first, middle, last = shape
     if (first == middle) != (middle == last):
@@ -131,20 +132,20 @@ def _array(space: spaces.Box, axes: ImageAxes) -> Observation:
     is_binary = space.dtype == bool or (space.dtype == np.uint8 and space.high.max(initial=0) == 1)
     is_bytes = axes != "none" and (is_binary or space.dtype == np.uint8)
     scale: Any = (np.uint8(255) if is_binary else None) if is_bytes else _scale(space)
-    promised = space.shape
+    declared = space.shape
     order = {"hwc": (2, 0, 1), "chw": None, "hw": None, "none": None}[axes]
     if axes == "none":
-        # Three axes would be taken for an image's.
-        shape = (space.low.size,) if len(promised) in (0, 3) else promised
+        # Three axes would look like an image.
+        shape = (space.low.size,) if len(declared) in (0, 3) else declared
     elif order is None:
-        shape = promised if axes == "chw" else (1, *promised)
+        shape = declared if axes == "chw" else (1, *declared)
     else:
-        shape = tuple(promised[axis] for axis in order)
+        shape = tuple(declared[axis] for axis in order)
 
-    def write(shown: Any, row: NDArray[Any]) -> None:
-        array = np.asarray(shown)
-        if array.shape != promised:
-            raise Misconduct(f"showed an observation of shape {array.shape}; its space has {promised}")
+    def write(observed: Any, row: NDArray[Any]) -> None:
+        array = np.asarray(observed)
+        if array.shape != declared:
+            raise Misconduct(f"showed an observation of shape {array.shape}; its space has {declared}")
         if scale is not None:
             array = array * scale
         row[...] = array.reshape(shape) if order is None else array.transpose(order)
@@ -153,7 +154,7 @@ def _array(space: spaces.Box, axes: ImageAxes) -> Observation:
 
 
 def _scale(space: spaces.Box) -> NDArray[np.float32] | None:
-    """Return the factors that bring bytes to [0, 1]; ``None`` where there is nothing to scale."""
+    """Return the factors that scale bytes to [0, 1]; ``None`` where there is nothing to scale."""
     high = space.high.astype(np.float64)
     is_byte = high > 1 if space.dtype == np.uint8 else (space.low == 0) & (high == 255)
     return (1 / np.where(is_byte, high, 1)).astype(np.float32) if is_byte.any() else None
@@ -162,10 +163,10 @@ def _scale(space: spaces.Box) -> NDArray[np.float32] | None:
 def _one_hot(space: spaces.Discrete) -> Observation:
     first, count = int(space.start), int(space.n)
 
-    def write(shown: Any, row: NDArray[Any]) -> None:
-        index = int(shown) - first
+    def write(observed: Any, row: NDArray[Any]) -> None:
+        index = int(observed) - first
         if not 0 <= index < count:
-            raise Misconduct(f"showed {shown}; its space has {first} to {first + count - 1}")
+            raise Misconduct(f"showed {observed}; its space has {first} to {first + count - 1}")
         row[:] = 0
         row[index] = 1
 
@@ -185,16 +186,16 @@ def _flattened(env_id: str, space: Any) -> Observation:
     whole = _array(flat, "none")
     is_flat = isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary)
 
-    def write(shown: Any, row: NDArray[Any]) -> None:
-        if is_flat and not space.contains(np.asarray(shown, space.dtype)):
-            raise Misconduct(f"showed {np.asarray(shown).tolist()}; its space is {space}")
-        whole.write(flatten(space, shown), row)
+    def write(observed: Any, row: NDArray[Any]) -> None:
+        if is_flat and not space.contains(np.asarray(observed, space.dtype)):
+            raise Misconduct(f"showed {np.asarray(observed).tolist()}; its space is {space}")
+        whole.write(flatten(space, observed), row)
 
     return whole._replace(write=write)
 
 
 def _leaves(space: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the parts of dictionaries and tuples, however deep, and where they are."""
+    """Yield the place and the space of every entry of nested dictionaries and tuples."""
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         yield place, space
         return
@@ -221,15 +222,15 @@ def _one_of(choices: Any) -> str:
 
 
 def read_action(env_id: str, space: Any, num_envs: int) -> Action:
-    """Say how actions of one of gymnasium's spaces are handed over.
+    """Return the conversion of actions to a gymnasium space.
 
-    Several discrete choices are a row of indices from 0, a switch being a choice of two. Continuous actions
-    are a flat row.
+    A row has one index from 0 for each of several discrete choices; a switch is a choice of two. Continuous
+    actions are flattened to a row.
 
     Args:
         env_id: The environment, for messages.
         space: The space of its actions.
-        num_envs: Rows of actions.
+        num_envs: Number of rows.
 
     Raises:
         UserError: If the space is of another kind.
@@ -237,7 +238,7 @@ def read_action(env_id: str, space: Any, num_envs: int) -> Action:
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
         return Action(
-            discrete_action(int(space.n), num_envs), None, (lambda row: row + first) if first else _as_it_is
+            discrete_action(int(space.n), num_envs), None, (lambda row: row + first) if first else _unchanged
         )
     if isinstance(space, spaces.MultiDiscrete):
         return _choices(space, space.nvec, space.start, num_envs)
@@ -264,11 +265,11 @@ def _numbers(space: spaces.Box, num_envs: int) -> Action:
         action = row.reshape(space.shape)
         if space.dtype == action.dtype:
             return action
-        # A bound may have been rounded up, to float32.
+        # A bound may have been rounded up, in float32.
         return np.clip(action.astype(space.dtype), space.low, space.high)
 
     return Action(continuous_action(*bounds, num_envs), bounds, read)
 
 
-def _as_it_is(row: Any) -> Any:
+def _unchanged(row: Any) -> Any:
     return row

@@ -1,4 +1,4 @@
-"""What an agent needs to know about an environment, in plain Python values."""
+"""The properties of an environment that agents need, in plain Python values."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ class EnvSpec:
     """Spaces of one environment of a batch.
 
     Attributes:
-        env_id: The id it was made with.
+        env_id: The id of the environment.
         observation_shape: Shape of one observation; ``(channels, height, width)`` for pixels.
         observation_dtype: ``"float32"``, ``"uint8"`` or ``"bool"``.
-        num_actions: How many discrete actions there are; ``None`` if an action is more than one of them.
+        num_actions: Number of discrete actions; ``None`` if an action is not a single discrete choice.
         action_low: Smallest value of each dimension of a continuous action, minus infinity where there is no
             bound; ``None`` if actions are discrete.
         action_high: Largest value of each dimension of a continuous action; ``None`` if actions are discrete.
         frame_skip: Simulator frames per environment step.
-        is_frame_stack: Whether an observation is the last few frames, newest last, and differs from the one
-            before by a frame at its end: replay then stores each frame once. Of environments that are a
-            user's own it is not assumed.
+        is_frame_stack: Whether an observation is a stack of the last few frames, the newest last, so that
+            replay can store each frame once. It is false for all environments of users.
         max_episode_steps: Steps after which an episode is truncated; ``None`` where that is not known.
-        action_choices: Where an action is several discrete choices at once, how many there are of each;
+        action_choices: Number of options of each choice, where an action is several discrete choices at once;
             ``None`` for other actions.
     """
 
@@ -43,7 +42,7 @@ class EnvSpec:
 
     @property
     def is_discrete(self) -> bool:
-        """Whether an action is one of ``num_actions``, and no more than that."""
+        """Whether an action is a single discrete choice."""
         return self.num_actions is not None
 
     @property

@@ -75,7 +75,7 @@ class RecordedMeans:
         self._counts[tag] = self._counts.get(tag, 0) + values.numel()
 
 
-def united(parts: Iterable[Totals]) -> dict[str, Any]:
+def merged_totals(parts: Iterable[Totals]) -> dict[str, Any]:
     """Merge the `RecordedMeans.totals` of several processes into a state for `load_state_dict`."""
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}

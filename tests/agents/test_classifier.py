@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from lightning.pytorch import Callback, seed_everything
 from torch.nn.functional import log_softmax
 
-from fakes import Records
 from lit_gfs.agents.classifier import Classifier
 from lit_gfs.callbacks import (
     CurvatureMonitor,
@@ -26,8 +23,9 @@ from lit_gfs.callbacks import (
 from lit_gfs.datamodules import LabelShuffleDataModule
 from lit_gfs.main import main
 from lit_gfs.networks import PlainTrunk
-
-MakeTrainer = Callable[..., Trainer]
+from support.event_files import read_scalars
+from support.fakes import Records
+from support.training import MakeTrainer
 
 SMALL = [
     "--data.samples=200",
@@ -43,9 +41,7 @@ FIT = ["fit", "--config", "label_shuffle", *SMALL]
 RUN = Path("runs/classifier_digits/version_0")
 
 
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
 def make_data(**arguments: Any) -> LabelShuffleDataModule:
@@ -54,11 +50,7 @@ def make_data(**arguments: Any) -> LabelShuffleDataModule:
 
 
 def tags(run: Path) -> dict[str, dict[int, float]]:
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return {
-        tag: {point.step: point.value for point in events.Scalars(tag)} for tag in events.Tags()["scalars"]
-    }
+    return {tag: dict(points) for tag, points in read_scalars(run).items()}
 
 
 def test_the_loss_is_the_mean_negative_log_likelihood_and_leaves_no_trace() -> None:
@@ -239,36 +231,3 @@ def test_a_run_under_a_recipe_resumes_bit_for_bit(recipe: str) -> None:
     )
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
-
-
-MISTAKES = {
-    "unknown set": (
-        ["--data.dataset", "digit"],
-        "data.dataset is 'digit'; expected one of 'digits', 'cifar10'",
-    ),
-    "no folder": (["--data.dataset", "cifar10"], "data/cifar-10-batches-bin.*data_batch_1.bin.*as root"),
-    "unknown data key": (["--data.shufle_every", "3"], "data.shufle_every .*did you mean 'shuffle_every'"),
-    "unknown key": (["--model.encodr", "NatureCNN"], "model.encodr is no known key; did you mean 'encoder'"),
-    "no phase": (["--data.shuffle_every", "0"], "shuffle_every is 0; expected a whole number of at least 1"),
-    "too large a batch": (["--data.batch_size", "300"], "batch_size is 300; expected at most the 200 images"),
-    "validation in batches": (["--trainer.val_check_interval", "3"], "val_check_interval is 3; .*eval_every"),
-    "an encoder of images": (["--model.encoder", "NatureCNN"], "NatureCNN reads images.*use VectorEncoder"),
-    "an agent": (
-        ["--model", "lit_gfs.agents.DQN"],
-        "DQN learns from environments; expected data RolloutDataModule or",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, expected = MISTAKES[mistake]
-
-    with pytest.raises(SystemExit) as stop:
-        main([*FIT, *arguments])
-
-    assert stop.value.code == 2
-    line = capsys.readouterr().err.strip()
-    assert "\n" not in line
-    assert line.startswith("lit_gfs: error: ")
-    assert re.search(expected, line), line

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_gfs.agents import DQN, PPO, PQN
@@ -15,8 +14,7 @@ from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 from lit_gfs.errors import UserError
 from lit_gfs.networks import PlainTrunk
 from lit_gfs.utils.torch_setup import require_compiler
-
-MakeTrainer = Callable[..., Trainer]
+from support.training import MakeTrainer
 
 compile_module = nn.Module.compile
 COMMON: dict[str, Any] = {"num_envs": 2, "total_steps": 64, "eval_every": 64, "eval_episodes": 1, "seed": 3}

@@ -1,29 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from tensordict import TensorDict
 
-from fakes import CountingEnv, Records
 from lit_gfs.agents import DQN
 from lit_gfs.datamodules import ReplayDataModule
-from lit_gfs.envs import EnvSpec
+from support.fakes import CountingEnv, Records
+from support.specs import discrete_spec
+from support.training import MakeTrainer, replay_data
 
-MakeTrainer = Callable[..., Trainer]
-
-SPEC = EnvSpec(
-    env_id="Counting-v0",
-    observation_shape=(2,),
-    observation_dtype="float32",
-    num_actions=3,
-    action_low=None,
-    action_high=None,
-    frame_skip=1,
-)
+SPEC = discrete_spec()
 
 
 def targets(agent: DQN, **columns: torch.Tensor) -> torch.Tensor:
@@ -93,19 +84,7 @@ def test_the_target_network_is_not_trained() -> None:
     assert list(agent.named_layers()) == ["trunk.layers.0", "trunk.layers.3", "head"]
 
 
-def make_data(**arguments: Any) -> ReplayDataModule:
-    defaults: dict[str, Any] = {
-        "env_id": "Counting-v0",
-        "num_envs": 2,
-        "total_steps": 140,
-        "eval_every": 1000,
-        "learning_starts": 20,
-        "steps_per_update": 2,
-        "batch_size": 8,
-        "buffer_size": 100,
-        "eval_episodes": 2,
-    }
-    return ReplayDataModule(**{**defaults, **arguments})
+make_data = partial(replay_data, total_steps=140)
 
 
 class SyncKeeper(Callback):

@@ -7,17 +7,9 @@ import torch
 from tensordict import TensorDict
 
 from lit_gfs.agents import DQN
-from lit_gfs.envs import EnvSpec
+from support.specs import discrete_spec
 
-SPEC = EnvSpec(
-    env_id="Counting-v0",
-    observation_shape=(2,),
-    observation_dtype="float32",
-    num_actions=3,
-    action_low=None,
-    action_high=None,
-    frame_skip=1,
-)
+SPEC = discrete_spec()
 
 
 def test_the_probe_is_the_latest_256_observations() -> None:
@@ -54,6 +46,7 @@ def test_the_probe_shows_all_environments_alike(num_envs: int, steps: int) -> No
     assert probe is not None
     assert len(probe) == 256
     shares = probe[:, 0].long().bincount(minlength=num_envs)
+    assert (probe[-min(num_envs, 256) :, 1] == steps - 1).all()
     if num_envs <= 256:
         assert shares.max() - shares.min() <= 1 + 2 * (num_envs * steps < 256)
     else:

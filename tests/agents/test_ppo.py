@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,29 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDict
 
 from lit_gfs.agents import PPO
-from lit_gfs.datamodules import RolloutDataModule
-from lit_gfs.envs import EnvSpec
+from support.specs import continuous_spec, discrete_spec
+from support.training import MakeTrainer, rollout_data
 
-MakeTrainer = Callable[..., Trainer]
-
-DISCRETE = EnvSpec(
-    env_id="Counting-v0",
-    observation_shape=(2,),
-    observation_dtype="float32",
-    num_actions=2,
-    action_low=None,
-    action_high=None,
-    frame_skip=1,
-)
-CONTINUOUS = EnvSpec(
-    env_id="Pendulum-v1",
-    observation_shape=(3,),
-    observation_dtype="float32",
-    num_actions=None,
-    action_low=(-2.0, 0.0),
-    action_high=(2.0, 1.0),
-    frame_skip=1,
-)
+DISCRETE = discrete_spec(2)
+CONTINUOUS = continuous_spec((-2.0, 0.0), (2.0, 1.0))
 
 
 def rollout_of(agent: PPO, acted_in: torch.Tensor, /, **following: torch.Tensor) -> TensorDict:
@@ -115,6 +96,7 @@ def test_the_loss_is_put_together_as_by_hand(normalize_advantage: bool, clip_val
         value_coefficient=0.25,
         entropy_coefficient=0.125,
         normalize_advantage=normalize_advantage,
+        target_kl=0.0,
     )
     agent.actor_critic = Fixed()  # type: ignore[assignment]
     batch = TensorDict(
@@ -137,6 +119,9 @@ def test_the_loss_is_put_together_as_by_hand(normalize_advantage: bool, clip_val
     entropy = (math.log(2) + (math.log(4) / 4 + 3 * math.log(4 / 3) / 4)) / 2
     expected = -sum(surrogates) / 2 + 0.25 * critic - 0.125 * entropy
     assert agent.loss(batch).item() == pytest.approx(expected, rel=1e-5)
+    # Training on this batch would skip the rest of the rollout; asking for its loss leaves no trace.
+    assert not agent.rollout_exhausted
+    assert not agent.recorded
 
 
 def test_the_log_probability_is_of_the_unclipped_sample_and_only_the_environment_sees_it_clipped() -> None:
@@ -186,25 +171,10 @@ class LossKeeper(Callback):
         self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def make_data(**arguments: Any) -> RolloutDataModule:
-    defaults: dict[str, Any] = {
-        "env_id": "Counting-v0",
-        "num_envs": 2,
-        "total_steps": 64,
-        "eval_every": 32,
-        "eval_episodes": 2,
-        "rollout_steps": 8,
-        "epochs": 2,
-        "minibatches": 2,
-        "seed": 5,
-    }
-    return RolloutDataModule(**{**defaults, **arguments})
-
-
 @pytest.mark.usefixtures("counting_envs")
 def test_the_first_minibatch_meets_the_policy_that_collected_it(make_trainer: MakeTrainer) -> None:
     """Observation statistics move between rollouts only, so the first ratio is 1 in every rollout."""
-    data, keeper = make_data(), LossKeeper()
+    data, keeper = rollout_data(), LossKeeper()
     agent = PPO(data.env_spec, normalize_observation=True)
 
     make_trainer(callbacks=[keeper], log_every_n_steps=10**9).fit(agent, data)
@@ -217,7 +187,7 @@ def test_the_first_minibatch_meets_the_policy_that_collected_it(make_trainer: Ma
 
 @pytest.mark.usefixtures("counting_envs")
 def test_the_learning_rate_falls_with_environment_steps(make_trainer: MakeTrainer) -> None:
-    data, keeper = make_data(), LossKeeper()
+    data, keeper = rollout_data(), LossKeeper()
     agent = PPO(data.env_spec, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1.0))
 
     make_trainer(callbacks=[keeper]).fit(agent, data)
@@ -236,7 +206,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer: MakeTrainer, t
 
     def run(checkpoint: Any = None) -> PPO:
         torch.manual_seed(0)
-        data = make_data()
+        data = rollout_data()
         agent = PPO(data.env_spec, normalize_observation=True)
         make_trainer(callbacks=[Save()], enable_checkpointing=True).fit(agent, data, ckpt_path=checkpoint)
         assert data.env_steps == 64
@@ -261,7 +231,7 @@ def test_a_run_resumes_exactly_from_the_middle_of_a_rollout(
 
     def run(checkpoint: Any = None) -> PPO:
         torch.manual_seed(0)
-        data = make_data()
+        data = rollout_data()
         agent = PPO(data.env_spec, normalize_observation=True)
         make_trainer(callbacks=[Save()]).fit(agent, data, ckpt_path=checkpoint)
         return agent
@@ -286,7 +256,7 @@ def test_quantities_are_written_against_environment_steps(make_trainer: MakeTrai
             self.rows.append((step, dict(metrics)))
 
     logger = Memory(str(tmp_path))
-    data = make_data()
+    data = rollout_data()
     make_trainer(logger=logger, log_every_n_steps=4).fit(PPO(data.env_spec), data)
 
     training = [(step, row) for step, row in logger.rows if "loss/policy" in row]

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from lightning.pytorch import Trainer
 from tensordict import TensorDict
 
-import odd_spaces
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.datamodules import RolloutDataModule
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.errors import UserError
+from support import odd_envs
+from support.training import MakeTrainer
 
-MakeTrainer = Callable[..., Trainer]
 INFINITE = float("inf")
 
 
@@ -79,7 +78,7 @@ def _learns(action: Any, reward: Callable[[Any], float], make_trainer: MakeTrain
     """Train on an environment that pays for the right action, and return what an evaluation pays a step."""
     gymnasium.register(
         "Paying-v0",
-        odd_spaces.Odd,
+        odd_envs.Odd,
         kwargs={"action": action, "pay": lambda number, taken: reward(taken)},
     )
     try:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,23 +8,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDict
 
-from fakes import Records
 from lit_gfs.agents import PQN
 from lit_gfs.datamodules import RolloutDataModule
-from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
+from support.fakes import Records
+from support.specs import discrete_spec
+from support.training import MakeTrainer, rollout_data
 
-MakeTrainer = Callable[..., Trainer]
-
-SPEC = EnvSpec(
-    env_id="Counting-v0",
-    observation_shape=(2,),
-    observation_dtype="float32",
-    num_actions=2,
-    action_low=None,
-    action_high=None,
-    frame_skip=1,
-)
+SPEC = discrete_spec(2)
 
 
 def best_value(agent: PQN, observation: torch.Tensor) -> torch.Tensor:
@@ -177,21 +167,6 @@ def test_lambda_out_of_range_is_refused() -> None:
         PQN(SPEC, lambda_=1.1)
 
 
-def make_data(**arguments: Any) -> RolloutDataModule:
-    defaults: dict[str, Any] = {
-        "env_id": "Counting-v0",
-        "num_envs": 2,
-        "total_steps": 64,
-        "eval_every": 32,
-        "eval_episodes": 2,
-        "rollout_steps": 8,
-        "epochs": 2,
-        "minibatches": 2,
-        "seed": 5,
-    }
-    return RolloutDataModule(**{**defaults, **arguments})
-
-
 class Watch(Callback):
     """Keeps, for every step, environment steps, epsilon, learning rate and the minibatch."""
 
@@ -209,7 +184,7 @@ class Watch(Callback):
 @pytest.mark.usefixtures("counting_envs")
 def test_targets_of_a_rollout_are_those_of_the_network_that_collected_it(make_trainer: MakeTrainer) -> None:
     """Env 0 terminates every 3 steps, env 1 is truncated every 4; an episode's rewards are 1, 2, 3 ..."""
-    data, watch = make_data(), Watch()
+    data, watch = rollout_data(), Watch()
     agent = PQN(data.env_spec, gamma=0.5, lambda_=0.0)
     networks: list[torch.nn.Module] = []
 
@@ -241,7 +216,7 @@ def test_every_rollout_is_announced(make_trainer: MakeTrainer) -> None:
         def on_objective_shift(self, trainer: Trainer, pl_module: Any, reason: str) -> None:
             heard.append((reason, trainer.global_step))
 
-    data = make_data(total_steps=48, eval_every=48)
+    data = rollout_data(total_steps=48, eval_every=48)
     make_trainer(callbacks=[Note()]).fit(PQN(data.env_spec), data)
 
     assert heard == [("rollout", 0), ("rollout", 4), ("rollout", 8)]
@@ -252,7 +227,7 @@ def test_every_rollout_is_announced(make_trainer: MakeTrainer) -> None:
 def test_the_learning_rate_falls_with_environment_steps_if_asked(
     anneal: bool, make_trainer: MakeTrainer
 ) -> None:
-    data, watch = make_data(), Watch()
+    data, watch = rollout_data(), Watch()
     agent = PQN(
         data.env_spec,
         optimizer=lambda parameters: torch.optim.RAdam(parameters, lr=1.0),
@@ -276,11 +251,11 @@ def test_schedules_go_on_after_a_resume(make_trainer: MakeTrainer, tmp_path: Any
             anneal_learning_rate=True,
         )
 
-    data = make_data(total_steps=64)
+    data = rollout_data(total_steps=64)
     first = make_trainer()
     first.fit(make_agent(data), data)
     first.save_checkpoint(tmp_path / "half.ckpt")
-    data, watch = make_data(total_steps=128), Watch()
+    data, watch = rollout_data(total_steps=128), Watch()
 
     make_trainer(callbacks=[watch]).fit(make_agent(data), data, ckpt_path=tmp_path / "half.ckpt")
 
@@ -303,7 +278,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 
     def run(checkpoint: Any = None) -> PQN:
         torch.manual_seed(0)
-        data = make_data()
+        data = rollout_data()
         agent = PQN(data.env_spec, epsilon_decay_steps=100, anneal_learning_rate=True)
         make_trainer(callbacks=[Save()]).fit(agent, data, ckpt_path=checkpoint)
         assert data.env_steps == 64
@@ -318,7 +293,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 
 @pytest.mark.usefixtures("counting_envs")
 def test_quantities_are_written_against_environment_steps(make_trainer: MakeTrainer) -> None:
-    records, data = Records(), make_data()
+    records, data = Records(), rollout_data()
     agent = PQN(data.env_spec, reward_scale=0.1, epsilon_decay_steps=64, epsilon_end=0.0)
 
     make_trainer(logger=records, log_every_n_steps=4).fit(agent, data)

@@ -8,38 +8,14 @@ from tensordict import TensorDict
 
 from lit_gfs.agents import DQN, PQN
 from lit_gfs.agents.q_learning import QLearningAgent, epsilon_greedy
-from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.networks import MinAtarCNN
+from support.specs import continuous_spec, discrete_spec
 
-DISCRETE = EnvSpec(
-    env_id="Counting-v0",
-    observation_shape=(2,),
-    observation_dtype="float32",
-    num_actions=3,
-    action_low=None,
-    action_high=None,
-    frame_skip=1,
-)
-CONTINUOUS = EnvSpec(
-    env_id="Pendulum-v1",
-    observation_shape=(3,),
-    observation_dtype="float32",
-    num_actions=None,
-    action_low=(-2.0,),
-    action_high=(2.0,),
-    frame_skip=1,
-)
+DISCRETE = discrete_spec()
+CONTINUOUS = continuous_spec((-2.0,), (2.0,))
 
-BOARDS = EnvSpec(
-    env_id="MinAtar/Breakout-v1",
-    observation_shape=(4, 10, 10),
-    observation_dtype="bool",
-    num_actions=3,
-    action_low=None,
-    action_high=None,
-    frame_skip=1,
-)
+BOARDS = discrete_spec(shape=(4, 10, 10), dtype="bool")
 
 BOTH = pytest.mark.parametrize("agent_class", [DQN, PQN])
 
@@ -83,7 +59,7 @@ def test_evaluation_explores_by_its_own_epsilon(agent_class: type[QLearningAgent
 
 @BOTH
 def test_continuous_actions_are_refused(agent_class: Any) -> None:
-    message = rf"^{agent_class.__name__} .*'Pendulum-v1' has a continuous action space .* use PPO$"
+    message = rf"^{agent_class.__name__} .*'Point-v0' has a continuous action space .* use PPO$"
     with pytest.raises(UserError, match=message):
         agent_class(CONTINUOUS)
 

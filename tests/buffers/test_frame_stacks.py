@@ -57,16 +57,16 @@ class Stream:
     def step(self) -> TensorDict:
         """Return the next transition of each environment, ``(num_envs,)``."""
         newest = self.rng.integers(0, 2, (self.num_envs, 1, *self.frame), np.uint8)
-        following = np.concatenate([self.current[:, 1:], newest], 1)
+        next_observation = np.concatenate([self.current[:, 1:], newest], 1)
         terminated = self.rng.random(self.num_envs) < self.episode_end / 2
         truncated = ~terminated & (self.rng.random(self.num_envs) < self.episode_end / 2)
         number = len(self.seen) * self.num_envs
         transition = make_transition(
-            self.current, np.arange(number, number + self.num_envs), following, terminated, truncated
+            self.current, np.arange(number, number + self.num_envs), next_observation, terminated, truncated
         )
         transition["next", "reward"] = torch.from_numpy(self.rng.random((self.num_envs, 1), np.float32))
         self.seen.append(transition)
-        self.current = following.copy()
+        self.current = next_observation.copy()
         for env in np.nonzero(terminated | truncated)[0]:
             self.current[env] = self.initial_stack()
         return transition
@@ -83,7 +83,7 @@ class Stream:
 def make_transition(
     observation: np.ndarray,
     action: np.ndarray,
-    following: np.ndarray,
+    next_observation: np.ndarray,
     terminated: np.ndarray,
     truncated: np.ndarray,
 ) -> TensorDict:
@@ -93,7 +93,7 @@ def make_transition(
             "observation": torch.from_numpy(observation.copy()),
             "action": torch.from_numpy(action.astype(np.int64)),
             "next": {
-                "observation": torch.from_numpy(following.copy()),
+                "observation": torch.from_numpy(next_observation.copy()),
                 "terminated": torch.from_numpy(terminated.copy())[:, None],
                 "truncated": torch.from_numpy(truncated.copy())[:, None],
                 "done": torch.from_numpy(terminated | truncated)[:, None],
@@ -193,12 +193,16 @@ def test_real_games_are_rebuilt_exactly(game: str, steps: int, reset_at: int | N
             observation, info = env.reset(seed=6)
         actions = rng.integers(0, len(env.ale.get_action_set()), num_envs)
         after, reward, terminated, truncated, info = env.step(actions)
-        following = after.copy()
+        next_observation = after.copy()
         done = terminated | truncated
         if done.any():
-            following[done] = info["final_obs"][done]
+            next_observation[done] = info["final_obs"][done]
         transition = make_transition(
-            observation, np.arange(step * num_envs, (step + 1) * num_envs), following, terminated, truncated
+            observation,
+            np.arange(step * num_envs, (step + 1) * num_envs),
+            next_observation,
+            terminated,
+            truncated,
         )
         transition["next", "reward"] = torch.from_numpy(reward.astype(np.float32))[:, None]
         transition["next", "end_of_life"] = torch.from_numpy(info["lives"] < lives)[:, None]
@@ -374,13 +378,13 @@ def test_slack_holds_for_episodes_as_long_as_documented(length: int, is_full: bo
         stack[:, :-1], stack[:, -1] = 0, 1 + episode % 200
         steps = []
         for step in range(length):
-            following = np.concatenate(
+            next_observation = np.concatenate(
                 [stack[:, 1:], np.full((1, 1, 1, 1), 1 + (episode + step) % 250, np.uint8)], 1
             )
             ends = np.array([step == length - 1])
-            steps.append(make_transition(stack, np.zeros(1), following, ends, np.zeros(1, bool)))
+            steps.append(make_transition(stack, np.zeros(1), next_observation, ends, np.zeros(1, bool)))
             steps[-1]["next", "reward"] = torch.zeros(1, 1)
-            stack = following
+            stack = next_observation
         buffer.extend(torch.stack(steps, 1))
     assert (len(buffer) == 2000) == is_full
     assert len(buffer) > 2000 * 0.95

@@ -14,7 +14,6 @@ import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from fakes import killed_while
 from lit_gfs.buffers.frame_stacks import FrameStackStorage
 from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.buffers.shards import ReplayShards, shard_names
@@ -27,6 +26,7 @@ from lit_gfs.utils.checksummed_files import (
     read_checksummed,
     write_checksummed,
 )
+from support.processes import killed_while
 
 STACK = 3
 
@@ -51,21 +51,21 @@ class Stream:
 
     def step(self) -> TensorDict:
         newest = self.rng.integers(0, 256, (self.num_envs, 1, 2, 2), np.uint8)
-        following = np.concatenate([self.current[:, 1:], newest], 1)
+        next_observation = np.concatenate([self.current[:, 1:], newest], 1)
         done = self.rng.random((self.num_envs, 1)) < self.episode_end
         terminated = done & (self.rng.random((self.num_envs, 1)) < 0.5)
         entries = {
             "observation": self.current.copy() if self.stacked else self.current.reshape(-1, STACK * 4),
             "action": self.rng.integers(0, 5, self.num_envs),
             "next": {
-                "observation": following if self.stacked else following.reshape(-1, STACK * 4),
+                "observation": next_observation if self.stacked else next_observation.reshape(-1, STACK * 4),
                 "reward": self.rng.random((self.num_envs, 1), np.float32),
                 "done": done,
                 "terminated": terminated,
                 "truncated": done & ~terminated,
             },
         }
-        self.current = following.copy()
+        self.current = next_observation.copy()
         for env in np.nonzero(done)[0]:
             self.current[env] = self.initial()
         return TensorDict(entries, [self.num_envs])
@@ -99,10 +99,10 @@ def files(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
-def checkpoint(pieces: ReplayShards, storage: RingStorage, name: str = "last.ckpt") -> dict[str, Any]:
+def checkpoint(shards: ReplayShards, storage: RingStorage, name: str = "last.ckpt") -> dict[str, Any]:
     """Do what a run does when it writes a checkpoint; return the manifest."""
-    manifest = pieces.save(storage)
-    write_checksummed({"loops": [{"loader": {"replay": manifest}}]}, pieces.directory.parent / name)
+    manifest = shards.save(storage)
+    write_checksummed({"loops": [{"loader": {"replay": manifest}}]}, shards.directory.parent / name)
     return manifest
 
 
@@ -124,10 +124,10 @@ def test_a_chain_of_resumed_runs_holds_what_the_uninterrupted_one_holds(
     rng = np.random.default_rng(seed)
     num_envs = int(rng.integers(1, 5))
     capacity = num_envs * int(rng.integers(1, 40))
-    monkeypatch.setattr("lit_gfs.buffers.shards._PIECE_TRANSITIONS", int(rng.choice([20, 90])))
+    monkeypatch.setattr("lit_gfs.buffers.shards._SHARD_TRANSITIONS", int(rng.choice([20, 90])))
     stream = Stream(num_envs, seed, rng.choice([0.0, 0.05, 0.3, 0.7]), stacked)
     uninterrupted = make_storage(capacity, num_envs, stacked)
-    pieces, resumed = ReplayShards(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
+    shards, resumed = ReplayShards(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
     for _ in range(20):
         extensions = int(rng.integers(4))
         for _ in range(extensions):
@@ -138,11 +138,11 @@ def test_a_chain_of_resumed_runs_holds_what_the_uninterrupted_one_holds(
             uninterrupted.end_episodes()
             resumed.end_episodes()
             stream.reset()
-        manifest = checkpoint(pieces, resumed)
-        assert pieces.save(resumed) == manifest
+        manifest = checkpoint(shards, resumed)
+        assert shards.save(resumed) == manifest
         if rng.random() < 0.5:
-            pieces, resumed = ReplayShards(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
-            pieces.load(resumed, manifest_in(tmp_path / "last.ckpt"))
+            shards, resumed = ReplayShards(tmp_path / "replay"), make_storage(capacity, num_envs, stacked)
+            shards.load(resumed, manifest_in(tmp_path / "last.ckpt"))
         assert_same(resumed, uninterrupted)
     assert uninterrupted.write_count > 2 * capacity
 
@@ -189,125 +189,125 @@ def test_saving_leaves_the_open_episodes_open(tmp_path: Path) -> None:
 
 
 @both_kinds
-def test_a_piece_holds_what_is_new_and_nothing_is_written_twice(tmp_path: Path, stacked: bool) -> None:
+def test_a_shard_holds_what_is_new_and_nothing_is_written_twice(tmp_path: Path, stacked: bool) -> None:
     storage, stream = make_storage(200_000, 2, stacked), Stream(2, 0, 0.01, stacked)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(800))
-    first = checkpoint(pieces, storage)
-    (name,) = files(pieces.directory)
-    before = (pieces.directory / name).stat()
+    first = checkpoint(shards, storage)
+    (name,) = files(shards.directory)
+    before = (shards.directory / name).stat()
 
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     resumed = make_storage(200_000, 2, stacked)
-    pieces.load(resumed, first)
+    shards.load(resumed, first)
     resumed.extend(stream.rollout(10))
-    second = checkpoint(pieces, resumed)
+    second = checkpoint(shards, resumed)
     assert second["pieces"][0] == first["pieces"][0]
-    assert files(pieces.directory) == [piece["file"] for piece in second["pieces"]]
-    after = (pieces.directory / name).stat()
+    assert files(shards.directory) == [shard["file"] for shard in second["pieces"]]
+    after = (shards.directory / name).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert (pieces.directory / second["pieces"][1]["file"]).stat().st_size < after.st_size / 10
+    assert (shards.directory / second["pieces"][1]["file"]).stat().st_size < after.st_size / 10
 
 
-def test_a_large_memory_is_written_in_pieces_of_bounded_size(tmp_path: Path) -> None:
+def test_a_large_memory_is_written_in_shards_of_bounded_size(tmp_path: Path) -> None:
     storage = FrameStackStorage(400_000, 10)
     one = Stream(10, 0, 0.0, True).rollout(1)
     one["next", "done"].fill_(True)
     for _ in range(2):
         storage.extend(one.expand(10, 3500).contiguous())
     manifest = ReplayShards(tmp_path).save(storage)
-    bounds = [(piece["first"], piece["last"]) for piece in manifest["pieces"]]
+    bounds = [(shard["first"], shard["last"]) for shard in manifest["pieces"]]
     assert bounds == [(0, 3276), (3276, 6552), (6552, 7000)]
 
 
 @both_kinds
-def test_pieces_go_when_no_checkpoint_names_them(tmp_path: Path, stacked: bool) -> None:
+def test_shards_go_when_no_checkpoint_names_them(tmp_path: Path, stacked: bool) -> None:
     storage, stream = make_storage(40, 2, stacked), Stream(2, 0, 0.05, stacked)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     kept = []
     for step in range(12):
         storage.extend(stream.rollout(5))
-        manifest = pieces.save(storage)
+        manifest = shards.save(storage)
         if step == 3:
             write_checksummed({"best": manifest}, tmp_path / "best.ckpt")
             kept = manifest["pieces"]
-        # Between the pieces and the checkpoint that names them, the last checkpoint can still be loaded.
+        # Between the shards and the checkpoint that names them, the last checkpoint can still be loaded.
         for path in tmp_path.glob("*.ckpt"):
-            assert shard_names(read_checksummed(path)) <= set(files(pieces.directory))
+            assert shard_names(read_checksummed(path)) <= set(files(shards.directory))
         write_checksummed({"last": manifest}, tmp_path / "last.ckpt")
-    needed = {piece["file"] for piece in [*manifest["pieces"], *kept]}
-    assert needed <= set(files(pieces.directory))
-    # A piece that the last checkpoint alone named goes with the next but one.
-    assert len(files(pieces.directory)) <= len(needed) + 2
+    needed = {shard["file"] for shard in [*manifest["pieces"], *kept]}
+    assert needed <= set(files(shards.directory))
+    # A shard that the last checkpoint alone named goes with the next but one.
+    assert len(files(shards.directory)) <= len(needed) + 2
 
     (tmp_path / "best.ckpt").unlink()
     for _ in range(2):
         storage.extend(stream.rollout(5))
-        manifest = checkpoint(pieces, storage)
-    pieces.save(storage)
-    assert files(pieces.directory) == [piece["file"] for piece in manifest["pieces"]]
+        manifest = checkpoint(shards, storage)
+    shards.save(storage)
+    assert files(shards.directory) == [shard["file"] for shard in manifest["pieces"]]
 
 
-def test_pieces_that_a_checkpoint_in_a_subfolder_names_are_spared(tmp_path: Path) -> None:
+def test_shards_that_a_checkpoint_in_a_subfolder_names_are_spared(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(5))
-    kept = checkpoint(pieces, storage, "checkpoints/kept.ckpt")
+    kept = checkpoint(shards, storage, "checkpoints/kept.ckpt")
     for _ in range(6):
         storage.extend(stream.rollout(5))
-        manifest = checkpoint(pieces, storage)
+        manifest = checkpoint(shards, storage)
 
     assert not shard_names(kept) & shard_names(manifest)
-    assert shard_names(kept) <= set(files(pieces.directory))
+    assert shard_names(kept) <= set(files(shards.directory))
     ReplayShards(tmp_path / "replay").require_intact(kept)
 
 
 def test_beside_a_damaged_checkpoint_nothing_is_removed(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     for _ in range(8):
         storage.extend(stream.rollout(5))
         (tmp_path / "last.ckpt").write_bytes(b"torn")
-        pieces.save(storage)
-    assert len(files(pieces.directory)) == 8
-    checkpoint(pieces, storage)
-    pieces.save(storage)
-    assert len(files(pieces.directory)) == 2
+        shards.save(storage)
+    assert len(files(shards.directory)) == 8
+    checkpoint(shards, storage)
+    shards.save(storage)
+    assert len(files(shards.directory)) == 2
 
 
 def test_what_killed_processes_left_is_removed_and_other_files_are_not(tmp_path: Path) -> None:
     storage = TransitionStorage(20)
-    pieces = ReplayShards(tmp_path / "replay")
-    pieces.directory.mkdir()
+    shards = ReplayShards(tmp_path / "replay")
+    shards.directory.mkdir()
     for name in ("notes.txt", "replay_1-2.pt", "replay_000000000000-000000000003.pt.partial"):
-        (pieces.directory / name).touch()
+        (shards.directory / name).touch()
     storage.extend(Stream(2, 0, 0.05, False).rollout(5))
-    pieces.save(storage)
-    assert files(pieces.directory) == ["notes.txt", "replay_000000000000-000000000010.pt", "replay_1-2.pt"]
+    shards.save(storage)
+    assert files(shards.directory) == ["notes.txt", "replay_000000000000-000000000010.pt", "replay_1-2.pt"]
 
 
-def test_pieces_that_manifests_name_are_spared(tmp_path: Path) -> None:
+def test_shards_that_manifests_name_are_spared(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(20), Stream(2, 0, 0.05, False)
-    pieces, manifests = ReplayShards(tmp_path / "replay"), []
+    shards, manifests = ReplayShards(tmp_path / "replay"), []
     for _ in range(4):
         storage.extend(stream.rollout(10))
-        manifests.append(checkpoint(pieces, storage, f"{len(manifests)}.ckpt"))
+        manifests.append(checkpoint(shards, storage, f"{len(manifests)}.ckpt"))
     ReplayShards(tmp_path / "replay").remove_unused([manifests[1], {"nested": [manifests[3]]}])
     assert files(tmp_path / "replay") == [manifests[at]["pieces"][0]["file"] for at in (1, 3)]
 
 
 def test_a_run_resumed_further_back_overwrites_nothing(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(100), Stream(2, 0, 0.05, False)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(5))
-    previous = checkpoint(pieces, storage, "previous.ckpt")
+    previous = checkpoint(shards, storage, "previous.ckpt")
     storage.extend(stream.rollout(5))
-    last = checkpoint(pieces, storage)
+    last = checkpoint(shards, storage)
 
-    pieces, again = ReplayShards(tmp_path / "replay"), TransitionStorage(100)
-    pieces.load(again, previous)
+    shards, again = ReplayShards(tmp_path / "replay"), TransitionStorage(100)
+    shards.load(again, previous)
     again.extend(stream.rollout(5))  # other transitions than then
-    other = pieces.save(again)
+    other = shards.save(again)
     assert other["pieces"][1]["file"] == "replay_000000000010-000000000020_1.pt"
     for manifest, expected in ((last, storage), (other, again)):
         loaded = TransitionStorage(100)
@@ -315,7 +315,7 @@ def test_a_run_resumed_further_back_overwrites_nothing(tmp_path: Path) -> None:
         assert_same(loaded, expected)
 
 
-def test_a_run_that_goes_on_elsewhere_writes_pieces_of_its_own(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_elsewhere_writes_shards_of_its_own(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(100), Stream(2, 0, 0.05, False)
     storage.extend(stream.rollout(5))
     manifest = checkpoint(ReplayShards(tmp_path / "replay"), storage)
@@ -333,13 +333,13 @@ def test_a_run_that_goes_on_elsewhere_writes_pieces_of_its_own(tmp_path: Path) -
 
 
 def saved(tmp_path: Path, stacked: bool = True) -> tuple[RingStorage, dict[str, Any], Path]:
-    """Save three pieces; return the storage, the manifest and the path of the second piece."""
+    """Save three shards; return the storage, the manifest and the path of the second shard."""
     storage, stream = make_storage(100, 2, stacked), Stream(2, 0, 0.05, stacked)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     for _ in range(3):
         storage.extend(stream.rollout(8))
-        manifest = pieces.save(storage)
-    return storage, manifest, pieces.directory / manifest["pieces"][1]["file"]
+        manifest = shards.save(storage)
+    return storage, manifest, shards.directory / manifest["pieces"][1]["file"]
 
 
 def flip(position: float) -> Callable[[Path], None]:
@@ -371,15 +371,15 @@ DAMAGES = [flip(0.0), flip(0.3), flip(0.6), flip(0.99), flip(1.0), cut, swap, fo
 
 @both_kinds
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_piece_is_named(tmp_path: Path, damage: Callable[[Path], None], stacked: bool) -> None:
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: Callable[[Path], None], stacked: bool) -> None:
     storage, manifest, path = saved(tmp_path, stacked)
-    pieces = ReplayShards(tmp_path / "replay")
-    pieces.require_intact(manifest)
+    shards = ReplayShards(tmp_path / "replay")
+    shards.require_intact(manifest)
     damage(path)
     with pytest.raises(DamagedFile, match=re.escape(str(path))):
-        pieces.require_intact(manifest)
+        shards.require_intact(manifest)
     with pytest.raises(DamagedFile, match=re.escape(str(path))):
-        pieces.load(storage, manifest)
+        shards.load(storage, manifest)
     assert len(storage) == 0
 
 
@@ -478,7 +478,7 @@ class Malicious:
 
 
 @both_kinds
-def test_a_piece_that_would_run_code_is_refused_and_does_not(tmp_path: Path, stacked: bool) -> None:
+def test_a_shard_that_would_run_code_is_refused_and_does_not(tmp_path: Path, stacked: bool) -> None:
     storage, manifest, path = saved(tmp_path, stacked)
     mark = tmp_path / "mark"
     manifest["pieces"][1]["sha256"] = write_checksummed({"numbers": Malicious(mark)}, path)
@@ -489,7 +489,7 @@ def test_a_piece_that_would_run_code_is_refused_and_does_not(tmp_path: Path, sta
 
 @both_kinds
 @pytest.mark.parametrize("content", [{}, [], {"numbers": 1}, {"numbers": torch.tensor([16, 32])}])
-def test_a_piece_of_anything_else_is_refused(tmp_path: Path, stacked: bool, content: Any) -> None:
+def test_a_shard_of_anything_else_is_refused(tmp_path: Path, stacked: bool, content: Any) -> None:
     storage, manifest, path = saved(tmp_path, stacked)
     manifest["pieces"][1]["sha256"] = write_checksummed(content, path)
     with pytest.raises(DamagedFile, match="replay"):
@@ -499,22 +499,22 @@ def test_a_piece_of_anything_else_is_refused(tmp_path: Path, stacked: bool, cont
 # -- writing that fails --------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_whole_pieces_and_the_memory_as_it_was(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_whole_shards_and_the_memory_as_it_was(small_disk: Path, tmp_path: Path) -> None:
     storage = TransitionStorage(100_000)
-    pieces = ReplayShards(small_disk / "replay")
+    shards = ReplayShards(small_disk / "replay")
     stream = Stream(20, 0, 0.05, False)
     rollout = stream.rollout(100)
     storage.extend(rollout)
-    manifest = pieces.save(storage)
+    manifest = shards.save(storage)
     expected = make_storage(100_000, 20, False)
     expected.extend(rollout)
     for _ in range(30):
         storage.extend(rollout)
     with pytest.raises(UnwritableFile, match=re.escape(str(small_disk / "replay"))):
-        pieces.save(storage)
-    assert files(pieces.directory) == [manifest["pieces"][0]["file"]]
+        shards.save(storage)
+    assert files(shards.directory) == [manifest["pieces"][0]["file"]]
     loaded = TransitionStorage(100_000)
-    pieces.require_intact(manifest)
+    shards.require_intact(manifest)
     ReplayShards(small_disk / "replay").load(loaded, manifest)
     assert_same(loaded, expected)
     # The run may go on, and write what is missing once there is room: here, elsewhere.
@@ -525,26 +525,26 @@ def test_a_full_disk_leaves_whole_pieces_and_the_memory_as_it_was(small_disk: Pa
 
 def test_after_a_save_that_failed_the_next_one_writes_what_is_missing(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(100), Stream(2, 0, 0.05, False)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(5))
-    pieces.save(storage)
+    shards.save(storage)
     storage.extend(stream.rollout(5))
     shutil.move(tmp_path / "replay", tmp_path / "aside")
     (tmp_path / "replay").touch()
     with pytest.raises(UnwritableFile, match=r"in the directory .*replay: "):
-        pieces.save(storage)
+        shards.save(storage)
     (tmp_path / "replay").unlink()
     shutil.move(tmp_path / "aside", tmp_path / "replay")
     loaded = TransitionStorage(100)
-    load(tmp_path, loaded, pieces.save(storage))
+    load(tmp_path, loaded, shards.save(storage))
     assert_same(loaded, storage)
 
 
-def test_a_process_killed_at_any_moment_leaves_whole_pieces_only(tmp_path: Path) -> None:
+def test_a_process_killed_at_any_moment_leaves_whole_shards_only(tmp_path: Path) -> None:
     storage, stream = FrameStackStorage(40, 2), Stream(2, 0, 0.05, True)
-    pieces = ReplayShards(tmp_path / "replay")
+    shards = ReplayShards(tmp_path / "replay")
     storage.extend(stream.rollout(10))
-    first = checkpoint(pieces, storage)
+    first = checkpoint(shards, storage)
     expected = FrameStackStorage(40, 2)
     ReplayShards(tmp_path / "replay").load(expected, first)
     storage.extend(stream.rollout(30))
@@ -552,11 +552,11 @@ def test_a_process_killed_at_any_moment_leaves_whole_pieces_only(tmp_path: Path)
 
     ended = False
     for moment in range(5, 400, 19):
-        ended = killed_while(lambda: checkpoint(pieces, storage), moment) is None
+        ended = killed_while(lambda: checkpoint(shards, storage), moment) is None
         manifest = manifest_in(tmp_path / "last.ckpt")
-        pieces.require_intact(manifest)
-        for name in files(pieces.directory):
-            assert name.endswith(".partial") or is_intact(pieces.directory / name)
+        shards.require_intact(manifest)
+        for name in files(shards.directory):
+            assert name.endswith(".partial") or is_intact(shards.directory / name)
         loaded = FrameStackStorage(40, 2)
         load(tmp_path, loaded, manifest)
         assert_same(loaded, storage if manifest != first else expected)

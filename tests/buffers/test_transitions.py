@@ -59,7 +59,7 @@ def test_samples_equal_those_of_torchrls_storage(lost_lives: bool) -> None:
     for number, (num_envs, steps) in enumerate([(2, 3), (2, 3), (4, 9), (1, 1), (4, 9), (4, 20), (3, 1)]):
         extra = {"end_of_life": torch.rand(num_envs, steps, 1) < 0.5} if lost_lives else {}
         rollout = make_rollout(num_envs, steps, number, **extra)
-        # What the collector hands out besides is dropped.
+        # Other keys of the collector are dropped.
         mine.extend(rollout.clone().set("value", torch.zeros(num_envs, steps)))
         theirs.extend(rollout.reshape(-1))
         assert len(mine) == len(theirs)

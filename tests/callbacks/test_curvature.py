@@ -2,30 +2,24 @@ from __future__ import annotations
 
 import math
 import random
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.autograd.functional import hessian
-from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, TensorDataset
 
-from accelerator import ACCELERATOR
-from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks.curvature import CurvatureMonitor
-from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 from lit_gfs.errors import UserError
-from lit_gfs.networks import PlainTrunk
+from support.event_files import read_scalars
+from support.fakes import Records
+from support.training import quiet_trainer
 
 TAGS = {
     "curvature/hessian_trace",
@@ -33,30 +27,6 @@ TAGS = {
     "curvature/largest_eigenvalue",
     "curvature/largest_eigenvalue_residual",
 }
-
-
-class Records(Logger):
-    """Keeps what is logged."""
-
-    name = "records"
-    version = 0
-
-    def __init__(self):
-        super().__init__()
-        self.rows: dict[int, dict[str, float]] = {}
-        self.curvature: list[dict[str, float]] = []
-        self.others: list[tuple[int, dict[str, float]]] = []
-
-    def log_metrics(self, metrics, step=None):
-        if any(tag.startswith("curvature/") for tag in metrics):
-            assert set(metrics) == TAGS
-            self.curvature.append(dict(metrics))
-            self.rows[step] = dict(metrics)
-        else:
-            self.others.append((step, dict(metrics)))
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
 
 
 class LeastSquares(LightningModule):
@@ -119,28 +89,14 @@ class Given:
         return len(self.batches)
 
 
-TWO_PROCESSES = {"accelerator": "cpu", "strategy": "ddp_fork", "devices": 2}
-"""On the CPU wherever the tests run: processes that are forked cannot use a GPU."""
-
-
 def fit(module, steps, *, monitor=None, data=None, callbacks=(), ckpt_path=None, **options):
     torch.manual_seed(0)
-    records = Records()
-    trainer = Trainer(
-        **{
-            "accelerator": ACCELERATOR,
-            "devices": 1,
-            "max_steps": steps,
-            "logger": records,
-            "callbacks": [*([monitor] if monitor else []), *callbacks],
-            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-            **options,
-        }
-    )
+    records = Records("curvature/")
+    watching = [*([monitor] if monitor else []), *callbacks]
+    defaults = {"max_steps": steps, "logger": records, "callbacks": watching, "log_every_n_steps": 1}
+    trainer = quiet_trainer(**{**defaults, **options})
     trainer.fit(module, batches(steps) if data is None else data, ckpt_path=ckpt_path)
+    assert all(set(row) == TAGS for row in records.calls)
     return records
 
 
@@ -376,9 +332,9 @@ def test_env_steps_are_the_x_axis(tmp_path):
 
     logger = TensorBoardLogger(tmp_path, name="", version="")
     fit(Agent(), 5, monitor=CurvatureMonitor(every_n_steps=2), logger=logger)
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert set(events.Tags()["scalars"]) >= TAGS
-    assert [event.step for event in events.Scalars("curvature/hessian_trace")] == [64, 192, 320]
+    scalars = read_scalars(tmp_path)
+    assert set(scalars) >= TAGS
+    assert [step for step, _ in scalars["curvature/hessian_trace"]] == [64, 192, 320]
 
 
 @pytest.mark.parametrize(
@@ -414,10 +370,8 @@ class Gathering(Cubic):
 def test_each_of_several_processes_takes_part_and_rank_zero_s_own_measurement_is_written(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
     monitor = CurvatureMonitor(every_n_steps=2, samples=2, iterations=2)
-    fit(Gathering(), 3, monitor=monitor, data=batches(8), logger=logger, **TWO_PROCESSES)
-    events = EventAccumulator(str(tmp_path)).Reload()
-    traces = [(event.step, event.value) for event in events.Scalars("curvature/hessian_trace")]
-    assert traces == [(1, 3), (3, 3)]
+    fit(Gathering(), 3, monitor=monitor, data=batches(8), logger=logger, strategy="ddp_fork", devices=2)
+    assert read_scalars(tmp_path)["curvature/hessian_trace"] == [(1, 3), (3, 3)]
 
 
 class Attention(LightningModule):
@@ -524,83 +478,3 @@ class Fetching(Cubic):
 def test_a_training_step_that_fetches_by_itself_is_refused():
     with pytest.raises(UserError, match=r"Fetching's training_step, .* expected a method loss\(batch\)"):
         fit(Fetching(), 1, monitor=CurvatureMonitor())
-
-
-class Follow(Callback):
-    """Keeps the batch and the state of the agent after every step."""
-
-    def __init__(self):
-        self.batches, self.states = [], []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if batch is not None:
-            self.batches.append(batch)
-            self.states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
-
-
-class Loss(nn.Module):
-    def __init__(self, agent):
-        super().__init__()
-        self.agent = agent
-
-    def forward(self, batch):
-        return self.agent.loss(batch)
-
-
-def full_hessian(agent, state, batch):
-    """The agent's Hessian on a batch, in a given state, as one matrix."""
-    trained = {name: state[name] for name, p in agent.named_parameters() if p.requires_grad}
-
-    def loss(vector):
-        parts = vector.split([value.numel() for value in trained.values()])
-        values = {name: part.view_as(trained[name]) for name, part in zip(trained, parts, strict=True)}
-        return functional_call(Loss(agent), {f"agent.{k}": v for k, v in (state | values).items()}, (batch,))
-
-    return hessian(loss, parameters_to_vector(trained.values()))
-
-
-def agent_and_data(name):
-    torch.manual_seed(0)
-    arguments = {"num_envs": 2, "total_steps": 96, "eval_every": 96, "eval_episodes": 2, "seed": 1}
-    trunk = partial(PlainTrunk, depth=1, width=4)
-    if name == "DQN":
-        data = ReplayDataModule("Counting-v0", learning_starts=32, batch_size=8, **arguments)
-        # With Huber's loss and errors beyond 1 the eigenvalues come in pairs of both signs.
-        return DQN(data.env_spec, trunk=trunk, target_sync_every=10, loss="mse"), data
-    data = RolloutDataModule("Counting-v0", rollout_steps=8, epochs=2, minibatches=2, **arguments)
-    limit = 1e-9 if "limit" in name else None
-    return PPO(data.env_spec, trunk=trunk, target_kl=limit, normalize_observation=True), data
-
-
-@pytest.mark.usefixtures("counting_envs")
-@pytest.mark.parametrize("name", ["DQN", "PPO", "PPO with a divergence limit"])
-def test_agents(name, make_trainer):
-    def run(callbacks):
-        agent, data = agent_and_data(name)
-        records = Records()
-        make_trainer(callbacks=callbacks, logger=records, log_every_n_steps=1).fit(agent, data)
-        for _, row in records.others:
-            row.pop("time/steps_per_second", None)
-        return agent, records
-
-    follow = Follow()
-    plain, without = run([])
-    agent, records = run(
-        [CurvatureMonitor(every_n_steps=3, samples=200, iterations=200, batch_size=4), follow]
-    )
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), agent.parameters(), strict=True))
-    assert records.others == without.others
-    assert len(records.curvature) == math.ceil(len(follow.batches) / 3) >= 2
-    compared = 0
-    for row, state, batch in zip(records.curvature, follow.states[::3], follow.batches[::3], strict=True):
-        full = full_hessian(agent, state, batch[:4])
-        eigenvalues = torch.linalg.eigvalsh(full)
-        largest = eigenvalues[eigenvalues.abs().argmax()].item()
-        error = row["curvature/hessian_trace_error"]
-        assert row["curvature/hessian_trace"] == pytest.approx(full.trace().item(), abs=4 * error)
-        # Where a second one is almost as large, power iteration takes for ever.
-        second = eigenvalues.abs().topk(2).values[1].item()
-        if second < 0.95 * abs(largest):
-            assert row["curvature/largest_eigenvalue"] == pytest.approx(largest, rel=1e-3)
-            compared += 1
-    assert compared

@@ -13,28 +13,23 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.main import main
 from lit_gfs.utils.checksummed_files import read_checksummed
 from lit_gfs.utils.stop_signals import STOP_SIGNALS
+from support import command_line
+from support.command_line import stopped
+from support.event_files import read_scalars
 
 trust(__name__)
 
-COMMON = [
-    "--data.env_id=CartPole-v1",
-    "--data.eval_episodes=2",
-    "--model.trunk.width=16",
-    "--trainer.log_every_n_steps=5",
-    "--trainer.enable_progress_bar=false",
-    "--run.name=run",
-]
-DQN = ["fit", "--config=quickstart", "--data.total_steps=600", "--data.learning_starts=200"]
-DQN += ["--data.eval_every=200", "--data.batch_size=16", *COMMON]
+COMMON = ["--run.name=run", "--trainer.log_every_n_steps=5"]
+DQN = [*command_line.DQN, *COMMON]
 PPO = ["fit", "--config=ppo_cartpole", "--data.total_steps=384", "--data.eval_every=128", "--data.num_envs=4"]
-PPO += ["--data.rollout_steps=16", "--data.minibatches=4", "--data.epochs=2", *COMMON]
+PPO += ["--data.rollout_steps=16", "--data.minibatches=4", "--data.epochs=2", "--data.eval_episodes=2"]
+PPO += ["--model.trunk.width=16", "--trainer.enable_progress_bar=false", *COMMON]
 RUN = Path("runs/run/version_0")
 
 
@@ -52,9 +47,7 @@ class AtStep(Callback):
                 os.kill(os.getpid(), getattr(signal, name))
 
 
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
 @pytest.fixture(autouse=True)
@@ -69,16 +62,8 @@ def at_step(step: int, what: str) -> str:
     return f"--trainer.callbacks={{class_path: {__name__}.AtStep, init_args: {{step: {step}, what: {what}}}}}"
 
 
-def stopped(arguments: list[str]) -> int | str | None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code
-
-
 def curve(tag: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(RUN))
-    events.Reload()
-    return sorted((point.step, point.value) for point in events.Scalars(tag))
+    return sorted(read_scalars(RUN)[tag])
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from accelerator import ACCELERATOR
-from fakes import Records
 from lit_gfs.callbacks import GradientFlowMonitor
 from lit_gfs.errors import UserError
+from support.accelerator import ACCELERATOR
+from support.event_files import image_steps, read_scalars
+from support.fakes import Records
+from support.training import quiet_trainer, regression_batches
 
 LEARNING_RATE = 0.25
 
@@ -82,28 +83,15 @@ class NoteRaw(Callback):
                 parameter.grad.mul_(self.scale)
 
 
-def batches(count, size=8):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(count * size, 3, generator=generator)
-    return DataLoader(TensorDataset(x, 3 * x.sum(1, keepdim=True)), batch_size=size)
-
-
 def fit(module, monitor, steps, *, callbacks=(), logger=None, ckpt_path=None, **options):
     torch.manual_seed(0)
     records = Records()
-    trainer = Trainer(
-        accelerator=ACCELERATOR,
-        devices=1,
-        max_epochs=1,
-        max_steps=steps,
-        logger=[records] if logger is None else [records, logger],
-        callbacks=[monitor, *callbacks],
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
+    loggers = [records] if logger is None else [records, logger]
+    trainer = quiet_trainer(
+        max_epochs=1, max_steps=steps, logger=loggers, callbacks=[monitor, *callbacks], **options
     )
-    trainer.fit(module, batches(steps * options.get("accumulate_grad_batches", 1)), ckpt_path=ckpt_path)
+    batches = regression_batches(steps * options.get("accumulate_grad_batches", 1))
+    trainer.fit(module, batches, ckpt_path=ckpt_path)
     return records.rows
 
 
@@ -356,17 +344,8 @@ def test_resume_continues_records_and_heat_map_exactly(tmp_path, half):
         torch.manual_seed(0)
         records = Records()
         monitor = GradientFlowMonitor(every_n_steps=3, max_columns=4)
-        trainer = Trainer(
-            accelerator=ACCELERATOR,
-            max_steps=steps,
-            logger=records,
-            callbacks=[
-                monitor,
-                ModelCheckpoint(tmp_path / name, filename="{step}", every_n_train_steps=half),
-            ],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        keep = ModelCheckpoint(tmp_path / name, filename="{step}", every_n_train_steps=half)
+        trainer = quiet_trainer(max_steps=steps, logger=records, callbacks=[monitor, keep])
         trainer.fit(Regression(), data, ckpt_path=ckpt_path)
         return records.rows, monitor.state_dict()
 
@@ -387,19 +366,11 @@ def test_resume_continues_records_and_heat_map_exactly(tmp_path, half):
 
 def test_a_second_fit_of_the_same_trainer_goes_on():
     monitor, records = GradientFlowMonitor(every_n_steps=3), Records()
-    trainer = Trainer(
-        accelerator=ACCELERATOR,
-        max_epochs=1,
-        logger=records,
-        callbacks=[monitor],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(max_epochs=1, logger=records, callbacks=[monitor])
     module = Regression()
-    trainer.fit(module, batches(5))
+    trainer.fit(module, regression_batches(5))
     trainer.fit_loop.max_epochs = 2
-    trainer.fit(module, batches(5))
+    trainer.fit(module, regression_batches(5))
     assert sorted(records.rows) == [1, 4, 7, 10]
     assert monitor.state_dict()["history"]["steps"] == [1, 4, 7, 10]
 
@@ -407,17 +378,15 @@ def test_a_second_fit_of_the_same_trainer_goes_on():
 def test_heat_maps_reach_tensorboard_on_schedule_and_at_the_end(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
     fit(Regression(), GradientFlowMonitor(every_n_steps=1, figure_every=4), 10, logger=logger)
-    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "scalars": 0}).Reload()
-    assert [event.step for event in events.Images("gradient_flow/heat_map")] == [4, 8, 10]
-    assert [event.step for event in events.Scalars("gradient_flow/norm/first")] == list(range(1, 11))
+    assert image_steps(tmp_path, "gradient_flow/heat_map") == [4, 8, 10]
+    assert [step for step, _ in read_scalars(tmp_path)["gradient_flow/norm/first"]] == list(range(1, 11))
 
 
 @pytest.mark.parametrize(("figure_every", "steps"), [(0, [5]), (5, [5])])
 def test_the_last_heat_map_is_drawn_once(tmp_path, figure_every, steps):
     logger = TensorBoardLogger(tmp_path, name="", version="")
     fit(Regression(), GradientFlowMonitor(every_n_steps=1, figure_every=figure_every), 5, logger=logger)
-    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
-    assert [event.step for event in events.Images("gradient_flow/heat_map")] == steps
+    assert image_steps(tmp_path, "gradient_flow/heat_map") == steps
 
 
 def test_a_crash_leaves_a_heat_map(tmp_path):
@@ -431,8 +400,7 @@ def test_a_crash_leaves_a_heat_map(tmp_path):
     with pytest.raises(RuntimeError, match="diverged"):
         fit(Crashing(), GradientFlowMonitor(every_n_steps=1), 5, logger=logger)
     logger.experiment.flush()
-    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
-    assert [event.step for event in events.Images("gradient_flow/heat_map")] == [3]
+    assert image_steps(tmp_path, "gradient_flow/heat_map") == [3]
 
 
 def test_other_ranks_measure_nothing():

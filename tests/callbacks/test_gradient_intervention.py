@@ -4,124 +4,24 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from accelerator import ACCELERATOR
-from fakes import Records
-from lit_gfs.callbacks import (
-    GradientFlowMonitor,
-    GradientNormalization,
-    NaNGuard,
-    TemporalGradientClipping,
-)
+from lit_gfs.callbacks import GradientNormalization, NaNGuard, TemporalGradientClipping
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import GradientNormalizer, PercentileClipper, ZScoreClipper
-from lit_gfs.gradients.step_guard import forget_skip, skip_step_where
 from lit_gfs.metrics.gradient_flow import gradients_by_layer, parameters_by_layer
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-INTERVENTIONS: list[Callable[..., Callback]] = [
-    lambda **arguments: TemporalGradientClipping(**{"warmup": 3, "z_threshold": 1.0, **arguments}),
-    GradientNormalization,
-]
-both = pytest.mark.parametrize("make", INTERVENTIONS, ids=["clipping", "normalization"])
-
-
-def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=0.01)
-
-
-class Net(LightningModule):
-    """Three trained layers, a frozen one, one that is used every second step, and a shared one."""
-
-    def __init__(self, make_optimizer: OptimizerFactory = adam) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 8)
-        self.shared = nn.Linear(8, 8)
-        self.again = self.shared
-        self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.sometimes = nn.Linear(8, 8)
-        self.last = nn.Linear(8, 1)
-        self.make_optimizer = make_optimizer
-        self.poisoned: dict[int, float] = {}
-        self.gradients: list[dict[str, list[Tensor | None]]] = []
-
-    def forward(self, x: Tensor, use_all: bool = True) -> Tensor:
-        hidden = self.again(torch.relu(self.shared(torch.relu(self.first(x)))))
-        if use_all:
-            hidden = hidden + self.sometimes(hidden)
-        return self.last(self.frozen(torch.relu(hidden)))
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        return (self(x, use_all=batch_idx % 2 == 0) - y).square().mean()
-
-    def on_after_backward(self) -> None:
-        if self.global_step in self.poisoned:
-            assert self.shared.weight.grad is not None
-            self.shared.weight.grad[0, 0] = self.poisoned[self.global_step]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-
-
-def batches(count: int, size: int = 8) -> DataLoader:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(count * size, 3, generator=generator)
-    return DataLoader(TensorDataset(x, 3 * x.sum(1, keepdim=True)), batch_size=size)
-
-
-def fit(
-    module: LightningModule, callbacks: list[Callback], steps: int, ckpt_path: Any = None, **options: Any
-) -> dict[int, dict[str, float]]:
-    records = Records()
-    accumulated = options.get("accumulate_grad_batches", 1)
-    defaults: dict[str, Any] = {"accelerator": ACCELERATOR, "devices": 1, "log_every_n_steps": 5}
-    trainer = Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        logger=records,
-        callbacks=callbacks,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{**defaults, **options},
-    )
-    trainer.fit(module, batches(10 * accumulated), ckpt_path=ckpt_path)
-    return records.rows
-
-
-def make_net(*arguments: Any) -> Net:
-    torch.manual_seed(0)
-    return Net(*arguments)
-
-
-class StopsGradients(Callback):
-    """Lets no gradient through at one step, after everybody else has seen it."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        if trainer.global_step == self.step:
-            optimizer.zero_grad()
-
-
-def weights(module: nn.Module) -> Tensor:
-    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+from support.intervened import Net, both_interventions, fit, make_net
+from support.training import quiet_trainer, regression_batches, weights
 
 
 def train_by_hand(module: Net, algorithm: Any, steps: int) -> None:
@@ -130,7 +30,7 @@ def train_by_hand(module: Net, algorithm: Any, steps: int) -> None:
     layers = {name: getattr(module, name) for name in ("first", "shared", "sometimes", "last")}
     parameters = parameters_by_layer(layers)
     for step in range(steps):
-        for batch_idx, batch in enumerate(batches(10)):
+        for batch_idx, batch in enumerate(regression_batches(10)):
             if batch_idx == step % 10:
                 optimizer.zero_grad()
                 module.training_step(batch, batch_idx).backward()
@@ -156,7 +56,7 @@ def test_the_callback_does_what_the_algorithm_does_without_lightning(callback, a
     assert not torch.allclose(weights(module), weights(untouched), atol=1e-4)
 
 
-@both
+@both_interventions
 def test_it_writes_only_its_own_tags(make) -> None:
     rows = fit(make_net(), [make(name="mine")], 20)
 
@@ -198,7 +98,7 @@ def test_the_share_of_clipped_layers_is_counted() -> None:
     assert sum(row["intervention/temporal_clipping/clipped_layers"] for row in rows.values()) > 0
 
 
-@both
+@both_interventions
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.filterwarnings("ignore:.*is skipped")
@@ -218,7 +118,7 @@ def test_what_is_not_finite_is_skipped_and_forgotten(make, value: float, guarded
         assert all(torch.equal(state, theirs["state"][key]) for key, state in mine["state"].items())
 
 
-@both
+@both_interventions
 def test_accumulated_gradients_count_as_one_step(make) -> None:
     module, other = (
         make_net(lambda p: torch.optim.SGD(p, lr=0.01)),
@@ -239,51 +139,6 @@ def test_accumulated_gradients_count_as_one_step(make) -> None:
     assert steps.count == 10
     assert sorted(rows) == [5, 10]
     assert not torch.equal(weights(module), weights(other))
-
-
-@both
-@pytest.mark.parametrize("fused", [False, True])
-def test_16_bit_loss_scales_do_not_reach_the_statistics(make, fused: bool) -> None:
-    """Training under a loss scale that changes is training without one."""
-
-    def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.01, fused=fused)
-
-    class NoAutocast(MixedPrecision):
-        def autocast_context_manager(self) -> Any:
-            return torch.autocast(ACCELERATOR, enabled=False)
-
-    scaled, plain = make_net(sgd), make_net(sgd)
-    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=1024.0, growth_interval=4)
-    fit(scaled, [make()], 20, plugins=NoAutocast("16-mixed", ACCELERATOR, scaler))
-    fit(plain, [make()], 20)
-
-    assert scaler.get_scale() > 1024
-    torch.testing.assert_close(weights(scaled), weights(plain), rtol=1e-4, atol=1e-6)
-
-
-@both
-@pytest.mark.parametrize("fused", [False, True])
-def test_an_overflow_is_left_to_the_loss_scaler(make, fused: bool, recwarn: pytest.WarningsRecorder) -> None:
-    module = make_net(lambda p: torch.optim.SGD(p, lr=0.01, fused=fused))
-    module.poisoned = {6: math.inf}
-    scaler = torch.amp.GradScaler(ACCELERATOR, init_scale=1024.0)
-
-    fit(module, [make(name="it")], 20, plugins=MixedPrecision("16-mixed", ACCELERATOR, scaler))
-
-    assert scaler.get_scale() < 1024
-    assert weights(module).isfinite().all()
-    assert [w for w in recwarn if "not finite" in str(w.message)] == []
-
-
-@both
-def test_bfloat16_autocast(make) -> None:
-    module = make_net()
-
-    rows = fit(module, [make(name="it")], 10, precision="bf16-mixed")
-
-    assert weights(module).isfinite().all()
-    assert rows[10]["intervention/it/scale"] > 0
 
 
 class TwoOptimizers(LightningModule):
@@ -336,13 +191,13 @@ def test_two_of_one_name_are_refused() -> None:
         fit(make_net(), [GradientNormalization(), GradientNormalization()], 1)
 
 
-@both
+@both_interventions
 def test_the_trainers_clipping_is_refused(make) -> None:
     with pytest.raises(MisconfigurationException, match=r"gradient_clip_val=0.5.*expected .*null"):
         fit(make_net(), [make()], 1, gradient_clip_val=0.5)
 
 
-@both
+@both_interventions
 def test_a_module_without_layers_is_named(make) -> None:
     class Empty(LightningModule):
         def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -355,7 +210,7 @@ def test_a_module_without_layers_is_named(make) -> None:
         fit(Empty(), [make()], 1)
 
 
-@both
+@both_interventions
 def test_a_resumed_run_repeats_the_uninterrupted_one(make, tmp_path: Path) -> None:
     whole, resumed = make_net(), make_net()
     keep = ModelCheckpoint(tmp_path, filename="at_{step}", every_n_train_steps=10, save_top_k=-1)
@@ -373,50 +228,21 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(make, tmp_path: Path) -> No
             assert torch.equal(state, theirs["state"][key])
 
 
-@both
+@both_interventions
 def test_the_same_trainer_fits_on(make) -> None:
     callback = make(name="it")
     module = make_net()
-    fit_twice = Trainer(
-        accelerator=ACCELERATOR,
-        devices=1,
-        max_steps=6,
-        max_epochs=-1,
-        logger=False,
-        callbacks=[callback],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    fit_twice.fit(module, batches(10))
+    fit_twice = quiet_trainer(max_steps=6, callbacks=[callback])
+    fit_twice.fit(module, regression_batches(10))
     before = callback.state_dict()
     fit_twice.fit_loop.epoch_loop.max_steps = 12
 
-    fit_twice.fit(module, batches(10))
+    fit_twice.fit(module, regression_batches(10))
 
     assert callback.state_dict()["algorithms"][0]["layers"] == before["algorithms"][0]["layers"]
     for key, state in before["algorithms"][0]["state"].items():
         if key in ("memory", "steps"):
             assert (callback.state_dict()["algorithms"][0]["state"][key] > state).any()
-
-
-def test_a_layer_that_is_thawed_joins() -> None:
-    class Thaw(Callback):
-        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-            if trainer.current_epoch == 1:
-                pl_module.frozen.requires_grad_(True)
-                trainer.optimizers[0].add_param_group({"params": list(pl_module.frozen.parameters())})
-
-    callback = GradientNormalization()
-    fit(make_net(), [Thaw(), callback], 15)
-
-    assert callback.state_dict()["algorithms"][0]["layers"] == [
-        "first",
-        "shared",
-        "frozen",
-        "sometimes",
-        "last",
-    ]
 
 
 def test_sparse_gradients_are_scaled() -> None:
@@ -442,94 +268,6 @@ def test_sparse_gradients_are_scaled() -> None:
     assert float((weights(module.embedding) - before).norm()) == pytest.approx(1.0, rel=1e-4)
 
 
-# -- skipping where nothing may be read: the flag is a tensor that only the device knows ---------------------
-
-
-class OnDevice:
-    """Stands for a flag on another device; converting it to a Python value would wait for that device."""
-
-    def __init__(self, flag: bool) -> None:
-        self.value = torch.tensor(flag)
-        self.device = torch.device("cuda")
-
-    def __bool__(self) -> bool:
-        raise AssertionError("read from the device")
-
-    def float(self) -> Tensor:
-        return self.value.float()
-
-
-def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, flag: bool) -> Tensor:
-    before = parameter.detach().clone()
-    parameter.grad = torch.full_like(parameter, math.nan if flag else 1.0)
-    guard: Any = OnDevice(flag)
-    skip_step_where(optimizer, guard)
-    optimizer.step()
-    return parameter.detach() - before
-
-
-def test_a_fused_optimizer_skips_on_its_device() -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.Adam([parameter], lr=0.1, fused=True)
-    assert stepped(optimizer, parameter, False).abs().min() > 0.05
-    state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
-
-    assert torch.equal(stepped(optimizer, parameter, True), torch.zeros(3))
-
-    assert all(torch.equal(value, optimizer.state[parameter][key]) for key, value in state.items())
-    assert stepped(optimizer, parameter, False).abs().min() > 0.05
-    forget_skip(optimizer)
-    assert not hasattr(optimizer, "found_inf")
-
-
-def test_other_optimizers_get_a_gradient_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
-    monkeypatch.setattr(OnDevice, "__torch_function__", classmethod(unwrap), raising=False)
-
-    assert torch.equal(stepped(optimizer, parameter, True), torch.zeros(3))
-    assert torch.allclose(stepped(optimizer, parameter, False), torch.tensor(-0.1))
-
-
-def unwrap(cls: type, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    values = [arg.value if isinstance(arg, OnDevice) else arg for arg in args]
-    return function(*values, **(kwargs or {}))
-
-
-@both
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_step_reads_nothing_from_the_device(make, fused: bool) -> None:
-    """Meta tensors have no values: reading one, as a host synchronization does, raises."""
-    module = make_net().to("meta")
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    optimizer.param_groups[0]["fused"] = fused
-    for parameter in module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    callback = make()
-    trainer: Any = SimpleNamespace(
-        callbacks=[callback],
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=-1)),
-        optimizers=[optimizer],
-        global_step=0,
-        log_every_n_steps=5,
-        precision_plugin=Precision(),
-        loggers=[],
-        world_size=1,
-    )
-    callback.on_fit_start(trainer, module)
-    callback.on_train_start(trainer, module)
-
-    for step in range(1, 4):
-        callback.on_before_optimizer_step(trainer, module, optimizer)
-        trainer.global_step = step
-        callback.on_train_batch_end(trainer, module, None, None, step)
-    assert (getattr(optimizer, "found_inf", None) is not None) == fused  # it skips there
-
-    trainer.global_step = 5
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        callback.on_train_batch_end(trainer, module, None, None, 5)  # a log step reads
-
-
 @pytest.mark.parametrize(
     ("callback", "algorithm"),
     [
@@ -550,7 +288,7 @@ def test_the_mode_may_change_on_resume(tmp_path: Path) -> None:
     fit(make_net(), [TemporalGradientClipping(mode="percentile")], 8, ckpt_path=tmp_path / "it.ckpt")
 
 
-@both
+@both_interventions
 def test_what_is_left_at_the_end_is_written(make) -> None:
     assert sorted(fit(make_net(), [make()], 7)) == [5, 7]
 
@@ -579,24 +317,8 @@ def test_a_layer_joins_whoever_thaws_it_and_when(first: bool) -> None:
 
     callback = GradientNormalization()
     fit(make_net(), [Thaw(), callback] if first else [callback, Thaw()], 6)
-    assert "frozen" in callback.state_dict()["algorithms"][0]["layers"]
-
-
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("make", [TemporalGradientClipping, GradientNormalization, GradientFlowMonitor])
-def test_a_batch_without_a_loss_under_16_bit(make, fused: bool) -> None:
-    class Skips(Net):
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
-            return None if batch_idx == 2 else super().training_step(batch, batch_idx)
-
-    torch.manual_seed(0)
-    module = Skips(lambda p: torch.optim.SGD(p, lr=0.01, fused=fused))
-    fit(
-        module,
-        [make()],
-        6,
-        plugins=MixedPrecision("16-mixed", ACCELERATOR, torch.amp.GradScaler(ACCELERATOR)),
-    )
+    layers = callback.state_dict()["algorithms"][0]["layers"]
+    assert layers == ["first", "shared", "frozen", "sometimes", "last"]
 
 
 def test_a_shift_reaches_every_optimizer() -> None:
@@ -650,13 +372,13 @@ def test_choices_are_checked(arguments: dict[str, Any]) -> None:
         TemporalGradientClipping(**arguments)
 
 
-@both
+@both_interventions
 def test_an_optimizer_with_a_line_search_is_refused(make) -> None:
     with pytest.raises(UserError, match="does not suit LBFGS"):
         fit(make_net(torch.optim.LBFGS), [make()], 1)
 
 
-@both
+@both_interventions
 def test_a_strategy_that_shards_gradients_is_refused(make) -> None:
     trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), gradient_clip_val=None)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fakes import Records
 from lit_gfs.agents import DQN
 from lit_gfs.callbacks import metric_writer
 from lit_gfs.callbacks.metric_writer import MetricWriter
-from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.metrics.recorded_means import RecordedMeans
 from lit_gfs.runs.exact_resume import ExactResume
-
-MakeTrainer = Callable[..., Trainer]
+from support.fakes import Records
+from support.training import MakeTrainer, replay_data
 
 
 class Regression(LightningModule):
@@ -114,7 +112,7 @@ def test_a_resumed_run_writes_the_means_of_the_whole_stretch(
 
 @pytest.mark.usefixtures("counting_envs")
 def test_agents_bring_the_writer_along_once(make_trainer: MakeTrainer) -> None:
-    data = ReplayDataModule("Counting-v0", total_steps=40, eval_every=40, eval_episodes=1, learning_starts=4)
+    data = replay_data(total_steps=40)
     agent, trainer = DQN(data.env_spec), make_trainer()
 
     trainer.fit(agent, datamodule=data)

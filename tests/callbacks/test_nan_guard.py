@@ -16,16 +16,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from accelerator import ACCELERATOR
-from fakes import CountingEnv, Records
 from lit_gfs.callbacks import GradientFlowMonitor, GradientNormalization, NaNGuard, TemporalGradientClipping
 from lit_gfs.errors import TrainingDiverged, UserError
 from lit_gfs.main import main
 from lit_gfs.optim import Kron
+from support.accelerator import ACCELERATOR
+from support.event_files import read_scalars
+from support.fakes import CountingEnv, Records
+from support.training import quiet_trainer
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, OptimizerFactory] = {
@@ -103,22 +104,9 @@ def make_net(optimizer: str = "adam") -> Net:
 def fit(
     module: LightningModule, callbacks: list[Callback], batches: Batches, steps: int, **options: Any
 ) -> Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": ACCELERATOR,
-        "devices": 1,
-        "log_every_n_steps": 5,
-        "logger": Records(),
-    }
     ckpt_path = options.pop("ckpt_path", None)
-    trainer = Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{**defaults, **options},
-    )
+    defaults = {"max_steps": steps, "callbacks": callbacks, "log_every_n_steps": 5, "logger": Records()}
+    trainer = quiet_trainer(**{**defaults, **options})
     loader: Any = batches
     trainer.fit(module, loader, ckpt_path=ckpt_path)
     return trainer
@@ -506,8 +494,8 @@ class Poisoned(CountingEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         self.taken += 1
-        following = super()._step(tensordict)
-        return following if self.taken < 50 else following.set("reward", following["reward"] * math.nan)
+        next_ = super()._step(tensordict)
+        return next_ if self.taken < 50 else next_.set("reward", next_["reward"] * math.nan)
 
 
 @pytest.fixture
@@ -544,8 +532,6 @@ def test_rewards_that_are_no_numbers_end_a_run_with_a_status_of_its_own(
     assert "no step was finite; 20 in a row were skipped, the first for the loss and the gradient of" in line
     saved = torch.load(run_directory / "last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
-    events = EventAccumulator(str(run_directory))
-    events.Reload()
-    assert events.Scalars("nan_guard/skipped_steps")[-1].value >= 16
+    assert read_scalars(run_directory)["nan_guard/skipped_steps"][-1][1] >= 16
 
     main(["validate", "--ckpt_path", str(run_directory / "last.ckpt")])

@@ -7,16 +7,17 @@ from typing import Any, cast
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.data import DataLoader
 
 from lit_gfs.agents import PPO
 from lit_gfs.callbacks import GradientNormalization, NaNGuard, PathSensitiveInit, TemporalGradientClipping
-from lit_gfs.envs import EnvSpec
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.module_protocol import layers_of
+from support.specs import continuous_spec
+from support.training import quiet_trainer
 
 both = pytest.mark.parametrize("make", [TemporalGradientClipping, GradientNormalization])
 
@@ -57,15 +58,7 @@ class Net(LightningModule):
 
 
 def fit(module: LightningModule, *callbacks: Callback) -> None:
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
+    trainer = quiet_trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks))
     trainer.fit(module, DataLoader(cast(Any, torch.ones(8, 4)), batch_size=2))
 
 
@@ -130,7 +123,7 @@ def test_what_a_module_s_own_list_leaves_out_is_no_layer() -> None:
 
 
 def test_the_standard_deviation_of_ppo_is_scaled_like_a_layer() -> None:
-    agent = PPO(EnvSpec("Point-v0", (3,), "float32", None, (-1.0,) * 2, (1.0,) * 2, 1))
+    agent = PPO(continuous_spec())
     owned = parameters_by_layer(layers_of(agent))
     assert list(owned)[-1] != "ActorCritic"
     assert owned["log_std"] == [agent.actor_critic.log_std]

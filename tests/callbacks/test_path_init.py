@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fakes import Records
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks.path_init import PathSensitiveInit
-from lit_gfs.datamodules import ReplayDataModule
-from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.networks import DenseTrunk, ImpalaCNN, MultiSkipTrunk, NatureCNN, PlainTrunk, ResidualTrunk
-
-MakeTrainer = Callable[..., Trainer]
+from support.fakes import Records
+from support.specs import continuous_spec, discrete_spec
+from support.training import MakeTrainer, replay_data, weights
 
 
 class Regression(LightningModule):
@@ -51,26 +48,9 @@ def data(count: int = 4) -> DataLoader:
     return DataLoader(TensorDataset(torch.ones(count, 8)), batch_size=1)
 
 
-def weights(module: nn.Module) -> Tensor:
-    return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
-
-
 def is_orthogonal(weight: Tensor) -> bool:
     product = (weight @ weight.T).detach()
     return torch.allclose(product, product[0, 0] * torch.eye(len(weight)), rtol=1e-3, atol=1e-5)
-
-
-def spec(shape: tuple[int, ...], num_actions: int | None = 3) -> EnvSpec:
-    continuous = num_actions is None
-    return EnvSpec(
-        env_id="Counting-v0",
-        observation_shape=shape,
-        observation_dtype="uint8" if len(shape) == 3 else "float32",
-        num_actions=num_actions,
-        action_low=[-1.0, -1.0] if continuous else None,
-        action_high=[1.0, 1.0] if continuous else None,
-        frame_skip=1,
-    )
 
 
 def test_a_fresh_run_is_initialized_and_reported(make_trainer: MakeTrainer) -> None:
@@ -156,8 +136,7 @@ def test_a_target_network_starts_equal_to_the_online_one(make_trainer: MakeTrain
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
             self.equal = torch.equal(weights(pl_module.q_network), weights(pl_module.target_network))
 
-    arguments = {"num_envs": 2, "total_steps": 32, "eval_every": 32, "eval_episodes": 2}
-    source = ReplayDataModule("Counting-v0", learning_starts=8, batch_size=4, **arguments)
+    source = replay_data(total_steps=32, eval_every=32, learning_starts=8, batch_size=4)
     agent, compare, init = DQN(source.env_spec), Compare(), PathSensitiveInit(mirrored=True)
     before = weights(agent.q_network)
 
@@ -188,11 +167,13 @@ def test_every_agent_with_every_network(
     shape = (6,) if encoder is None else (2, 36, 36)
     arguments: dict[str, Any] = {"encoder": encoder, "trunk": TRUNKS[trunk]}
     if agent == "dqn":
-        module: LightningModule = DQN(spec(shape), **arguments)
+        module: LightningModule = DQN(discrete_spec(shape=shape), **arguments)
         module.on_weights_initialized = lambda: None  # there is no datamodule that counts steps
     else:
-        discrete = None if agent.startswith("continuous") else 3
-        module = PPO(spec(shape, discrete), shared_network=agent.startswith("shared"), **arguments)
+        dtype = "float32" if encoder is None else "uint8"
+        continuous = agent.startswith("continuous")
+        spec = continuous_spec(shape=shape) if continuous else discrete_spec(shape=shape, dtype=dtype)
+        module = PPO(spec, shared_network=agent.startswith("shared"), **arguments)
     callback, trainer = PathSensitiveInit(), make_trainer()
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 

@@ -1,8 +1,10 @@
+"""Representations of agents, ours and of one's own."""
+
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,103 +12,32 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
 
-from accelerator import ACCELERATOR
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks.representation import RepresentationMonitor
-from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
-from lit_gfs.errors import UserError
 from lit_gfs.networks import DenseTrunk, MultiSkipTrunk, PlainTrunk, ResidualTrunk
-
-MakeTrainer = Callable[..., Trainer]
-Rows = dict[int, dict[str, float]]
-
-DORMANT = "representation/dormant/"
-CHURN = ("policy/churn", "policy/churn_representation", "policy/churn_head")
-
-
-class Records(Logger):
-    """Keeps what the monitor writes."""
-
-    name = "records"
-    version = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: Rows = {}
-        self.written = 0
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        if "representation/srank" in metrics:
-            assert step is not None
-            self.written += 1
-            self.rows[step] = dict(metrics)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-def layers_in(row: dict[str, float]) -> list[str]:
-    return [tag.removeprefix(DORMANT) for tag in row if tag.startswith(DORMANT)]
-
-
-def dormancy(activations: Tensor, tau: float = 0.025) -> np.ndarray:
-    """Which units are dormant, by NumPy, ``(units,)``."""
-    values = np.abs(activations.detach().double().numpy())
-    means = values.mean(axis=tuple(axis for axis in range(values.ndim) if axis != 1))
-    return means <= tau * means.mean()
-
-
-def ranks(features: Tensor) -> tuple[float, float]:
-    """SRank and effective rank, by NumPy."""
-    values = np.linalg.svd(features.detach().double().numpy(), compute_uv=False)
-    shares = values / values.sum()
-    entropy = -sum(share * math.log(share) for share in shares if share > 0)
-    return float(np.argmax(np.cumsum(shares) >= 0.99) + 1), math.exp(entropy)
-
-
-def assert_no_hooks(module: nn.Module) -> None:
-    for child in module.modules():
-        assert not child._forward_hooks
-        assert not child._forward_pre_hooks
-
+from support.accelerator import ACCELERATOR
+from support.fakes import Records
+from support.representation import (
+    CHURN,
+    DORMANT,
+    NotFirst,
+    assert_no_hooks,
+    dormancy,
+    fit,
+    layers_in,
+    ranks,
+)
+from support.training import MakeTrainer, replay_data, rollout_data
 
 # -- our agents ----------------------------------------------------------------------------------------------
 
 
-def replay(total_steps: int = 80) -> ReplayDataModule:
-    return ReplayDataModule(
-        "Counting-v0",
-        num_envs=2,
-        total_steps=total_steps,
-        eval_every=1000,
-        learning_starts=20,
-        steps_per_update=2,
-        batch_size=8,
-        buffer_size=100,
-        eval_episodes=1,
-        seed=1,  # with which the few steps do turn actions
-    )
-
-
-def rollouts(total_steps: int = 64, minibatches: int = 2) -> RolloutDataModule:
-    return RolloutDataModule(
-        "Counting-v0",
-        num_envs=2,
-        total_steps=total_steps,
-        eval_every=1000,
-        eval_episodes=1,
-        rollout_steps=8,
-        epochs=2,
-        minibatches=minibatches,
-        seed=0,
-    )
+replay = partial(replay_data, total_steps=80, eval_episodes=1, seed=1)  # with which few steps turn actions
+rollouts = partial(rollout_data, eval_every=1000, eval_episodes=1, seed=0)
 
 
 def fast(parameters: Any) -> torch.optim.Optimizer:
@@ -147,7 +78,7 @@ class Witness(Callback):
 def test_an_agent_is_measured_before_the_step_and_its_churn_over_the_step(
     name: str, make_trainer: MakeTrainer
 ) -> None:
-    data, records, witness = DATA[name](), Records(), Witness()
+    data, records, witness = DATA[name](), Records("representation/srank"), Witness()
     agent = build(name, data)
     by_step: dict[int, int] = {}  # the step of each row, as rows stand at environment steps
 
@@ -206,7 +137,7 @@ def test_training_is_bit_identical_with_and_without_the_monitor(
     def run(callbacks: list[Callback]) -> tuple[dict[str, Tensor], Tensor, int]:
         data = DATA[name]()
         agent = build(name, data, **options)
-        trainer = make_trainer(callbacks=callbacks, logger=Records())
+        trainer = make_trainer(callbacks=callbacks, logger=Records("representation/srank"))
         trainer.fit(agent, data)
         return agent.state_dict(), torch.get_rng_state(), trainer.global_step
 
@@ -221,13 +152,13 @@ def test_training_is_bit_identical_with_and_without_the_monitor(
 
 @pytest.mark.usefixtures("counting_envs")
 def test_batches_that_are_skipped_are_not_measured(make_trainer: MakeTrainer) -> None:
-    data, records = rollouts(minibatches=4), Records()
+    data, records = rollouts(minibatches=4), Records("representation/srank")
     agent = build("ppo", data, target_kl=1e-4)
     trainer = make_trainer(callbacks=[RepresentationMonitor(every_n_steps=1)], logger=records)
     trainer.fit(agent, data)
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
     assert 0 < trainer.global_step < batches
-    assert records.written == trainer.global_step
+    assert len(records.calls) == trainer.global_step
 
 
 TRUNKS = {
@@ -244,7 +175,7 @@ TRUNKS = {
 def test_activations_are_named_after_the_weight_layer_before_them(
     trunk: Any, norm: str, make_trainer: MakeTrainer
 ) -> None:
-    data, records = replay(24), Records()
+    data, records = replay(total_steps=24), Records("representation/srank")
     agent = build("dqn", data, trunk=lambda inputs: trunk(inputs, depth=4, width=8, norm=norm))
     make_trainer(callbacks=[RepresentationMonitor()], logger=records).fit(agent, data)
     (row,) = records.rows.values()
@@ -263,7 +194,7 @@ def test_the_schedule_goes_on_after_a_resume(make_trainer: MakeTrainer, tmp_path
                 noted.append(trainer.global_step)
                 super()._measure(trainer, features)
 
-        data = replay(400)
+        data = replay(total_steps=400)
         trainer = make_trainer(callbacks=[Monitor(every_n_steps=every)], max_steps=steps)
         trainer.fit(build("dqn", data), data, ckpt_path=ckpt_path)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
@@ -311,28 +242,6 @@ class Imitator(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD([*self.body.parameters(), *self.policy_head.parameters()], lr=0.5)
-
-
-def batches(count: int, size: int = 8) -> DataLoader:
-    x = torch.randn(count * size, 6, generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(x), batch_size=size)
-
-
-def fit(
-    module: LightningModule,
-    monitor: RepresentationMonitor | None,
-    make_trainer: MakeTrainer,
-    steps: int = 4,
-    **options: Any,
-) -> Rows:
-    records = Records()
-    per_step = options.get("accumulate_grad_batches", 1)
-    callbacks = [*([] if monitor is None else [monitor]), *options.pop("callbacks", [])]
-    trainer = make_trainer(**{"max_epochs": 1, "callbacks": callbacks, "logger": records, **options})
-    torch.manual_seed(3)
-    trainer.fit(module, batches(steps * per_step))
-    assert_no_hooks(module)
-    return records.rows
 
 
 @pytest.mark.parametrize("conv", [False, True])
@@ -488,175 +397,5 @@ def test_a_network_that_is_not_finite_is_reported_and_training_goes_on(make_trai
     assert all(math.isnan(value) for value in rows[1].values())
 
 
-# -- any other module ----------------------------------------------------------------------------------------
-
-
-class Classifier(LightningModule):
-    """No agent: convolutions, a branch of its own learning, and a frozen copy that must not be watched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Unflatten(1, (1, 6)),
-            nn.Conv1d(1, 5, 3),
-            nn.LeakyReLU(0.01, inplace=True),
-            nn.Flatten(),
-            nn.Linear(20, 12, bias=False),
-            nn.LayerNorm(12),
-            nn.ReLU(inplace=True),
-            nn.Linear(12, 6),
-        )
-        self.target = copy.deepcopy(self.net).requires_grad_(False)
-        self.inputs: list[Tensor] = []
-        self.networks: list[nn.Module] = []
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        (x,) = batch
-        self.inputs.append(x)
-        self.networks.append(copy.deepcopy(self.net))
-        loss = (self.net(x) - self.target(x) + x).square().mean()
-        with torch.no_grad():
-            self.net(x + 100)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.net.parameters(), lr=0.1)
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_any_module_is_watched_in_its_own_forward_pass(accumulate: int, make_trainer: MakeTrainer) -> None:
-    module = Classifier()
-    with torch.no_grad():
-        module.net[1].weight[2], module.net[1].bias[2] = 0.0, 0.0
-    rows = fit(
-        module,
-        RepresentationMonitor(every_n_steps=2),
-        make_trainer,
-        steps=5,
-        accumulate_grad_batches=accumulate,
-    )
-    assert sorted(rows) == [1, 3, 5]
-    for step, row in rows.items():
-        net, x = module.networks[step * accumulate - 1], module.inputs[step * accumulate - 1]
-        conv, features = net[:3](x), net[:7](x)
-        assert sorted(layers_in(row)) == ["net.1", "net.4"]
-        assert row[DORMANT + "net.1"] == pytest.approx(dormancy(conv).mean())
-        assert row[DORMANT + "net.4"] == pytest.approx(dormancy(features).mean())
-        assert row["representation/srank"] == ranks(features)[0]
-        assert row["representation/effective_rank"] == pytest.approx(ranks(features)[1], rel=1e-3)
-        assert not any(tag in row for tag in CHURN)
-    assert rows[1][DORMANT + "net.1"] == pytest.approx(0.2)
-
-
-def test_a_training_batch_counts_with_256_states(make_trainer: MakeTrainer) -> None:
-    module, records = Classifier(), Records()
-    trainer = make_trainer(max_epochs=1, callbacks=[RepresentationMonitor()], logger=records)
-    trainer.fit(module, batches(1, size=400))
-    features = module.networks[0][:7](module.inputs[0][:256])
-    assert records.rows[1]["representation/effective_rank"] == pytest.approx(ranks(features)[1], rel=1e-3)
-
-
-def test_any_module_trains_bit_identically(make_trainer: MakeTrainer) -> None:
-    ends = []
-    for monitor in (None, RepresentationMonitor(every_n_steps=1)):
-        torch.manual_seed(0)
-        module = Classifier()
-        fit(module, monitor, make_trainer)
-        ends.append(module.state_dict())
-    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
-
-
-def test_layers_that_the_backward_pass_runs_again_are_not_seen_twice(make_trainer: MakeTrainer) -> None:
-    class Checkpointing(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            hidden = checkpoint(self.net[:4], batch[0], use_reentrant=False)
-            return self.net[4:](hidden).square().mean()
-
-    module = Checkpointing()
-    net = copy.deepcopy(module.net)
-    row = fit(module, RepresentationMonitor(), make_trainer)[1]
-    (x,) = next(iter(batches(4)))
-    assert row["representation/effective_rank"] == pytest.approx(ranks(net[:7](x))[1], rel=1e-3)
-
-
-def test_manual_optimization_without_the_trainers_backward(make_trainer: MakeTrainer) -> None:
-    class Manual(Classifier):
-        automatic_optimization = False
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            optimizer = self.optimizers()
-            optimizer.zero_grad()  # type: ignore[union-attr]
-            super().training_step(batch, batch_idx).backward()
-            optimizer.step()  # type: ignore[union-attr]
-
-    rows = fit(Manual(), RepresentationMonitor(every_n_steps=3), make_trainer)
-    assert sorted(rows) == [1, 4]
-
-
-def test_an_optimizer_that_computes_its_gradients_several_times(make_trainer: MakeTrainer) -> None:
-    class Repeating(Classifier):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.LBFGS(self.net.parameters(), lr=0.1, max_iter=4)
-
-    module = Repeating()
-    rows = fit(module, RepresentationMonitor(every_n_steps=2), make_trainer, steps=3)
-    assert sorted(rows) == [1, 3]
-    assert len(module.networks) > 3
-    assert rows[1]["representation/effective_rank"] == pytest.approx(
-        ranks(module.networks[0][:7](module.inputs[0]))[1], rel=1e-3
-    )
-
-
-def test_a_crash_leaves_no_hooks(make_trainer: MakeTrainer) -> None:
-    class Crashing(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            raise RuntimeError("diverged")
-
-    module = Crashing()
-    with pytest.raises(RuntimeError, match="diverged"):
-        fit(module, RepresentationMonitor(), make_trainer)
-    assert_no_hooks(module)
-
-
-def test_a_second_trainer_begins_anew(make_trainer: MakeTrainer) -> None:
-    monitor = RepresentationMonitor(every_n_steps=3)
-    assert sorted(fit(Classifier(), monitor, make_trainer, steps=5)) == [1, 4]
-    assert sorted(fit(Classifier(), monitor, make_trainer, steps=5)) == [1, 4]
-
-
-def test_other_ranks_measure_nothing(make_trainer: MakeTrainer) -> None:
-    class NotFirst(Callback):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            monkeypatch.setattr(type(trainer), "is_global_zero", False)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        assert not fit(Classifier(), RepresentationMonitor(), make_trainer, callbacks=[NotFirst()])
-        assert not fit(Imitator(), RepresentationMonitor(), make_trainer, callbacks=[NotFirst()])
-
-
-# -- mistakes ------------------------------------------------------------------------------------------------
-
-
-class Bare(Classifier):
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.net = nn.Sequential(*layers)
-        self.target = nn.Identity()
-
-
-def test_a_module_without_layers_or_activations_is_refused(make_trainer: MakeTrainer) -> None:
-    with pytest.raises(
-        UserError, match=r"Bare has no activation module: expected at least one, such as nn\.ReLU"
-    ):
-        fit(Bare(nn.Linear(6, 6)), RepresentationMonitor(), make_trainer)
-    with pytest.raises(UserError, match="Bare has no trainable layer: expected at least one"):
-        fit(Bare(nn.LayerNorm(6), nn.ReLU()), RepresentationMonitor(), make_trainer)
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "expected"),
-    [("every_n_steps", 0, "at least 1"), ("tau", -0.1, "between 0 and 1"), ("tau", 2.0, "between 0 and 1")],
-)
-def test_arguments_are_checked(argument: str, value: float, expected: str) -> None:
-    with pytest.raises(UserError, match=f"{argument} is {value}; expected a number {expected}"):
-        RepresentationMonitor(**{argument: value})  # type: ignore[arg-type]
+def test_other_ranks_measure_nothing(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not fit(Imitator(), RepresentationMonitor(), make_trainer, callbacks=[NotFirst(monkeypatch)])

@@ -15,10 +15,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from accelerator import ACCELERATOR
 from lit_gfs.callbacks.progress import StepProgressBar
 from lit_gfs.callbacks.summary import RunSummary, print_summary, summary_rows
 from lit_gfs.errors import OtherProcessFailed
+from support.training import quiet_trainer
 
 
 class Counting(LightningDataModule):
@@ -69,20 +69,8 @@ class DQN(LightningModule):
 
 
 def trainer(**options: Any) -> Trainer:
-    return Trainer(
-        **{
-            "accelerator": ACCELERATOR,
-            "max_epochs": 3,
-            "callbacks": [RunSummary()],
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            **options,
-        }
-    )
+    defaults = {"max_epochs": 3, "callbacks": [RunSummary()], "log_every_n_steps": 1}
+    return quiet_trainer(**{**defaults, **options})
 
 
 def recorded(directory: Path, *callbacks: Any) -> dict[str, Any]:
@@ -90,11 +78,7 @@ def recorded(directory: Path, *callbacks: Any) -> dict[str, Any]:
     logger = TensorBoardLogger(directory, name="dqn", version="first")
     best = ModelCheckpoint(dirpath=logger.log_dir, filename="best", monitor="eval/episode_return", mode="max")
     latest = ModelCheckpoint(dirpath=logger.log_dir, filename="last")
-    return {
-        "logger": logger,
-        "callbacks": [RunSummary(), *callbacks, best, latest],
-        "enable_checkpointing": True,
-    }
+    return {"logger": logger, "callbacks": [RunSummary(), *callbacks, best, latest]}
 
 
 def parse(output: str) -> dict[str, str]:
@@ -151,10 +135,7 @@ def test_terminal_table_keeps_to_ninety_columns_and_cuts_no_path() -> None:
         assert "".join(cells) == "finished" + path
 
 
-def test_finished_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_finished_run(empty_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(**recorded(Path("runs"))).fit(DQN(), datamodule=Counting())
     output = capsys.readouterr().out
     rows = parse(output)
@@ -178,7 +159,7 @@ def test_finished_run(
     ],
 )
 def test_stopped_run_says_where_and_what_is_left_of_it(
-    tmp_path: Path,
+    empty_directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
@@ -187,7 +168,6 @@ def test_stopped_run_says_where_and_what_is_left_of_it(
 ) -> None:
     # Lightning ignores further Ctrl-C from here on, for the rest of the process.
     monkeypatch.setattr(signal, "signal", lambda *args: signal.SIG_DFL)
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(raised):
         trainer(**recorded(Path("runs"))).fit(DQN(error), datamodule=Counting())
     rows = parse(capsys.readouterr().out)
@@ -231,7 +211,7 @@ def test_last_path_of_a_monitoring_checkpoint_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = ModelCheckpoint(dirpath=tmp_path, monitor="eval/episode_return", mode="min", save_last=True)
-    trainer(callbacks=[RunSummary(), checkpoint], enable_checkpointing=True).fit(DQN(), datamodule=Counting())
+    trainer(callbacks=[RunSummary(), checkpoint]).fit(DQN(), datamodule=Counting())
     rows = parse(capsys.readouterr().out)
     assert rows["evaluation return"].strip() == "last 20.0, best 10.0"
     assert rows["last checkpoint"].strip() == str(tmp_path / "last.ckpt")
@@ -240,9 +220,7 @@ def test_last_path_of_a_monitoring_checkpoint_is_shown(
 def test_checkpoints_that_watch_no_metric_are_the_latest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer(callbacks=[RunSummary(), ModelCheckpoint(dirpath=tmp_path)], enable_checkpointing=True).fit(
-        DQN(), datamodule=Counting()
-    )
+    trainer(callbacks=[RunSummary(), ModelCheckpoint(dirpath=tmp_path)]).fit(DQN(), datamodule=Counting())
     rows = parse(capsys.readouterr().out)
     assert "best checkpoint" not in rows
     assert rows["evaluation return"].strip() == "last 20.0"

@@ -15,7 +15,6 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.data import Unbounded
 
-from fakes import CountingEnv
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.agents.agent import Agent
 from lit_gfs.collectors.direct import DirectCollector
@@ -23,19 +22,22 @@ from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.collectors.final_observations import FinalObservations
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.envs.base import BatchedEnv, continuous_action, env_seeds
+from lit_gfs.envs.action_specs import continuous_action
+from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.serial import SerialEnv
+from lit_gfs.envs.simulators import env_seeds
+from support.fakes import CountingEnv
 
-FOLLOWING = ["observation", "reward", "done", "terminated", "truncated", "episode_return", "episode_length"]
+NEXT_KEYS = ["observation", "reward", "done", "terminated", "truncated", "episode_return", "episode_length"]
 
 
 class ShrinkingEnv(SerialEnv):
     """Env i ends after i + 2 steps, truncated if i is odd; it adds actions up, and draws where it begins."""
 
     def __init__(self, num_envs: int) -> None:
-        observation = Unbounded((num_envs, 3), dtype=torch.float32)
+        observations = {"observation": Unbounded((num_envs, 3), dtype=torch.float32)}
         action = continuous_action(-np.ones(2), np.ones(2), num_envs)
-        super().__init__("Shrinking-v0", num_envs, observation, action, 1, 0, None)
+        super().__init__("Shrinking-v0", num_envs, observations, action, 1, 0)
         self.generators = [np.random.default_rng(0) for _ in range(num_envs)]
         self.state = np.zeros((num_envs, 3))
 
@@ -91,13 +93,13 @@ def make_collector(
     return kind(env, policy, **{**defaults, **options})
 
 
-def collect(collector: Any, seed: int, pieces: int = 1) -> list[TensorDictBase]:
+def collect(collector: Any, seed: int, rollouts: int = 1) -> list[TensorDictBase]:
     """Reset and seed everything, as a barrier does, and collect."""
     torch.manual_seed(seed)
     collector.env.set_seed(seed)
     collector.reset()
     stream = iter(collector)
-    return [next(stream).clone() for _ in range(pieces)]
+    return [next(stream).clone() for _ in range(rollouts)]
 
 
 def assert_equal(direct: TensorDictBase, general: TensorDictBase, keys: list[Any]) -> None:
@@ -111,13 +113,13 @@ def assert_equal(direct: TensorDictBase, general: TensorDictBase, keys: list[Any
 
 def keys_of(env: BatchedEnv, outputs: list[str]) -> list[Any]:
     lost = ["end_of_life"] if "end_of_life" in env.observation_spec else []
-    return ["observation", *outputs, *(("next", key) for key in [*FOLLOWING, *lost])]
+    return ["observation", *outputs, *(("next", key) for key in [*NEXT_KEYS, *lost])]
 
 
 @pytest.mark.parametrize("suite", MAKE)
 @pytest.mark.parametrize("steps", [1, STEPS])
 def test_running_ahead_changes_nothing_but_when(suite: str, steps: int) -> None:
-    """With the same weights, whoever runs ahead sees the same; a reset drops the step that was begun."""
+    """With the same weights, running ahead gives the same rollouts; a reset drops the step that has begun."""
     collectors = []
     for runs_ahead in (True, False):
         env = MAKE[suite]()
@@ -134,7 +136,7 @@ def test_running_ahead_changes_nothing_but_when(suite: str, steps: int) -> None:
         collector.shutdown()
 
 
-def test_running_ahead_acts_before_it_is_asked_for_the_next_piece() -> None:
+def test_running_ahead_acts_before_it_is_asked_for_the_next_rollout() -> None:
     env = MAKE["cartpole"]()
     seen: list[Tensor] = []
 
@@ -163,8 +165,8 @@ def test_a_direct_rollout_equals_torchrls(suite: str, steps: int) -> None:
     ended = 0
     for seed in (3, 4):
         # The second turn begins in the middle of episodes.
-        pieces = [collect(collector, seed, 30 // steps) for collector in collectors]
-        for direct, general in zip(*pieces, strict=True):
+        rollouts = [collect(collector, seed, 30 // steps) for collector in collectors]
+        for direct, general in zip(*rollouts, strict=True):
             assert_equal(direct, general, keys)
             assert set(direct.keys(True, True)) == set(keys)
             ended += int(direct["next", "done"].sum())
@@ -189,16 +191,16 @@ def test_value_methods_draw_the_same_random_actions(kind: Callable[[EnvSpec], Ag
 
 
 def test_the_policy_runs_in_the_precision_around_it() -> None:
-    pieces, exact = [], None
+    rollouts, exact = [], None
     for collector in (DirectCollector, Collector):
         env = MAKE["cartpole"]()
         made = make_collector(collector, env, make_agent(PPO, env).collection_policy())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            pieces += collect(made, 1)
+            rollouts += collect(made, 1)
         (exact,) = collect(made, 1)
-    assert_equal(*pieces, keys_of(env, ["action", "sample", "log_prob", "value"]))
+    assert_equal(*rollouts, keys_of(env, ["action", "sample", "log_prob", "value"]))
     assert exact is not None
-    assert not torch.equal(pieces[0]["value"], exact["value"])
+    assert not torch.equal(rollouts[0]["value"], exact["value"])
 
 
 @pytest.mark.parametrize("suite", ["cartpole", "breakout"])
@@ -206,30 +208,30 @@ def test_what_goes_to_another_device_and_back_stays_the_same(
     suite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The staging of observations, without the other device."""
-    pieces = []
+    rollouts = []
     for remote in (True, False):
         env = MAKE[suite]()
         made = make_collector(DirectCollector, env, make_agent(PPO, env).collection_policy())
         if remote:
             spec = env.observation_spec["observation"]
-            made._has_remote_policy, made._staged = True, torch.empty(spec.shape, dtype=spec.dtype)
-        pieces += collect(made, 1)
-    assert_equal(*pieces, keys_of(env, ["action", "sample", "log_prob", "value"]))
+            made._has_remote_policy, made._transfer_buffer = True, torch.empty(spec.shape, dtype=spec.dtype)
+        rollouts += collect(made, 1)
+    assert_equal(*rollouts, keys_of(env, ["action", "sample", "log_prob", "value"]))
 
 
 def test_a_seed_without_a_reset_takes_effect_when_torchrl_would_have_it() -> None:
-    pieces = []
+    rollouts = []
     for kind in (DirectCollector, Collector):
         env = ShrinkingEnv(1)
         collector = make_collector(kind, env, make_agent(PPO, env).collection_policy(), steps=5)
-        pieces += collect(collector, 1)
+        rollouts += collect(collector, 1)
         collector.set_seed(9)
-        pieces += [next(iter(collector)).clone()]
-    for direct, general in zip(pieces[:2], pieces[2:], strict=True):
+        rollouts += [next(iter(collector)).clone()]
+    for direct, general in zip(rollouts[:2], rollouts[2:], strict=True):
         assert_equal(direct, general, keys_of(env, ["action"]))
     # The episode that was open ends first.
-    marks = pieces[1]["observation"][0, :, 0].tolist()
-    assert pieces[1]["next", "episode_length"].flatten().tolist() == [2, 1, 2, 1, 2]
+    marks = rollouts[1]["observation"][0, :, 0].tolist()
+    assert rollouts[1]["next", "episode_length"].flatten().tolist() == [2, 1, 2, 1, 2]
     assert marks[1] == float(np.float32(np.random.default_rng(env_seeds(9, 1)[0]).normal()))
 
 
@@ -253,14 +255,14 @@ def test_the_iteration_protocol() -> None:
         total_frames=42,
         return_same_td=False,
         pre_collect_hook=lambda: seen.append("before"),
-        post_collect_hook=lambda piece: seen.append("after"),
+        post_collect_hook=lambda rollout: seen.append("after"),
     )
     assert collector.is_direct
-    pieces = list(collector)
+    rollouts = list(collector)
     assert seen == ["before", "after"] * 3
-    assert [piece.numel() for piece in pieces] == [14, 14, 14]
+    assert [rollout.numel() for rollout in rollouts] == [14, 14, 14]
     # Copies: the first one is not written over.
-    assert not torch.equal(pieces[0]["observation"], pieces[1]["observation"])
+    assert not torch.equal(rollouts[0]["observation"], rollouts[1]["observation"])
     assert collector.state_dict()["frames"] == 42
     again = make_collector(DirectCollector, ShrinkingEnv(2), make_agent(PPO, env).collection_policy())
     again.load_state_dict(collector.state_dict())
@@ -269,8 +271,8 @@ def test_the_iteration_protocol() -> None:
 
 def test_the_next_rollout_is_written_over_the_same_one() -> None:
     env = ShrinkingEnv(2)
-    pieces = iter(make_collector(DirectCollector, env, make_agent(PPO, env).collection_policy()))
-    first, second = next(pieces), next(pieces)
+    rollouts = iter(make_collector(DirectCollector, env, make_agent(PPO, env).collection_policy()))
+    first, second = next(rollouts), next(rollouts)
     assert first["observation"].data_ptr() == second["observation"].data_ptr()
 
 
@@ -278,7 +280,7 @@ def test_the_next_rollout_is_written_over_the_same_one() -> None:
     "options",
     [
         {"track_traj_ids": True},
-        {"postproc": lambda piece: piece},
+        {"postproc": lambda rollout: rollout},
         {"max_frames_per_traj": 3},
         {"init_random_frames": 28},
     ],
@@ -365,9 +367,9 @@ def test_experience_keeps_what_its_agent_needs(
     agent.announce_objective_shift = lambda reason: None  # type: ignore[method-assign]
     runner = EnvRunner(env, agent, 4, seed=0, rank=0, world_size=1, precision=nullcontext)
     runner.pass_barrier(0)
-    piece = runner.collect()
-    assert isinstance(piece["next", "observation"], FinalObservations) == only_final
-    assert runner.env_steps == piece.numel()
+    rollout = runner.collect()
+    assert isinstance(rollout["next", "observation"], FinalObservations) == only_final
+    assert runner.env_steps == rollout.numel()
 
 
 @pytest.mark.parametrize(("updates", "alike"), [(0, True), (1, False)])

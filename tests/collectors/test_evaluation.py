@@ -5,8 +5,8 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.data import Unbounded
 
-from fakes import CountingEnv
 from lit_gfs.collectors.evaluation import run_episodes
+from support.fakes import CountingEnv
 
 POLICY = TensorDictModule(
     lambda observation: torch.zeros(len(observation), dtype=torch.int64), ["observation"], ["action"]

@@ -7,21 +7,23 @@ from lit_gfs.collectors.final_observations import FinalObservations
 from lit_gfs.functional.returns import next_values
 
 
-def final_observations(following: torch.Tensor, kept: torch.Tensor, order: torch.Tensor) -> FinalObservations:
+def final_observations(
+    next_observations: torch.Tensor, kept: torch.Tensor, order: torch.Tensor
+) -> FinalObservations:
     env, time = (each[order] for each in kept.nonzero(as_tuple=True))
-    return FinalObservations(env, time, following[env, time])
+    return FinalObservations(env, time, next_observations[env, time])
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 1, 3]])
 def test_only_what_was_never_acted_in_is_evaluated(order: list[int]) -> None:
-    following = torch.arange(12.0).view(3, 4, 1) + 100
+    next_observations = torch.arange(12.0).view(3, 4, 1) + 100
     value = torch.arange(12.0).view(3, 4)
     done, terminated = torch.zeros(3, 4, dtype=torch.bool), torch.zeros(3, 4, dtype=torch.bool)
     done[0, 1] = done[1, 2] = done[2, 3] = True
     terminated[1, 2] = terminated[2, 3] = True
     kept = done.clone()
     kept[:, -1] = True
-    for given in (following, final_observations(following, kept, torch.tensor(order))):
+    for given in (next_observations, final_observations(next_observations, kept, torch.tensor(order))):
         asked: list[float] = []
 
         def value_of(observation: torch.Tensor, asked: list[float] = asked) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The watchdog's signal, which is not its own: somebody else may use it too."""
+"""Interruption of slow steps by a signal, which other code may use too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 
 from lit_gfs.collectors.step_timeout import StepTimeout
-from lit_gfs.envs.base import Activity, Unresponsive
+from lit_gfs.envs.activity import Activity, Unresponsive
 from lit_gfs.errors import EnvironmentFault
 
 
@@ -32,7 +32,7 @@ def test_a_step_that_takes_too_long_is_interrupted() -> None:
         step_timeout.stop()
 
 
-def test_somebody_elses_signal_reaches_the_handler_from_before() -> None:
+def test_a_signal_from_elsewhere_reaches_the_previous_handler() -> None:
     seen: list[int] = []
 
     def requeue(number: int, frame: FrameType | None) -> None:
@@ -62,10 +62,10 @@ def test_a_handler_that_was_set_since_stays() -> None:
     assert before == step_timeout._on_signal
 
 
-def test_without_a_handler_the_signal_ends_the_process_as_ever() -> None:
+def test_without_a_previous_handler_the_signal_ends_the_process() -> None:
     program = (
         "import signal; from lit_gfs.collectors.step_timeout import StepTimeout; "
-        "from lit_gfs.envs.base import Activity; "
+        "from lit_gfs.envs.activity import Activity; "
         "StepTimeout(60.0, print).watch('Quick-v0', Activity()); signal.raise_signal(signal.SIGUSR2)"
     )
     ended = subprocess.run([sys.executable, "-c", program], check=False)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_checks import check_values
 from lit_gfs.configuration.config_files import complete_arguments, find_config
 from lit_gfs.configuration.config_trust import take_trust
@@ -18,7 +17,7 @@ from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.study.execute import fit_command
 from lit_gfs.study.plan import Cell
-from mistakes import DQN, refused
+from support.command_line import DQN, BuiltOnly, refused
 
 MODULE = """
 from pathlib import Path
@@ -129,12 +128,8 @@ def test_neither_does_the_command_line_nor_what_lies_beside_a_checkpoint(
 def test_what_is_typed_is_trusted_for_that_run_alone(
     trust: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class BuildingOnly(GradientFlowCLI):
-        def _run_subcommand(self, subcommand: str) -> None:
-            """Run nothing."""
-
     arguments = complete_arguments([*DQN, "--trainer.callbacks+=side_effect.Bad", *trust])
-    names = [type(callback).__name__ for callback in BuildingOnly(arguments).trainer.callbacks]  # type: ignore[attr-defined]
+    names = [type(callback).__name__ for callback in BuiltOnly(arguments).trainer.callbacks]  # type: ignore[attr-defined]
 
     assert "Bad" in names
     assert "not imported" in refused([*DQN, "--trainer.callbacks+=side_effect.Bad"], capsys)

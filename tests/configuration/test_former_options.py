@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_gfs.agents.classifier import Classifier
+from lit_gfs.agents import Classifier
 from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.configuration.former_options import with_present_options

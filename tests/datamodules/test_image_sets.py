@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fakes import write_cifar10
 from lit_gfs.datamodules.image_sets import load_cifar10, load_digits, load_images
 from lit_gfs.errors import UserError
+from support.datasets import write_cifar10
 
 
 def test_digits_are_vectors_between_0_and_1_with_about_180_of_each() -> None:

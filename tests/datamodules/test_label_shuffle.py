@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from lit_gfs.agents.classifier import Classifier
 from lit_gfs.datamodules import LabelShuffleDataModule
 from lit_gfs.datamodules.image_sets import load_digits
 from lit_gfs.errors import UserError
-
-MakeTrainer = Callable[..., Trainer]
+from support.training import MakeTrainer
 
 
 def make_data(**arguments: Any) -> LabelShuffleDataModule:

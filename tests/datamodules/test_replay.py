@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,9 @@ from lit_gfs.collectors.evaluation import Evaluation
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.errors import UserError
+from support.training import MakeTrainer, replay_data
 
-MakeTrainer = Callable[..., Trainer]
-
-
-def make_data(**arguments: Any) -> ReplayDataModule:
-    defaults: dict[str, Any] = {
-        "env_id": "Counting-v0",
-        "num_envs": 2,
-        "total_steps": 120,
-        "eval_every": 50,
-        "eval_episodes": 2,
-        "buffer_size": 200,
-        "batch_size": 16,
-        "learning_starts": 20,
-        "steps_per_update": 4,
-        "seed": 5,
-    }
-    return ReplayDataModule(**{**defaults, **arguments})
+make_data = partial(replay_data, eval_every=50, buffer_size=200, batch_size=16, steps_per_update=4, seed=5)
 
 
 class Recorder(Callback):

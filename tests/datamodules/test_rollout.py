@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDict, TensorDictBase
 
 from lit_gfs.agents import DQN, PPO, PQN
-from lit_gfs.datamodules import RolloutDataModule
 from lit_gfs.errors import UserError
+from support.training import MakeTrainer, rollout_data
 
-MakeTrainer = Callable[..., Trainer]
-
-
-def make_data(**arguments: Any) -> RolloutDataModule:
-    defaults: dict[str, Any] = {
-        "env_id": "Counting-v0",
-        "num_envs": 2,
-        "total_steps": 64,
-        "eval_every": 32,
-        "eval_episodes": 2,
-        "rollout_steps": 8,
-        "epochs": 2,
-        "minibatches": 3,
-        "seed": 5,
-    }
-    return RolloutDataModule(**{**defaults, **arguments})
+make_data = partial(rollout_data, minibatches=3)
 
 
 class Recorder(Callback):

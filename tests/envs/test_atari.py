@@ -14,7 +14,7 @@ from torchrl.envs import check_env_specs
 
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.atari import AtariEnv
-from lit_gfs.envs.base import env_seeds
+from lit_gfs.envs.simulators import env_seeds
 from lit_gfs.errors import EnvironmentFault, UserError
 
 Trajectory = list[TensorDictBase]
@@ -24,12 +24,12 @@ def play(env: Any, actions: torch.Tensor, seed: int) -> tuple[Trajectory, Trajec
     """Reset with a seed and step; return every step's ``next`` and every state acted in."""
     env.set_seed(seed)
     state = env.reset()
-    following, states = [], [state.clone()]
+    nexts, states = [], [state.clone()]
     for action in actions:
         step, state = env.step_and_maybe_reset(state.set("action", action))
-        following.append(step["next"].clone())
+        nexts.append(step["next"].clone())
         states.append(state.clone())
-    return following, states
+    return nexts, states
 
 
 def draw_actions(env: Any, steps: int, seed: int = 0) -> torch.Tensor:
@@ -56,20 +56,20 @@ def test_steps_equal_the_raw_simulator() -> None:
     """Raw rewards, final observations, sticky actions, and one simulator step per environment step."""
     env = make_env("ALE/Breakout-v5", 4)
     actions = draw_actions(env, 260)
-    following, states = play(env, actions, 11)
+    nexts, states = play(env, actions, 11)
     simulator: Any = AtariVectorEnv(
         "breakout", 4, repeat_action_probability=0.25, reward_clipping=False, autoreset_mode="SameStep"
     )
-    shown, info = simulator.reset(seed=env_seeds(11, 4))
-    assert np.array_equal(states[0]["observation"], shown)
+    observation, info = simulator.reset(seed=env_seeds(11, 4))
+    assert np.array_equal(states[0]["observation"], observation)
     lives, totals, lengths = info["lives"], np.zeros(4), np.zeros(4, dtype=int)
     finished = lost_lives = 0
-    for step, state, action in zip(following, states[1:], actions, strict=True):
-        shown, reward, terminated, truncated, info = simulator.step(action.numpy())
+    for step, state, action in zip(nexts, states[1:], actions, strict=True):
+        observation, reward, terminated, truncated, info = simulator.step(action.numpy())
         totals, lengths = totals + reward, lengths + 1
-        assert np.array_equal(state["observation"], shown)
+        assert np.array_equal(state["observation"], observation)
         for index in range(4):
-            final = info["final_obs"][index] if terminated[index] else shown[index]
+            final = info["final_obs"][index] if terminated[index] else observation[index]
             assert np.array_equal(step["observation"][index], final)
         assert step["reward"].flatten().tolist() == reward.tolist()
         assert step["terminated"].flatten().tolist() == terminated.tolist()
@@ -90,8 +90,8 @@ def test_steps_equal_the_raw_simulator() -> None:
 
 def test_the_frame_limit_truncates() -> None:
     env = make_env("ALE/Pong-v5", 2, max_frames=80)
-    following, states = play(env, draw_actions(env, 41), 0)
-    for number, (step, state) in enumerate(zip(following, states[1:], strict=True), start=1):
+    nexts, states = play(env, draw_actions(env, 41), 0)
+    for number, (step, state) in enumerate(zip(nexts, states[1:], strict=True), start=1):
         ended = number % 20 == 0
         assert step["truncated"].flatten().tolist() == [ended, ended]
         assert step["done"].flatten().tolist() == [ended, ended]
@@ -146,15 +146,15 @@ def test_rendering_changes_nothing_and_stays_in_lock_step() -> None:
     heard: dict[str, list[Any]] = {"observation": [], "pixels": []}
     for key, simulator in rendered._simulators.items():
         simulator.recv = recording(simulator.recv, heard[key])
-    following, states = play(rendered, actions, 3)
-    assert equal(following, expected)
+    nexts, states = play(rendered, actions, 3)
+    assert equal(nexts, expected)
     assert heard["observation"] == heard["pixels"]
     assert len(heard["pixels"]) == 300
-    finished = [number for number, step in enumerate(following) if step["done"].any()]
+    finished = [number for number, step in enumerate(nexts) if step["done"].any()]
     assert finished
     assert states[0]["pixels"].shape == (2, 210, 160, 3)
     assert states[0]["pixels"].dtype == torch.uint8
-    for number, (step, state) in enumerate(zip(following, states[1:], strict=True)):
+    for number, (step, state) in enumerate(zip(nexts, states[1:], strict=True)):
         assert torch.equal(step["pixels"], state["pixels"]) == (number not in finished)
 
 
@@ -162,10 +162,10 @@ def recording(receive: Any, heard: list[Any]) -> Any:
     """Note everything but the pictures that a simulator answers."""
 
     def answer() -> Any:
-        shown, *flags, info = receive()
+        observation, *flags, info = receive()
         kept = {key: value.tolist() for key, value in info.items() if key != "final_obs"}
         heard.append(([flag.tolist() for flag in flags], kept))
-        return shown, *flags, info
+        return observation, *flags, info
 
     return answer
 

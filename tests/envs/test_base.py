@@ -14,8 +14,9 @@ from torchrl.collectors import Collector
 from torchrl.data import Unbounded
 from torchrl.envs import EnvBase, check_env_specs
 
-from lit_gfs.envs.base import discrete_action, env_seeds
+from lit_gfs.envs.action_specs import discrete_action
 from lit_gfs.envs.serial import SerialEnv
+from lit_gfs.envs.simulators import env_seeds
 
 
 class ScriptedEnv(SerialEnv):
@@ -26,11 +27,10 @@ class ScriptedEnv(SerialEnv):
         super().__init__(
             "Scripted-v0",
             count,
-            Unbounded((count, 2), dtype=torch.float32),
+            {"observation": Unbounded((count, 2), dtype=torch.float32)},
             discrete_action(3, count),
             frame_skip,
             0,
-            None,
         )
         self.lengths = lengths
         self.episodes = [0] * count
@@ -68,14 +68,14 @@ def test_the_end_of_an_episode() -> None:
     step, state = env.step_and_maybe_reset(act(env.reset(), env))
     assert not step["next", "done"].any()
     step, state = env.step_and_maybe_reset(act(state, env))
-    following = step["next"]
-    assert following["observation"].tolist() == [[1, 2], [1, 2]]
-    assert following["reward"].tolist() == [[1], [2]]
-    assert following["terminated"].tolist() == [[True], [False]]
-    assert following["done"].tolist() == [[True], [False]]
-    assert not following["truncated"].any()
-    assert following["episode_return"].tolist() == [[2], [4]]
-    assert following["episode_length"].tolist() == [[2], [2]]
+    next_ = step["next"]
+    assert next_["observation"].tolist() == [[1, 2], [1, 2]]
+    assert next_["reward"].tolist() == [[1], [2]]
+    assert next_["terminated"].tolist() == [[True], [False]]
+    assert next_["done"].tolist() == [[True], [False]]
+    assert not next_["truncated"].any()
+    assert next_["episode_return"].tolist() == [[2], [4]]
+    assert next_["episode_length"].tolist() == [[2], [2]]
     assert state["observation"].tolist() == [[2, 0], [1, 2]]
     assert state["episode_return"].tolist() == [[0], [4]]
     assert state["episode_length"].tolist() == [[0], [2]]
@@ -147,7 +147,7 @@ def test_seeds_differ_between_environments_and_between_seeds() -> None:
 def test_the_direct_step_equals_torchrls(extra: dict[str, Any]) -> None:
     direct, general = ScriptedEnv([1, 2, 3]), ScriptedEnv([1, 2, 3])
     states = [direct.reset(), general.reset()]
-    shown = set(states[0].keys(True, True))
+    keys = set(states[0].keys(True, True))
     generator = torch.Generator().manual_seed(0)
     for _ in range(12):
         written: dict[str, Any] = {"action": torch.randint(3, (3,), generator=generator)}
@@ -160,7 +160,7 @@ def test_the_direct_step_equals_torchrls(extra: dict[str, Any]) -> None:
             state.update(TensorDict(written, [3], device="cpu").clone())
         steps = [direct.step_and_maybe_reset(states[0]), EnvBase.step_and_maybe_reset(general, states[1])]
         assert set(steps[0][0].keys(True, True)) == set(steps[1][0].keys(True, True))
-        assert set(steps[0][1].keys(True, True)) == shown
+        assert set(steps[0][1].keys(True, True)) == keys
         for mine, theirs in zip(*steps, strict=True):
             assert mine.device == theirs.device
             assert mine.batch_size == theirs.batch_size
@@ -191,35 +191,35 @@ def collector(env: EnvBase, steps: int) -> Collector:
 
 
 def test_a_collector_gets_every_step_once() -> None:
-    pieces = iter(collector(ScriptedEnv([2, 3]), 4))
-    first, second = next(pieces), next(pieces)
+    rollouts = iter(collector(ScriptedEnv([2, 3]), 4))
+    first, second = next(rollouts), next(rollouts)
     steps = torch.cat([first["observation"], second["observation"]], dim=1)
-    following = torch.cat([first["next", "observation"], second["next", "observation"]], dim=1)
+    next_ = torch.cat([first["next", "observation"], second["next", "observation"]], dim=1)
     assert steps[0].tolist() == [[1 + t // 2, t % 2] for t in range(8)]
-    assert following[0].tolist() == [[1 + t // 2, t % 2 + 1] for t in range(8)]
+    assert next_[0].tolist() == [[1 + t // 2, t % 2 + 1] for t in range(8)]
     assert steps[1].tolist() == [[1 + t // 3, t % 3] for t in range(8)]
 
 
 def test_a_collector_reset_begins_anew() -> None:
     env = ScriptedEnv([9, 9])
     collecting = collector(env, 3)
-    pieces = iter(collecting)
-    next(pieces)
+    rollouts = iter(collecting)
+    next(rollouts)
     env.set_seed(1)
     collecting.reset()
-    piece = next(pieces)
-    assert piece["next", "observation"][0].tolist() == [[1, 1], [1, 2], [1, 3]]
-    assert piece["next", "episode_length"][0].flatten().tolist() == [1, 2, 3]
+    rollout = next(rollouts)
+    assert rollout["next", "observation"][0].tolist() == [[1, 1], [1, 2], [1, 3]]
+    assert rollout["next", "episode_length"][0].flatten().tolist() == [1, 2, 3]
 
 
 def test_resets_leave_shared_flags_false() -> None:
     env = ScriptedEnv([2, 3])
     collecting = collector(env, 7)
-    pieces = iter(collecting)
+    rollouts = iter(collecting)
     for index in (None, 0, None):
-        piece = next(pieces)
-        assert piece["next", "done"].any()
-        assert not any(piece[key].any() for key in ("done", "terminated", "truncated"))
+        rollout = next(rollouts)
+        assert rollout["next", "done"].any()
+        assert not any(rollout[key].any() for key in ("done", "terminated", "truncated"))
         collecting.reset(index)
     _, state = env.step_and_maybe_reset(act(env.reset(), env))
     assert not any(state[key].any() for key in ("done", "terminated", "truncated"))
@@ -255,11 +255,11 @@ def test_a_step_without_tensordicts_equals_one_with_them(lengths: list[int]) -> 
             general.set_seed(time)
         step = lean.advance(np.zeros(len(lengths), dtype=np.int64))
         expected, state = EnvBase.step_and_maybe_reset(general, act(state, general))
-        following = expected["next"]
-        assert np.array_equal(step.observations["observation"], following["observation"].numpy())
+        next_ = expected["next"]
+        assert np.array_equal(step.observations["observation"], next_["observation"].numpy())
         for key in ("reward", "done", "terminated", "truncated", "episode_return", "episode_length"):
-            assert getattr(step, key).tolist() == following[key].squeeze(-1).tolist(), key
-        assert np.array_equal(lean.shown["observation"], state["observation"].numpy())
+            assert getattr(step, key).tolist() == next_[key].squeeze(-1).tolist(), key
+        assert np.array_equal(lean.observations["observation"], state["observation"].numpy())
     assert lean.episodes == general.episodes
     assert lean.seeds == general.seeds
 
@@ -270,7 +270,7 @@ def test_steps_without_tensordicts_hand_out_memory_of_their_own() -> None:
     kept = []
     for _ in range(7):
         step = env.advance(np.zeros(2, dtype=np.int64))
-        arrays = [step.observations["observation"], *step[1:], env.shown["observation"]]
+        arrays = [step.observations["observation"], *step[1:], env.observations["observation"]]
         kept += [(array, array.copy()) for array in arrays]
     assert all(np.array_equal(array, copy) for array, copy in kept)
 

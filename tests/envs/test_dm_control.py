@@ -14,8 +14,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import check_env_specs
 
 from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.envs.base import env_seeds
 from lit_gfs.envs.dm_control import _tolerance, rewards, suite
+from lit_gfs.envs.simulators import env_seeds
 from lit_gfs.errors import EnvironmentFault, UserError
 
 SIGMOIDS = [
@@ -82,11 +82,11 @@ def test_steps_equal_dm_controls(task: str) -> None:
     for index, reference in enumerate(raw(domain, name, 4, 2)):
         assert seen[0]["observation"][index].tolist() == flat(reference.reset())
         bounds = reference.action_spec()
-        for action, following in zip(actions, seen[1::2], strict=True):
+        for action, next_ in zip(actions, seen[1::2], strict=True):
             unit = (action[index].numpy().astype(np.float64) + 1) / 2
             expected = reference.step(bounds.minimum + unit * (bounds.maximum - bounds.minimum))
-            np.testing.assert_allclose(following["observation"][index], flat(expected), rtol=1e-5, atol=1e-6)
-            assert following["reward"][index].item() == pytest.approx(expected.reward, rel=1e-5, abs=1e-7)
+            np.testing.assert_allclose(next_["observation"][index], flat(expected), rtol=1e-5, atol=1e-6)
+            assert next_["reward"][index].item() == pytest.approx(expected.reward, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("sigmoid", SIGMOIDS)
@@ -120,22 +120,22 @@ def test_time_limit_truncates_and_shows_the_final_observation() -> None:
     env = make_env("dm_control/pendulum-swingup-v0", 2)
     actions = draw_actions(env, 1001)
     seen = play(env, actions, 6)
-    following, states = seen[1::2], seen[2::2]
-    assert not torch.stack([step["terminated"] for step in following]).any()
-    ended = torch.stack([step["truncated"] for step in following]).squeeze(-1)
+    nexts, states = seen[1::2], seen[2::2]
+    assert not torch.stack([step["terminated"] for step in nexts]).any()
+    ended = torch.stack([step["truncated"] for step in nexts]).squeeze(-1)
     assert ended.sum(0).tolist() == [1, 1]
     assert ended[999].all()
     for index, reference in enumerate(raw("pendulum", "swingup", 6, 2)):
         reference.reset()
         steps = [reference.step(action[index].numpy().astype(np.float64)) for action in actions[:1000]]
         assert steps[-1].last()
-        assert following[999]["observation"][index].tolist() == flat(steps[-1])
+        assert nexts[999]["observation"][index].tolist() == flat(steps[-1])
         assert states[999]["observation"][index].tolist() == flat(reference.reset())
         total = sum(step.reward for step in steps)
-        assert following[999]["episode_return"][index].item() == pytest.approx(total, rel=1e-6)
-    assert following[999]["episode_length"].flatten().tolist() == [1000, 1000]
+        assert nexts[999]["episode_return"][index].item() == pytest.approx(total, rel=1e-6)
+    assert nexts[999]["episode_length"].flatten().tolist() == [1000, 1000]
     assert states[999]["episode_return"].flatten().tolist() == [0, 0]
-    assert following[1000]["episode_length"].flatten().tolist() == [1, 1]
+    assert nexts[1000]["episode_length"].flatten().tolist() == [1, 1]
 
 
 def test_discount_zero_terminates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,15 +157,15 @@ def test_action_repeat_sums_rewards_and_stops_at_the_last_step() -> None:
     seen = play(env, actions, 9)[1::2]
     (reference,) = raw("pendulum", "swingup", 9, 1)
     reference.reset()
-    for following, action in zip(seen, actions, strict=True):
+    for next_, action in zip(seen, actions, strict=True):
         reward = 0.0
         for _ in range(3):
             expected = reference.step(action[0].numpy().astype(np.float64))
             reward += expected.reward
             if expected.last():
                 break
-        assert following["reward"].item() == pytest.approx(reward, rel=1e-6)
-        assert following["observation"][0].tolist() == flat(expected)
+        assert next_["reward"].item() == pytest.approx(reward, rel=1e-6)
+        assert next_["observation"][0].tolist() == flat(expected)
     assert seen[-1]["truncated"].all()
     assert not seen[-2]["done"].any()
 

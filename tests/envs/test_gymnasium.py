@@ -16,8 +16,8 @@ from torchrl.envs import check_env_specs
 
 from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.envs.base import env_seeds
 from lit_gfs.envs.cartpole import CartPoleEnv
+from lit_gfs.envs.simulators import env_seeds
 from lit_gfs.errors import UserError
 
 
@@ -63,23 +63,23 @@ def test_steps_equal_single_environments() -> None:
     seen = play(env, actions, 5)
     for index, seed in enumerate(env_seeds(5, 3).tolist()):
         reference = gymnasium.make("Acrobot-v1", max_episode_steps=13)
-        shown, _ = reference.reset(seed=seed)
-        assert seen[0]["observation"][index].tolist() == shown.tolist()
+        observation, _ = reference.reset(seed=seed)
+        assert seen[0]["observation"][index].tolist() == observation.tolist()
         total, length = 0.0, 0
-        for action, following, state in zip(actions, seen[1::2], seen[2::2], strict=True):
-            shown, reward, terminated, truncated, _ = reference.step(action[index].item())
+        for action, next_, state in zip(actions, seen[1::2], seen[2::2], strict=True):
+            observation, reward, terminated, truncated, _ = reference.step(action[index].item())
             total, length = total + float(reward), length + 1
-            assert following["observation"][index].tolist() == shown.tolist()
-            assert following["reward"][index].item() == reward
-            assert following["terminated"][index].item() == terminated
-            assert following["truncated"][index].item() == truncated
-            assert following["done"][index].item() == (terminated or truncated)
-            assert following["episode_return"][index].item() == total
-            assert following["episode_length"][index].item() == length
+            assert next_["observation"][index].tolist() == observation.tolist()
+            assert next_["reward"][index].item() == reward
+            assert next_["terminated"][index].item() == terminated
+            assert next_["truncated"][index].item() == truncated
+            assert next_["done"][index].item() == (terminated or truncated)
+            assert next_["episode_return"][index].item() == total
+            assert next_["episode_length"][index].item() == length
             if terminated or truncated:
-                shown, _ = reference.reset()
+                observation, _ = reference.reset()
                 total, length = 0.0, 0
-            assert state["observation"][index].tolist() == shown.tolist()
+            assert state["observation"][index].tolist() == observation.tolist()
             assert state["episode_length"][index].item() == length
 
 
@@ -102,17 +102,17 @@ def test_cartpole_loses_no_step_at_the_end_of_episodes() -> None:
     actions = draw_actions(env, 120)
     seen = play(env, actions, 2)
     ended = 0
-    for before, following, state, action in zip(seen[0::2], seen[1::2], seen[2::2], actions, strict=False):
+    for before, next_, state, action in zip(seen[0::2], seen[1::2], seen[2::2], actions, strict=False):
         for index in range(8):
             expected = cartpole_step(before["observation"][index].double().numpy(), int(action[index]))
-            np.testing.assert_allclose(following["observation"][index], expected, atol=1e-5)
+            np.testing.assert_allclose(next_["observation"][index], expected, atol=1e-5)
             fallen = abs(expected[0]) > 2.4 or abs(expected[2]) > 12 * 2 * np.pi / 360
-            assert following["terminated"][index].item() == fallen
+            assert next_["terminated"][index].item() == fallen
             ended += fallen
-        done = following["done"].squeeze(-1)
+        done = next_["done"].squeeze(-1)
         assert (state["observation"][done].abs() <= 0.05).all()
-        assert torch.equal(state["observation"][~done], following["observation"][~done])
-        assert (following["reward"] == 1).all()
+        assert torch.equal(state["observation"][~done], next_["observation"][~done])
+        assert (next_["reward"] == 1).all()
         assert (state["episode_length"][done] == 0).all()
     assert ended > 20
 
@@ -233,9 +233,9 @@ def test_discrete_spaces_that_do_not_start_at_zero() -> None:
 def test_images_of_bytes_have_their_channels_first() -> None:
     image = spaces.Box(0, np.arange(48, dtype=np.uint8).reshape(4, 4, 3), dtype=np.uint8)
     env = make_env("Fake-v0", 1, observation=image, action=BOX)
-    shown = env.reset()["observation"]
-    assert shown.dtype == torch.uint8
-    assert shown[0].permute(1, 2, 0).flatten().tolist() == list(range(48))
+    observation = env.reset()["observation"]
+    assert observation.dtype == torch.uint8
+    assert observation[0].permute(1, 2, 0).flatten().tolist() == list(range(48))
     assert EnvSpec.from_env(env).is_pixels
     check_env_specs(env)
 
@@ -264,11 +264,11 @@ def test_channels_are_the_first_axis_whichever_they_were(
     pixels = np.random.default_rng(0).integers(2, 254, shape).astype(dtype)
     env = make_env("Fake-v0", 1, observation=spaces.Box(0, pixels, dtype=dtype), action=BOX)
 
-    shown = env.reset()["observation"][0].numpy()
+    observation = env.reset()["observation"][0].numpy()
 
-    assert shown.shape == expected == EnvSpec.from_env(env).observation_shape
-    assert shown.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
-    np.testing.assert_array_equal(shown, pixels if shape == expected else pixels.transpose(2, 0, 1))
+    assert observation.shape == expected == EnvSpec.from_env(env).observation_shape
+    assert observation.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
+    np.testing.assert_array_equal(observation, pixels if shape == expected else pixels.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, bool])
@@ -394,9 +394,9 @@ def test_cartpole_moves_bit_for_bit_as_gymnasiums(options: dict[str, Any]) -> No
     for action in draw_actions(env, 40):
         step, state = env.step_and_maybe_reset(state.set("action", action))
         observation, reward, terminated, _, _ = reference.step(action.numpy())
-        following = step["next"]
-        assert (following["observation"].numpy() == observation)[running].all()
-        assert (following["reward"].squeeze(-1).numpy() == reward)[running].all()
-        assert (following["terminated"].squeeze(-1).numpy() == terminated)[running].all()
+        next_ = step["next"]
+        assert (next_["observation"].numpy() == observation)[running].all()
+        assert (next_["reward"].squeeze(-1).numpy() == reward)[running].all()
+        assert (next_["terminated"].squeeze(-1).numpy() == terminated)[running].all()
         running &= ~terminated
     assert not running.all()

@@ -66,7 +66,7 @@ class Twins:
     def act(self, action: NDArray[np.int64]) -> list[tuple[int, bool]]:
         return [environment.act(chosen) for environment, chosen in zip(self.theirs, action, strict=True)]
 
-    def shown(self) -> NDArray[np.bool_]:
+    def boards(self) -> NDArray[np.bool_]:
         return np.stack([environment.state().transpose(2, 0, 1) for environment in self.theirs])
 
     def drew_alike(self) -> bool:
@@ -117,7 +117,7 @@ def test_a_batched_game_equals_the_package(name: str, steps: int, ramping: bool,
         last = np.where(twins.draw(np.arange(count), 1)[:, 0] < 0.1, last, action)
         reward, over = game.step(state, last, twins.draw)
         assert [(int(r), bool(o)) for r, o in zip(reward, over, strict=True)] == twins.act(action)
-        np.testing.assert_array_equal(game.show(state), twins.shown())
+        np.testing.assert_array_equal(game.show(state), twins.boards())
         assert twins.drew_alike()
         rewards += reward
         ends += int(over.sum())
@@ -148,16 +148,16 @@ def test_the_suite_plays_as_the_package_does(name: str, version: str) -> None:
     simulator = twins.theirs[0]
     actions = np.array(simulator.minimal_action_set() if version == "v1" else range(6))
     generator = np.random.default_rng(0)
-    np.testing.assert_array_equal(env.shown["observation"], twins.shown())
+    np.testing.assert_array_equal(env.observations["observation"], twins.boards())
     for _ in range(400):
         chosen = generator.integers(0, len(actions), count)
         step = env.advance(chosen)
         expected = twins.act(actions[chosen])
         assert [*zip(step.reward.tolist(), step.terminated.tolist(), strict=True)] == expected
-        np.testing.assert_array_equal(step.observations["observation"], twins.shown())
+        np.testing.assert_array_equal(step.observations["observation"], twins.boards())
         for row in np.flatnonzero(step.done):
             twins.theirs[row].reset()
-        np.testing.assert_array_equal(env.shown["observation"], twins.shown())
+        np.testing.assert_array_equal(env.observations["observation"], twins.boards())
         assert twins.drew_alike()
 
 
@@ -172,8 +172,8 @@ def test_seaquest_is_the_package() -> None:
         for row, simulator in enumerate(theirs):
             assert not simulator.env.ramping
             assert simulator.act(chosen[row]) == (step.reward[row], step.terminated[row])
-            shown = step.observations["observation"][row]
-            np.testing.assert_array_equal(shown, simulator.state().transpose(2, 0, 1))
+            board = step.observations["observation"][row]
+            np.testing.assert_array_equal(board, simulator.state().transpose(2, 0, 1))
             if step.done[row]:
                 simulator.reset()
 
@@ -194,10 +194,10 @@ def test_specs(env_id: str) -> None:
 def play(env: Any, steps: int) -> list[NDArray[Any]]:
     """Return what an environment shows and pays under the same actions every time."""
     generator = np.random.default_rng(0)
-    seen = [env.shown["observation"]]
+    seen = [env.observations["observation"]]
     for _ in range(steps):
         step = env.advance(generator.integers(0, env.action_spec.space.n, env.num_envs))
-        seen += [step.observations["observation"], step.reward, step.done, env.shown["observation"]]
+        seen += [step.observations["observation"], step.reward, step.done, env.observations["observation"]]
     return seen
 
 

@@ -56,7 +56,7 @@ def advance(env: BatchedEnv, steps: int, seed: int) -> list[np.ndarray]:
         )
         step = env.advance(action.numpy())
         outcomes += [step.observations["observation"], step.reward, step.terminated, step.truncated]
-        outcomes += [step.episode_return, step.episode_length, env.shown["observation"]]
+        outcomes += [step.episode_return, step.episode_length, env.observations["observation"]]
     return outcomes
 
 

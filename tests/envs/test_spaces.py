@@ -12,10 +12,10 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
 from torchrl.envs import check_env_specs
 
-import odd_spaces  # noqa: F401 - registers Odd-v0
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.spaces import find_axes
 from lit_gfs.errors import EnvironmentFault, UserError
+from support import odd_envs  # noqa: F401 - registers Odd-v0
 
 VECTOR = spaces.Box(-1, 1, (2,), np.float32)
 IMAGE = spaces.Box(0, 255, (9, 9, 3), np.uint8)
@@ -32,21 +32,21 @@ def shown_by(observation: Any, value: Any, **options: Any) -> torch.Tensor:
 def test_planes_of_zeros_and_ones_become_bytes_that_encoders_scale_to_them(dtype: Any) -> None:
     planes = np.random.default_rng(0).integers(0, 2, (8, 8, 5)).astype(dtype)
 
-    shown = shown_by(spaces.Box(0, 1, (8, 8, 5), dtype), planes)
+    observation = shown_by(spaces.Box(0, 1, (8, 8, 5), dtype), planes)
 
-    assert shown.dtype == torch.uint8
-    assert shown.shape == (5, 8, 8)
-    np.testing.assert_array_equal(shown.numpy() / 255, planes.transpose(2, 0, 1))
+    assert observation.dtype == torch.uint8
+    assert observation.shape == (5, 8, 8)
+    np.testing.assert_array_equal(observation.numpy() / 255, planes.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 def test_pictures_of_other_numbers_up_to_255_are_scaled(dtype: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(dtype)
 
-    shown = shown_by(spaces.Box(0, 255, (9, 9, 3), dtype), pixels)
+    observation = shown_by(spaces.Box(0, 255, (9, 9, 3), dtype), pixels)
 
-    assert shown.dtype == torch.float32
-    np.testing.assert_allclose(shown.numpy(), pixels.transpose(2, 0, 1) / 255, rtol=1e-6)
+    assert observation.dtype == torch.float32
+    np.testing.assert_allclose(observation.numpy(), pixels.transpose(2, 0, 1) / 255, rtol=1e-6)
 
 
 def test_a_large_plane_of_bytes_is_a_gray_picture_and_a_small_one_a_table() -> None:
@@ -66,9 +66,9 @@ def test_a_large_plane_of_bytes_is_a_gray_picture_and_a_small_one_a_table() -> N
 def test_bytes_of_a_vector_are_scaled_by_the_largest_that_is_declared(high: Any, expected: Any) -> None:
     box = spaces.Box(0, np.broadcast_to(np.array(high, np.uint8), 3).copy(), dtype=np.uint8)
 
-    shown = shown_by(box, np.array([0, 51, 255], np.uint8))
+    observation = shown_by(box, np.array([0, 51, 255], np.uint8))
 
-    np.testing.assert_allclose(shown.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(observation.numpy(), expected, rtol=1e-6)
 
 
 PLACE = spaces.Dict(
@@ -90,10 +90,10 @@ def test_choices_and_switches_are_flattened_as_gymnasium_does_it(space: Any) -> 
     space.seed(3)
     value = space.sample()
 
-    shown = shown_by(space, value)
+    observation = shown_by(space, value)
 
-    assert shown.dtype == torch.float32
-    assert shown.tolist() == flatten(space, value).tolist()
+    assert observation.dtype == torch.float32
+    assert observation.tolist() == flatten(space, value).tolist()
 
 
 def test_dictionaries_are_flattened_as_gymnasium_does_it_and_their_bytes_scaled() -> None:
@@ -228,7 +228,7 @@ def test_rewards_of_any_numeric_type_are_taken(reward: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "shown"),
+    ("reward", "text"),
     [
         (float("nan"), "nan in step 3 of its episode"),
         (float("-inf"), "-inf in step 3 of its episode"),
@@ -238,8 +238,8 @@ def test_rewards_of_any_numeric_type_are_taken(reward: Any) -> None:
         ("1.0", r"1.0 in step 3 of its episode \(expected a number\)"),
     ],
 )
-def test_rewards_that_are_no_finite_number_are_a_fault(reward: Any, shown: str) -> None:
-    with pytest.raises(EnvironmentFault, match=rf"environment 0 of Odd-v0 gave a reward of {shown}"):
+def test_rewards_that_are_no_finite_number_are_a_fault(reward: Any, text: str) -> None:
+    with pytest.raises(EnvironmentFault, match=rf"environment 0 of Odd-v0 gave a reward of {text}"):
         step_of(pay=lambda number, action: reward if number == 3 else 0.0)
 
 
@@ -247,17 +247,17 @@ def test_rewards_that_are_no_finite_number_are_a_fault(reward: Any, shown: str) 
 def test_huge_rewards_are_told_of_once_and_returns_stay_finite(
     reward: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_gfs.envs.base._told_of_rewards", set())
+    monkeypatch.setattr("lit_gfs.envs.checks._warned_of_rewards", set())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        following = step_of(pay=lambda number, action: reward)
+        next_ = step_of(pay=lambda number, action: reward)
         step_of(pay=lambda number, action: reward)
 
     (told,) = [str(each.message) for each in caught if "gave a reward" in str(each.message)]
     assert f"environment 0 of Odd-v0 gave a reward of {reward:g}" in told
     assert "model.reward_scale" in told
-    assert following["episode_return"].isfinite().all()
-    assert following["reward"].tolist() == [[pytest.approx(reward)]] * 2
+    assert next_["episode_return"].isfinite().all()
+    assert next_["reward"].tolist() == [[pytest.approx(reward)]] * 2
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def test_against_sums_over_k_step_returns(gamma: float, lambda_: float) -> None:
 def consistent_rollout() -> dict[str, Tensor]:
     """Within an episode the next value is the value of the next step."""
     rollout = random_rollout()
-    following = torch.cat([rollout["value"][:, 1:], rollout["next_value"][:, -1:]], dim=1)
-    rollout["next_value"] = torch.where(rollout["done"], rollout["next_value"], following)
+    next_values = torch.cat([rollout["value"][:, 1:], rollout["next_value"][:, -1:]], dim=1)
+    rollout["next_value"] = torch.where(rollout["done"], rollout["next_value"], next_values)
     return rollout
 
 

@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks import TemporalGradientClipping
-from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 from lit_gfs.gradients.objective_shift import announce_objective_shift
+from support.training import replay_data, rollout_data
 
 
 class Note(Callback):
@@ -27,9 +27,7 @@ class Note(Callback):
 
 @pytest.mark.usefixtures("counting_envs")
 def test_dqn_announces_each_target_sync_before_the_step_on_it(make_trainer: Callable[..., Trainer]) -> None:
-    data = ReplayDataModule(
-        "Counting-v0", num_envs=2, total_steps=100, eval_every=100, learning_starts=20, steps_per_update=2
-    )
+    data = replay_data(total_steps=100)
     agent = DQN(data.env_spec, target_sync_every=30)
     note = Note()
 
@@ -42,9 +40,7 @@ def test_dqn_announces_each_target_sync_before_the_step_on_it(make_trainer: Call
 
 @pytest.mark.usefixtures("counting_envs")
 def test_ppo_announces_each_rollout(make_trainer: Callable[..., Trainer]) -> None:
-    data = RolloutDataModule(
-        "Counting-v0", num_envs=2, total_steps=48, eval_every=48, rollout_steps=8, epochs=2, minibatches=2
-    )
+    data = rollout_data(total_steps=48)
     note = Note()
 
     make_trainer(callbacks=[note]).fit(PPO(data.env_spec), data)
@@ -54,9 +50,7 @@ def test_ppo_announces_each_rollout(make_trainer: Callable[..., Trainer]) -> Non
 
 @pytest.mark.usefixtures("counting_envs")
 def test_clipping_reopens_its_statistics(make_trainer: Callable[..., Trainer]) -> None:
-    data = RolloutDataModule(
-        "Counting-v0", num_envs=2, total_steps=128, eval_every=128, rollout_steps=8, epochs=4, minibatches=2
-    )
+    data = rollout_data(total_steps=128, epochs=4)
     clipping = TemporalGradientClipping(warmup=5, shift_grace=3)
     memories: list[tuple[float, float]] = []
 

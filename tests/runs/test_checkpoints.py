@@ -15,23 +15,9 @@ from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.runs.checkpoints import damage_of, find_checkpoint, latest_run, newest_intact
 from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
+from support.command_line import DQN, stopped
 
-FIT = [
-    "fit",
-    "--config=quickstart",
-    "--data.total_steps=600",
-    "--data.learning_starts=200",
-    "--data.eval_every=200",
-    "--data.eval_episodes=2",
-    "--data.batch_size=16",
-    "--model.trunk.width=16",
-    "--trainer.enable_progress_bar=false",
-]
-
-
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
 def write(name: str, env_steps: int, global_step: int = 0, **content: Any) -> Path:
@@ -48,7 +34,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def piece(name: str) -> dict[str, Any]:
+def shard(name: str) -> dict[str, Any]:
     path = Path("replay", name)
     digest = write_checksummed({"rows": torch.arange(3)}, path)
     return {"file": name, "first": 0, "last": 3, "sha256": digest}
@@ -94,7 +80,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
 def test_a_checkpoint_is_damaged_if_its_replay_is(damage: Any) -> None:
-    old, new = piece("replay_000000000000-000000000003.pt"), piece("replay_000000000003-000000000006.pt")
+    old, new = shard("replay_000000000000-000000000003.pt"), shard("replay_000000000003-000000000006.pt")
     write("previous.ckpt", 100, replay=[{"sizes": {}, "position": {}, "pieces": [old]}])
     write("last.ckpt", 200, replay=[{"sizes": {}, "position": {}, "pieces": [old, new]}])
     assert damage_of(Path("last.ckpt")) is None
@@ -146,15 +132,15 @@ def test_last_without_a_configuration_takes_that_of_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["fit", "--ckpt_path=last"], [*FIT, "--ckpt_path=last"], ["fit", "--ckpt_path={run}"]]
+    "options", [["fit", "--ckpt_path=last"], [*DQN, "--ckpt_path=last"], ["fit", "--ckpt_path={run}"]]
 )
 def test_a_run_goes_on_from_its_newest_intact_checkpoint(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(FIT)
+    main(DQN)
     run = Path("runs/dqn_CartPole-v1/version_0")
     other = Path("runs/dqn_Acrobot-v1/version_7")  # begun later, by the same agent
-    if options[0:2] == FIT[0:2]:
+    if options[0:2] == DQN[0:2]:
         shutil.copytree(run, other)
     assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 600
     flip(run / "last.ckpt")
@@ -169,8 +155,6 @@ def test_a_run_goes_on_from_its_newest_intact_checkpoint(
 
 
 def test_last_without_a_run_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["fit", "--ckpt_path=last"], [*FIT, "--ckpt_path=last"]):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 2
+    for arguments in (["fit", "--ckpt_path=last"], [*DQN, "--ckpt_path=last"]):
+        assert stopped(arguments) == 2
         assert "no run in runs/" in capsys.readouterr().err

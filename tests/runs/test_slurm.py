@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.main import main
 from lit_gfs.utils.checksummed_files import read_checksummed
+from support.command_line import stopped
 
 trust(__name__)
 
@@ -42,12 +43,6 @@ def _in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {"NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7, "JOB_NAME": "train"}
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-
-
-def stopped(arguments: list[str]) -> int | str | None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from lit_gfs.runs.trainer_checks import (
     require_precision,
     require_whole_passes,
 )
+from support.training import MakeTrainer
 
-MakeTrainer = Callable[..., Trainer]
 STAGES = [TrainerFn.FITTING, TrainerFn.VALIDATING, TrainerFn.TESTING]
 
 

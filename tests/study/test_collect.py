@@ -20,7 +20,7 @@ from lit_gfs.study.collect import (
 )
 from lit_gfs.study.plan import Score, Study, read_study
 from lit_gfs.study.table import FAILED, FINISHED, MISSING, Curve, GradientNorms
-from study_fits import TAG, write_events
+from support.study_fits import TAG, write_events
 
 NORM = "gradient_flow/norm/"
 APPLIED = "gradient_flow/norm_applied/"

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-import study_fits
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.study.attempts import begin_attempt, forget_attempts, prepare
 from lit_gfs.study.collect import Result, read_result, write_result
@@ -32,6 +31,7 @@ from lit_gfs.study.execute import (
 from lit_gfs.study.plan import Cell, Score, Study, read_study
 from lit_gfs.study.table import FAILED, FINISHED, Curve
 from lit_gfs.utils.checksummed_files import write_checksummed
+from support import study_fits
 
 
 def study(*ends: str, seeds: int = 1, **options: str) -> Study:
@@ -337,7 +337,7 @@ def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
         import sys, threading
         from pathlib import Path
         sys.path[:0] = {sys.path!r}
-        import study_fits
+        from support import study_fits
         from lit_gfs.study import execute
         from lit_gfs.study.plan import Cell, Score
         class Silent:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-import study_fits
 from lit_gfs.study.collect import Result
 from lit_gfs.study.plan import Cell, Study, read_study
 from lit_gfs.study.progress import StudyProgress
 from lit_gfs.study.table import FAILED, FINISHED, Curve
+from support import study_fits
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lit_gfs.study.report import write_report
 from lit_gfs.study.report_tables import headline_section
 from lit_gfs.study.summary import summarize
 from lit_gfs.study.table import GradientNorms, Table
-from synthetic_study import STEPS, TAG, TRUTH, study, table
+from support.synthetic_study import STEPS, TAG, TRUTH, study, table
 
 COMMAND = "python -m lit_gfs study --config configs/studies/<mine>.yaml"
 

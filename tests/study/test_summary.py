@@ -14,7 +14,7 @@ from lit_gfs.metrics.scores import instability
 from lit_gfs.study.curves import group_curve
 from lit_gfs.study.summary import ALL, HELD_OUT, STRATUM, TUNED, Summary, summarize, write_summary
 from lit_gfs.study.table import Curve, Run, Table
-from synthetic_study import FLOOR, REFERENCE, SECONDS_PER_STEP, STEPS, TAG, TRUTH, study, table
+from support.synthetic_study import FLOOR, REFERENCE, SECONDS_PER_STEP, STEPS, TAG, TRUTH, study, table
 
 # The same height at both scales, so that only speed differs.
 SPEED: Any = {

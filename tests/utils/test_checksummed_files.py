@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from fakes import killed_while
 from lit_gfs.errors import UserError
 from lit_gfs.utils.checksummed_files import (
     DamagedFile,
@@ -22,6 +21,7 @@ from lit_gfs.utils.checksummed_files import (
     read_checksummed,
     write_checksummed,
 )
+from support.processes import killed_while
 
 CONTENT = {
     "weights": torch.arange(3000, dtype=torch.float32).reshape(3, 1000),

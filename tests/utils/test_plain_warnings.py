@@ -6,7 +6,7 @@ from pathlib import Path
 import lit_gfs
 import lit_gfs.datamodules.base
 from lit_gfs.utils.plain_warnings import plain_warnings
-from processes import run
+from support.processes import run
 
 
 def formatted(filename: str) -> str:

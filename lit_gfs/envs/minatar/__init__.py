@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from lit_gfs.envs.minatar.env import BATCHED_GAMES, MinAtarEnv
 from lit_gfs.envs.minatar.seaquest import SeaquestEnv
+from lit_gfs.envs.suites import Suite
 
-__all__ = ["MinAtarEnv", "SeaquestEnv", "minatar_games"]
+__all__ = ["SUITE", "MinAtarEnv", "SeaquestEnv", "minatar_games"]
 
 
 def minatar_games() -> dict[str, type[MinAtarEnv] | type[SeaquestEnv]]:
-    """Map ``MinAtar/<Game>-v0`` (all six actions) and ``-v1`` (those that do something) to their suites."""
+    """Map ``MinAtar/<Game>-v0`` (all six actions) and ``-v1`` (those that do something) to classes."""
     return {
         f"MinAtar/{name}-{version}": MinAtarEnv if name in BATCHED_GAMES else SeaquestEnv
         for name in (*BATCHED_GAMES, "Seaquest")
         for version in ("v0", "v1")
     }
+
+
+SUITE = Suite(ids=minatar_games, env_class=lambda env_id: minatar_games()[env_id])

@@ -23,14 +23,14 @@ from lit_gfs.envs.minatar.game import (
 )
 
 _LANES = np.arange(1, SIZE - 1)
-"""Rows in which something may come along, one thing in each."""
+"""Rows in which objects move, one in each."""
 _SPAWN_EVERY = 10
 _MOVE_EVERY = 5
 _RAMP_EVERY = 100
 
 
 class Asterix(Game):
-    """Walk about between enemies, which end the game, and treasure, which is worth 1.
+    """Walk between enemies, which end the game, and treasure, which has a reward of 1.
 
     Both come in from the sides, in eight lanes. The ramp makes them come more often and move faster.
     """
@@ -63,7 +63,7 @@ class Asterix(Game):
     def step(
         self, state: State, action: NDArray[np.int64], draw: Draw
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Let something new come in, move the player, then what is there."""
+        """Let a new object come in, move the player, then the objects."""
         _spawn(state, draw)
         state["x"] = np.clip(state["x"] + RIGHTWARD[action], 0, SIZE - 1)
         state["y"] = np.clip(state["y"] + DOWNWARD[action], _LANES[0], _LANES[-1])
@@ -74,7 +74,7 @@ class Asterix(Game):
             state["at"] += moves[:, None] * state["rightward"]
             state["there"] &= (state["at"] >= 0) & (state["at"] < SIZE)
             met, over_now = _meet(state)
-            # Where nothing moved, what the player met before is gone, or has ended the game.
+            # On boards without a move, treasure met before is gone, and an enemy met before ends the game.
             reward, over = reward | met, over | over_now
         state["spawn_in"] -= 1
         state["move_in"] -= 1
@@ -83,21 +83,21 @@ class Asterix(Game):
         return reward, over
 
     def show(self, state: State) -> NDArray[np.bool_]:
-        """Show the player, enemies and treasure, and where these came from."""
-        shown = self.blank(state)
-        boards = np.arange(len(shown))
-        shown[boards, 0, state["y"], state["x"]] = True
+        """Show the player, enemies and treasure, and a trail behind these."""
+        grid = self.blank(state)
+        boards = np.arange(len(grid))
+        grid[boards, 0, state["y"], state["x"]] = True
         board, lane = np.nonzero(state["there"])
         column, row = state["at"][board, lane], _LANES[lane]
-        shown[board, np.where(state["gold"][board, lane], 3, 1), row, column] = True
+        grid[board, np.where(state["gold"][board, lane], 3, 1), row, column] = True
         behind = column - state["rightward"][board, lane]
         seen = (behind >= 0) & (behind < SIZE)
-        shown[board[seen], 2, row[seen], behind[seen]] = True
-        return shown
+        grid[board[seen], 2, row[seen], behind[seen]] = True
+        return grid
 
 
 def _spawn(state: State, draw: Draw) -> None:
-    """Let an enemy or treasure come into a free lane, where it is time and a lane is free."""
+    """Let an enemy or treasure come in, on boards where it is time and a lane is free."""
     boards = np.flatnonzero(state["spawn_in"] == 0)
     if len(boards) == 0:
         return
@@ -109,7 +109,7 @@ def _spawn(state: State, draw: Draw) -> None:
     if len(boards) == 0:
         return
     chosen = whole(draw(boards, 1)[:, 0], 0, free.sum(axis=1))
-    # The free lane that so many free lanes come before.
+    # The free lane with ``chosen`` free lanes before it.
     lane = (np.cumsum(free, axis=1) > chosen[:, None]).argmax(axis=1)
     state["there"][boards, lane] = True
     state["gold"][boards, lane] = gold
@@ -118,7 +118,7 @@ def _spawn(state: State, draw: Draw) -> None:
 
 
 def _meet(state: State) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Take treasure off the board where the player is; say where that was, and where an enemy is."""
+    """Remove treasure that the player meets; return the boards with treasure met, and with an enemy met."""
     boards = np.arange(len(state["x"]))
     lane = state["y"] - _LANES[0]
     met = state["there"][boards, lane] & (state["at"][boards, lane] == state["x"])
@@ -128,7 +128,7 @@ def _meet(state: State) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def _ramp(state: State) -> None:
-    """Count down to the next level of difficulty, and take it."""
+    """Count down to the next level of difficulty, and raise the level when it is due."""
     can = (state["spawn_every"] > 1) | (state["move_every"] > 1)
     due = can & (state["ramp_in"] < 0)
     state["ramp_in"] -= can & ~due

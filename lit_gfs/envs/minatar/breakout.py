@@ -56,7 +56,7 @@ class Breakout(Game):
         x, y = np.clip(aimed_x, 0, SIZE - 1), np.maximum(aimed_y, 0)
         rightward = np.where(aimed_x == x, rightward, -rightward)
         at_top = aimed_y < 0
-        # A ball that breaks a brick turns back; inside of the next one it flies on and breaks nothing.
+        # A ball that breaks a brick turns back. If it is in a brick right after that, it flies on through it.
         in_brick = ~at_top & bricks[boards, y, x]
         breaks = in_brick & ~state["in_brick"]
         bricks[boards[breaks], y[breaks], x[breaks]] = False
@@ -64,7 +64,7 @@ class Breakout(Game):
         cleared = np.flatnonzero(at_bottom)
         cleared = cleared[~bricks[cleared].any(axis=(1, 2))]
         bricks[cleared, _WALL] = True
-        # Above the paddle's new place the ball bounces; beside it, it goes back where it came from.
+        # The ball bounces off the paddle's new place. If it meets the paddle sideways, it goes back.
         above = at_bottom & (last_x == paddle)
         beside = at_bottom & ~above & (x == paddle)
         returns = breaks | above | beside
@@ -76,11 +76,11 @@ class Breakout(Game):
         return breaks, at_bottom & ~returns
 
     def show(self, state: State) -> NDArray[np.bool_]:
-        """Show paddle, ball, where the ball was, and bricks."""
-        shown = self.blank(state)
-        boards = np.arange(len(shown))
-        shown[boards, 0, _BOTTOM, state["paddle"]] = True
-        shown[boards, 1, state["y"], state["x"]] = True
-        shown[boards, 2, state["last_y"], state["last_x"]] = True
-        shown[:, 3] = state["bricks"]
-        return shown
+        """Show paddle, ball, the ball's last place, and bricks."""
+        grid = self.blank(state)
+        boards = np.arange(len(grid))
+        grid[boards, 0, _BOTTOM, state["paddle"]] = True
+        grid[boards, 1, state["y"], state["x"]] = True
+        grid[boards, 2, state["last_y"], state["last_x"]] = True
+        grid[:, 3] = state["bricks"]
+        return grid

@@ -72,13 +72,13 @@ class Freeway(Game):
 
     def show(self, state: State) -> NDArray[np.bool_]:
         """Show the chicken, the cars, and behind each car a trail in the channel of its speed."""
-        shown = self.blank(state)
-        boards = np.arange(len(shown))
-        shown[boards, 0, state["row"], _CHICKEN_COLUMN] = True
-        shown[boards[:, None], 1, _LANES, state["car"]] = True
+        grid = self.blank(state)
+        boards = np.arange(len(grid))
+        grid[boards, 0, state["row"], _CHICKEN_COLUMN] = True
+        grid[boards[:, None], 1, _LANES, state["car"]] = True
         behind = (state["car"] - state["rightward"]) % SIZE
-        shown[boards[:, None], 1 + state["period"], _LANES, behind] = True
-        return shown
+        grid[boards[:, None], 1 + state["period"], _LANES, behind] = True
+        return grid
 
 
 def _traffic(rows: NDArray[np.int64], draw: Draw) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""What the games of MinAtar have in common."""
+"""The interface of the games of MinAtar, and what their rules share."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ DOWNWARD = np.array([0, 0, -1, 0, 1, 0])
 """Rows down that each action moves a player."""
 
 State = dict[str, NDArray[Any]]
-"""All that a batch of games remembers, by name: plain arrays ``(num_envs, ...)``."""
+"""The state of a batch of games: arrays ``(num_envs, ...)`` by name."""
 
 Draw = Callable[[NDArray[np.int64], int], NDArray[np.float64]]
-"""Draws numbers in [0, 1) for some rows, so many for each: ``(len(rows), count)``."""
+"""Draws ``count`` numbers in [0, 1) for each of some rows: ``(len(rows), count)``."""
 
 
 class Game(ABC):
-    """Rules of a game, for a batch of boards at once; it keeps nothing between calls.
+    """The rules of a game, for a batch of boards at once; the state is outside of it.
 
-    The rules, and the order in which they apply and draw at random, are those of the ``minatar`` package,
-    version 1.0.15: given the same draws, every board shows the same at every step.
+    The rules, the order in which they apply, and their random draws are those of the ``minatar`` package,
+    version 1.0.15: given the same draws, every board is the same at every step.
 
     Args:
         ramping: Whether the game becomes harder over time, where it can.
     """
 
     channels: ClassVar[tuple[str, ...]]
-    """What each channel of a board shows."""
+    """The kind of object in each channel of a board."""
     minimal_actions: ClassVar[tuple[int, ...]]
     """The actions that do something in this game."""
 
@@ -48,11 +48,11 @@ class Game(ABC):
 
     @abstractmethod
     def opening(self, rows: NDArray[np.int64], draw: Draw) -> State:
-        """Return the state that an episode begins in, ``(len(rows), ...)`` by name.
+        """Return the state at the start of an episode, ``(len(rows), ...)`` by name.
 
         Args:
-            rows: Which boards draw for it.
-            draw: Where random numbers come from.
+            rows: The boards that draw for it.
+            draw: The source of random numbers.
         """
 
     @abstractmethod
@@ -62,9 +62,9 @@ class Game(ABC):
         """Move every board on, in place.
 
         Args:
-            state: Of every board.
-            action: One of the six actions each, ``(num_envs,)``.
-            draw: Where random numbers come from.
+            state: The state of every board.
+            action: One of the six actions for each, ``(num_envs,)``.
+            draw: The source of random numbers.
 
         Returns:
             Reward, and whether the game is over, ``(num_envs,)`` each.
@@ -72,7 +72,7 @@ class Game(ABC):
 
     @abstractmethod
     def show(self, state: State) -> NDArray[np.bool_]:
-        """Return what boards show, ``(boards, channels, 10, 10)``, in an array of its own."""
+        """Return boards ``(boards, channels, 10, 10)``, in a new array."""
 
     def blank(self, state: State) -> NDArray[np.bool_]:
         """Return empty boards ``(boards, channels, 10, 10)``, to draw on."""
@@ -81,5 +81,5 @@ class Game(ABC):
 
 
 def whole(uniform: NDArray[np.float64], low: int, high: Any) -> NDArray[np.int64]:
-    """Turn numbers in [0, 1) into whole ones from ``low`` to ``high``, that one left out."""
+    """Turn numbers in [0, 1) into whole numbers from ``low`` to ``high``, without ``high``."""
     return low + (uniform * (high - low)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Boards as pictures in color."""
+"""Pictures of boards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURE = (SIZE * _CELL, SIZE * _CELL, 3)
 
 
 def pictures(boards: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Paint each channel in a color of its own, later ones over earlier ones, on black.
+    """Paint each channel in its own color on black, later channels over earlier ones.
 
     Args:
         boards: ``(num_envs, channels, 10, 10)``.

@@ -11,19 +11,19 @@ from lit_gfs.envs.minatar.game import FIRE, LEFT, RIGHT, RIGHTWARD, SIZE, STAY, 
 
 _BOTTOM = SIZE - 1
 _WAVE = (slice(0, 4), slice(2, 8))
-"""Rows and columns that a wave of aliens begins in."""
+"""Rows and columns of a new wave of aliens."""
 _SHOOT_EVERY = 5
 _ALIENS_SHOOT_EVERY = 10
 _ALIENS_MOVE_EVERY = 12
 _ALIENS_AT_THEIR_FASTEST = 6
-"""Steps between moves of a full wave beyond which the ramp does not go."""
+"""Fewest steps between moves of a full wave, where the ramp ends."""
 
 
 class SpaceInvaders(Game):
     """Shoot down waves of aliens, which shoot back: a reward of 1 for each.
 
-    The game ends when a bullet or an alien reaches the cannon, or aliens the bottom. The ramp makes each wave
-    move a little faster than the one before. Nothing in this game is random.
+    The game ends when a bullet or an alien reaches the cannon, or an alien reaches the bottom. The ramp makes
+    each wave move a little faster than the one before. Nothing in this game is random.
     """
 
     channels = ("cannon", "alien", "alien_left", "alien_right", "friendly_bullet", "enemy_bullet")
@@ -53,7 +53,7 @@ class SpaceInvaders(Game):
     def step(
         self, state: State, action: NDArray[np.int64], draw: Draw
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Let the player act, then move bullets and aliens, and count who is hit."""
+        """Let the player act, then move bullets and aliens, and count the aliens that are hit."""
         boards = np.arange(len(action))
         fires = (action == FIRE) & (state["shoot_in"] == 0)
         state["shoot_in"][fires] = _SHOOT_EVERY
@@ -85,21 +85,21 @@ class SpaceInvaders(Game):
         return hit.sum(axis=(1, 2)), over
 
     def show(self, state: State) -> NDArray[np.bool_]:
-        """Show cannon, aliens, again in the channel of their direction, and bullets of both sides."""
-        shown = self.blank(state)
-        boards = np.arange(len(shown))
-        shown[boards, 0, _BOTTOM, state["x"]] = True
-        shown[:, 1] = state["aliens"]
-        shown[boards, np.where(state["rightward"] < 0, 2, 3)] = state["aliens"]
-        shown[:, 4] = state["bullets"]
-        shown[:, 5] = state["alien_bullets"]
-        return shown
+        """Show the cannon, aliens, aliens again in the channel of their direction, and all bullets."""
+        grid = self.blank(state)
+        boards = np.arange(len(grid))
+        grid[boards, 0, _BOTTOM, state["x"]] = True
+        grid[:, 1] = state["aliens"]
+        grid[boards, np.where(state["rightward"] < 0, 2, 3)] = state["aliens"]
+        grid[:, 4] = state["bullets"]
+        grid[:, 5] = state["alien_bullets"]
+        return grid
 
 
 def _march(state: State, boards: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Move the aliens of some boards: sideways, or down and about at an edge; say where the game is over."""
+    """Move aliens sideways, or down and back at an edge, on some boards; say where the game is over."""
     aliens, rightward = state["aliens"][boards], state["rightward"][boards]
-    # The fewer are left, the sooner they move again.
+    # The fewer aliens are left, the sooner they move again.
     state["move_in"][boards] = np.minimum(aliens.sum(axis=(1, 2)), state["move_every"][boards])
     leftward = rightward < 0
     at_edge = np.where(leftward, aliens[:, :, 0].any(axis=1), aliens[:, :, -1].any(axis=1))

@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
 
 @pytest.fixture
 def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
     module = importlib.import_module("gpu_check")
     for name, value in module.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)  # it is put back after the test

@@ -12,8 +12,6 @@ import pytest
 
 from lit_gfs.errors import UserError
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
 MIB = 2**20
 
 SHORT = [
@@ -26,9 +24,7 @@ REPLAY = ["--option=data.learning_starts=20", "--option=data.steps_per_update=16
 
 
 @pytest.fixture
-def resident(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.chdir(tmp_path)
+def resident(empty_directory: Path) -> ModuleType:
     return importlib.import_module("resident_memory")
 
 

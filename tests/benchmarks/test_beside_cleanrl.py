@@ -16,8 +16,6 @@ import pytest
 
 from lit_gfs.errors import UserError
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
 SCRIPT = """
 import json, os, sys, time
 import root_helper
@@ -39,8 +37,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def beside(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def beside() -> ModuleType:
     return importlib.import_module("beside_cleanrl")
 
 

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,17 +20,11 @@ from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
+from support.specs import continuous_spec, discrete_spec
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+pytestmark = pytest.mark.usefixtures("empty_directory")
 
 BATCH = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _import_path() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield
 
 
 @pytest.fixture
@@ -42,11 +35,6 @@ def throughput() -> ModuleType:
 @pytest.fixture
 def raw() -> ModuleType:
     return importlib.import_module("_throughput_raw")
-
-
-@pytest.fixture(autouse=True)
-def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def measure(throughput: ModuleType, *options: str) -> dict[str, Any]:
@@ -78,7 +66,7 @@ def test_a_run_accounts_for_its_time(
     assert limit["steps_per_second"] == pytest.approx(1 / sum(bare), rel=1e-4)
     assert fit["steps_per_second"] == pytest.approx(1 / fit["seconds_per_step"], rel=1e-4)
     assert result["ratio"] == pytest.approx(fit["steps_per_second"] / limit["steps_per_second"], rel=1e-4)
-    # Segments hold whole pieces of experience and all updates that these pay for.
+    # Segments hold whole rollouts and all updates that these pay for.
     assert result["updates_per_step"] == pytest.approx(updates_per_step, rel=1e-5)
     parts = result["where"]
     assert set(parts) == {
@@ -224,25 +212,17 @@ def test_a_preset_builds_the_hyperparameters_of_its_script(
 
 
 def spec(continuous: bool = False) -> EnvSpec:
-    return EnvSpec(
-        env_id="bare",
-        observation_shape=(5,),
-        observation_dtype="float32",
-        num_actions=None if continuous else 3,
-        action_low=(-1.0, -1.0) if continuous else None,
-        action_high=(1.0, 1.0) if continuous else None,
-        frame_skip=1,
-    )
+    return continuous_spec(shape=(5,)) if continuous else discrete_spec(shape=(5,))
 
 
 def replayed() -> TensorDict:
-    following = {
+    next_ = {
         "observation": torch.randn(BATCH, 5),
         "reward": 3 * torch.randn(BATCH, 1),
         **{name: torch.rand(BATCH, 1) < 0.3 for name in ("done", "terminated", "end_of_life")},
     }
     action = torch.randint(3, (BATCH,))
-    return TensorDict({"observation": torch.randn(BATCH, 5), "action": action, "next": following}, [BATCH])
+    return TensorDict({"observation": torch.randn(BATCH, 5), "action": action, "next": next_}, [BATCH])
 
 
 def rolled_out(continuous: bool) -> TensorDict:

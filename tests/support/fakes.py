@@ -1,11 +1,7 @@
-"""Environments whose every outcome is known beforehand, a logger that can be read, and a small CIFAR-10."""
+"""Environments whose every outcome is known beforehand, and a logger that can be read."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,21 +11,35 @@ from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from lit_gfs.utils import checksummed_files
-
 
 class Records(Logger):
-    """A logger that keeps what it is given, by step."""
+    """A logger that keeps what it is given.
+
+    Args:
+        about: Beginning of the tags to keep; what has no such tag is among the `others`.
+
+    Attributes:
+        rows: What was logged, by step.
+        calls: What was logged, call by call.
+        others: Steps and values of calls about something else.
+    """
 
     name = "records"
     version = 0
 
-    def __init__(self) -> None:
+    def __init__(self, about: str = "") -> None:
         super().__init__()
+        self.about = about
         self.rows: dict[int, dict[str, float]] = {}
+        self.calls: list[dict[str, float]] = []
+        self.others: list[tuple[int | None, dict[str, float]]] = []
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if not any(tag.startswith(self.about) for tag in metrics):
+            self.others.append((step, dict(metrics)))
+            return
         assert step is not None
+        self.calls.append(dict(metrics))
         self.rows.setdefault(step, {}).update(metrics)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -127,48 +137,3 @@ class MatchingEnv(CountingEnv):
         reward = (tensordict["action"] == self.shown).float()
         self.totals += reward - self.steps - 1  # the parent adds the step's number
         return super()._step(tensordict).set("reward", reward.unsqueeze(1))
-
-
-def write_cifar10(folder: Path, counts: tuple[int, ...] = (64,)) -> bytes:
-    """Write files of CIFAR-10's binary format, of so many images each, and return what is in the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, count in enumerate(counts, start=1):
-        pixels = torch.randint(256, (count, 3073), generator=torch.Generator().manual_seed(number))
-        pixels[:, 0] %= 10
-        written.append(bytes(pixels.flatten().tolist()))
-        (folder / f"data_batch_{number}.bin").write_bytes(written[-1])
-    return written[0]
-
-
-def killed_while(function: Callable[[], Any], moment: int) -> int | None:
-    """Run ``function`` in a process that kills itself before it writes, syncs or renames for the n-th time.
-
-    Returns:
-        The signal that ended it, or None if it came to its end before that moment.
-    """
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-
-    moments = 0
-
-    def killing(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
-            nonlocal moments
-            moments += 1
-            if moments == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments)
-
-        return wrapped
-
-    # All of it is this process's own: nothing has to be put back.
-    checksummed_files._HashingFile.write = killing(checksummed_files._HashingFile.write)  # type: ignore[method-assign]
-    os.fsync = killing(os.fsync)
-    Path.replace = killing(Path.replace)  # type: ignore[method-assign]
-    try:
-        function()
-    finally:
-        os._exit(0)

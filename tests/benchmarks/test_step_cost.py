@@ -11,15 +11,12 @@ from types import ModuleType
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PAIRS = 4
 NETWORK = "mlp_2x256"
 
 
 @pytest.fixture
-def step_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.chdir(tmp_path)
+def step_cost(empty_directory: Path) -> Iterator[ModuleType]:
     threads = torch.get_num_threads()
     yield importlib.import_module("step_cost")
     torch.set_num_threads(threads)

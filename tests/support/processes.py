@@ -1,4 +1,4 @@
-"""Runs of the command line in processes of their own, which need not import everything first."""
+"""Processes of the tests: runs of the command line that need not import everything, and killed functions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from lit_gfs.utils import checksummed_files
+
 _CONTEXT: Any = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["lit_gfs.main", "faulty_envs"])
+_CONTEXT.set_forkserver_preload(["lit_gfs.main", "lit_gfs.envs.gymnasium", "support.faulty_envs"])
 
 
 @dataclass
@@ -67,9 +70,42 @@ def _main(commands: list[list[str]], directory: Path, setup: Any) -> None:
     from lit_gfs.configuration.config_trust import trust
     from lit_gfs.main import main
 
-    trust("faulty_envs")
+    trust("support.faulty_envs")
     torch.set_num_threads(1)
     if setup is not None:
         setup()
     for arguments in commands:
         main(arguments)
+
+
+def killed_while(function: Callable[[], Any], moment: int) -> int | None:
+    """Run ``function`` in a process that kills itself before it writes, syncs or renames for the n-th time.
+
+    Returns:
+        The signal that ended it, or None if it came to its end before that moment.
+    """
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+
+    moments = 0
+
+    def killing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            nonlocal moments
+            moments += 1
+            if moments == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments)
+
+        return wrapped
+
+    # All of it is this process's own: nothing has to be put back.
+    checksummed_files._HashingFile.write = killing(checksummed_files._HashingFile.write)  # type: ignore[method-assign]
+    os.fsync = killing(os.fsync)
+    Path.replace = killing(Path.replace)  # type: ignore[method-assign]
+    try:
+        function()
+    finally:
+        os._exit(0)

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from accelerator import TOLERANCE
 from lit_gfs.buffers.shards import ReplayShards, find_replay
 from lit_gfs.datamodules.replay import make_replay_buffer
 from lit_gfs.envs import EnvSpec, make_env
-from lit_gfs.main import main
 from lit_gfs.utils.checksummed_files import read_checksummed
+from support.accelerator import TOLERANCE
+from support.event_files import read_scalars
 
 _LEFT_OUT = {"event_files", "replay", "current_score", "on_device"}
 """Entries of a checkpoint that name files and sizes, that Lightning neither restores nor uses, or that the
 CPU has none of: the state of another device's generator."""
-
-
-def fit_in_child(directory: str, arguments: list[str]) -> None:
-    """Run the command line in a directory, in a process of its own, without a word."""
-    os.makedirs(directory, exist_ok=True)
-    os.chdir(directory)
-    torch.set_num_threads(1)
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        main(arguments)
 
 
 def differences(left: Any, right: Any, place: str = "", tolerance: float = 0.0) -> Iterator[str]:
@@ -77,13 +61,9 @@ def _are_close(left: torch.Tensor, right: torch.Tensor, tolerance: float) -> boo
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return what a run logged: step and value of every point by tag, but for times of the clock."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    return {
-        tag: [(point.step, point.value) for point in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if tag != "time/steps_per_second"
-    }
+    logged = read_scalars(run)
+    logged.pop("time/steps_per_second", None)
+    return logged
 
 
 def replay_content(checkpoint: Path) -> Any:

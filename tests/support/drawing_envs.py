@@ -1,4 +1,4 @@
-"""CartPole that draws from the generators that libraries share: ``--data.env_id drawing_envs:Drawing-v0``."""
+"""CartPole that draws from shared generators: ``--data.env_id support.drawing_envs:Drawing-v0``."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ class Drawing(CartPoleEnv):
         return observation, reward, terminated, truncated, info
 
 
-gymnasium.register("Drawing-v0", entry_point="drawing_envs:Drawing", max_episode_steps=50)
+gymnasium.register("Drawing-v0", entry_point="support.drawing_envs:Drawing", max_episode_steps=50)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_gfs.gradients import LayerwiseScaling
 
 
-class OptimizerPart:
+class OptimizerScaling:
     """A gradient algorithm for the layers of one optimizer, and the sums of its factors for logging.
 
     Args:

@@ -18,7 +18,7 @@ if ACCELERATOR != "cuda":
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 if ACCELERATOR == "standin":
-    import standin
+    from support import standin
 
     standin.register()
 

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
-from lit_gfs.main import main
-
-DQN = [
-    "fit",
-    "--config=quickstart",
-    "--data.total_steps=300",
-    "--data.learning_starts=200",
-    "--data.eval_every=100",
-    "--data.eval_episodes=1",
-    "--data.batch_size=16",
-    "--model.trunk.width=16",
-    "--trainer.enable_progress_bar=false",
-]
-PPO = [
-    "fit",
-    "--config=ppo_cartpole",
-    "--data.total_steps=32",
-    "--data.num_envs=2",
-    "--data.rollout_steps=8",
-    "--data.minibatches=2",
-    "--data.eval_episodes=1",
-    "--trainer.enable_progress_bar=false",
-]
-LABELS = ["fit", "--config=label_shuffle", "--data.samples=64", "--data.batch_size=16", "--data.epochs=1"]
+from support.command_line import DQN, LABELS, PPO
 
 BORING = "lightning.pytorch.demos.boring_classes.Boring"
+ROOTS_ELSEWHERE = ("memory://x", "s3://bucket/runs", "gs://bucket", "file:///tmp/x")
+UNWRITABLE = "/proc/runs"
 
 # After DQN's arguments.
 OPTIONS: list[tuple[str, str]] = [
@@ -60,13 +35,13 @@ OPTIONS: list[tuple[str, str]] = [
     ("--data.eval_every=0", r"eval_every is 0; expected a whole number of at least 1"),
     ("--data.eval_episodes=0", r"eval_episodes is 0; expected"),
     ("--data.eval_episodes=1000000000000000", r"eval_episodes 1000000000000000 would take .* GB"),
-    ("--data.steps_per_update=1000000", r"steps_per_update is 1000000; expected at most total_steps 300"),
+    ("--data.steps_per_update=1000000", r"steps_per_update is 1000000; expected at most total_steps 600"),
     ("--data.steps_per_update=0", r"steps_per_update is 0; expected"),
     ("--data.batch_size=0", r"batch_size is 0; expected"),
     ("--data.batch_size=1000000000000000", r"batch_size 1000000000000000 would take .* GB"),
     ("--data.buffer_size=1000000000000000", r"buffer_size 1000000000000000 would take .* GB"),
-    ("--data.learning_starts=-1", r"learning_starts is -1; expected 0 to 298"),
-    ("--data.learning_starts=400", r"learning_starts is 400; expected 0 to 298"),
+    ("--data.learning_starts=-1", r"learning_starts is -1; expected 0 to 598"),
+    ("--data.learning_starts=700", r"learning_starts is 700; expected 0 to 598"),
     ("--data.env_options=[1]", r"data.env_options is '\[1\]'; expected dict"),
     ("--data.env_options={max_episode_steps: x}", r"max_episode_steps is 'x'; expected a whole number"),
     ("--data.env_options={a: 1, a: 2}", r"'a' stands in line 1 and again in line 1"),
@@ -192,6 +167,55 @@ OPTIONS: list[tuple[str, str]] = [
     ("--config", r"--config has no value"),
     ("stray", r"stray is no known option"),
     ("--gfs.gradient_flow=3", r"gfs.gradient_flow is '3'; expected GradientFlowMonitor or null"),
+    ("--data.env_id=ALE/Pnog-v5", r"ALE/Pnog-v5.*ALE/Pong-v5"),
+    ("--data.env_id=dm_control/walker-wlak-v0", r"walker-wlak.*walker-walk"),
+    ("--data.env_id=Pendulum-v1", r"'Pendulum-v1' has a continuous action space"),
+    ("--data.total_steps=1.5", r"data.total_steps is '1.5'; expected int"),
+    ("--data.total_steps=-5", r"total_steps is -5; expected"),
+    ("--data.env_options={sticky: 0.5}", r"sticky"),
+    ("--data.seed=-1", r"seed is -1; expected"),
+    ("--data.step_timeout=0", r"step_timeout is 0.*; expected seconds above 0"),
+    (
+        "--data=LabelShuffleDataModule",
+        r"DQN learns from environments; expected data RolloutDataModule or ReplayDataModule",
+    ),
+    (
+        "--model=lit_gfs.agents.classifier.Classifier",
+        r"Classifier learns from labels, not from ReplayDataModule; use LabelShuffleDataModule",
+    ),
+    ("--model.gamma=high", r"model.gamma is 'high'; expected float"),
+    ("--model.gamma=2", r"gamma is 2.0; expected a number between 0 and 1"),
+    ("--model.loss=hubr", r"model.loss is 'hubr'; expected one of .*did you mean 'huber'"),
+    ("--model.target_sync_every=0", r"target_sync_every is 0; expected .* at least 1"),
+    ("--model.optimizer.lr=-1", r"model.optimizer: .*-1"),
+    ("--model.optimizer=Kron", r"which several classes are called; .*lit_gfs.optim"),
+    (
+        "--model.optimizer=lit_gfs.optim.Krom",
+        r"is 'lit_gfs.optim.Krom'; expected a class of Optimizer; did you mean 'lit_gfs.optim.Kron'",
+    ),
+    ("--model.trunk=ResidulTrunk", r"model.trunk is 'ResidulTrunk'.*'ResidualTrunk'"),
+    ("--model.trunk.depht=3", r"model.trunk.depht .*did you mean 'depth'"),
+    ("--model.trunk.depth=-1", r"depth.*-1"),
+    ("--model.trunk.norm=layr", r"model.trunk.norm is 'layr'; expected one of"),
+    ("--modle.gamma=3", r"--modle.gamma is no known option"),
+    ("--trainer.gradient_clip_val=x", r"trainer.gradient_clip_val is 'x'; expected"),
+    ("--trainer.precision=bf16-true", r"precision is bf16-true; expected"),
+    ("--trainer.val_check_interval=100", r"val_check_interval is 100; .*eval_every"),
+    ("--trainer.accelerator=gpuu", r"gpuu"),
+    *(
+        (f"--run.root={root}", rf"root is {root!r}; expected a directory of this machine")
+        for root in ROOTS_ELSEWHERE
+    ),
+    (f"--run.root={UNWRITABLE}", rf"--run.root '{UNWRITABLE}' cannot be written"),
+    ("--ckpt_path=notes.txt", r"notes.txt' is no checkpoint"),
+    (
+        "--gfs.path_init=TemporalGradientClipping",
+        r"gfs.path_init is 'TemporalGradientClipping'; expected PathSensitiveInit or null",
+    ),
+    (
+        "--gfs.temporal_clipping.z_treshold=2",
+        r"gfs.temporal_clipping.z_treshold is no known key; did you mean 'z_threshold'",
+    ),
 ]
 
 # The content of a second configuration, after DQN's arguments.
@@ -230,6 +254,18 @@ FILES: list[tuple[str, str]] = [
     ("model: {init_args: {trunk: {init_arg: {}}}}", r"model.trunk.init_arg is no known key"),
     ("data: {init_args: {env_opts: {}}}", r"data.env_opts is no known key; did you mean 'env_options'"),
     ("gfs: {gradient_flow: {init_args: {every: {}}}}", r"gfs.gradient_flow.every is no known key"),
+    ("ckpt_path: nowhere.ckpt", r"'nowhere.ckpt' not found"),
+    (
+        "gfs: {temporal_cliping: {}}",
+        r"gfs.temporal_cliping is no known key; did you mean 'temporal_clipping'",
+    ),
+    ("gfz: {path_init: {}}", r"gfz is no known key; did you mean 'gfs'"),
+    ("gfs: [path_init]", r"gfs is \['path_init'\]; expected keys such as .*path_init"),
+    ("data: {init_args: {eval_every: null}}", r"data.eval_every is null; expected int"),
+    (
+        "gfs: {temporal_clipping: {class_path: TemporalGradientClipping, init_args: {decay: null}}}",
+        r"gfs.temporal_clipping.decay is null; expected float",
+    ),
 ]
 
 # Whole command lines.
@@ -240,6 +276,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["--config=quickstart", "fit"], r"--config stands before the subcommand; .* as in: fit --config"),
     (["--seed_everything", "1", "fit"], r"--seed_everything stands before the subcommand"),
     (["report"], r"directory not given; lit_gfs report --help says what it is"),
+    (["report", "runs/nowhere"], r"'runs/nowhere' has no study.yaml"),
     (["report", "x" * 5000], r"has no study.yaml; expected the directory of a study that ran"),
     (["validate"], r"data and model not given; .* as in: validate --config"),
     (["validate", "--ckpt_path=none.ckpt"], r"--ckpt_path 'none.ckpt' not found"),
@@ -269,24 +306,51 @@ COMMANDS: list[tuple[list[str], str]] = [
     ),
     (["validate", *LABELS[1:], "--trainer.precision=bf16-true"], r"trainer.precision is bf16-true; expected"),
     ([*LABELS, "--data.batch_size=65"], r"batch_size is 65; expected at most the 64 images"),
-    ([*LABELS, "--data.dataset=mnist"], r"data.dataset is 'mnist'; expected one of 'digits', 'cifar10'"),
-    (["study"], r"--config is missing"),
+    (["study"], r"--config is missing; name a study"),
+    (["study", "--config", "studies/smoek"], r"did you mean 'studies/smoke'"),
     (["study", "--config=quickstart"], r"'model' is no known key"),
     (["study", "--config=studies/smoke", "--jobs=1e9"], r"jobs is '1e9'; expected a whole number of at"),
     (["study", "--config=studies/smoke", "--threads=0"], r"threads is '0'; expected a whole number of at"),
     (["study", "--config=studies/smoke", "--jobs=0"], r"jobs is '0'; expected a whole number of at least 1"),
+    # Options whose values are arguments of their own.
+    ([*DQN, "--data.env_id", "CartPool-v1"], r"CartPool-v1.*did you mean .*CartPole-v1"),
+    ([*DQN, "--data.num_env", "3"], r"data.num_env is no known key; did you mean 'num_envs'"),
+    ([*DQN, "--model.gama", "0.9"], r"model.gama is no known key; did you mean 'gamma'"),
+    ([*DQN, "--config", "nowhere.yaml"], r"--config 'nowhere.yaml' not found"),
+    ([*DQN, "--ckpt_path", "runs/last.ckpt"], r"--ckpt_path 'runs/last.ckpt' not found"),
+    ([*DQN, "--gfs.gradient_flw", "null"], r"--gfs.gradient_flw .*--gfs.gradient_flow"),
+    (
+        [*DQN, "--trust", "pytorch_optimizer", "--model.optimizer", "pytorch_optimizer.Kron"],
+        r"model.optimizer is pytorch_optimizer.Kron.*expected lit_gfs.optim.Kron",
+    ),
+    (
+        [
+            *DQN,
+            "--gfs.gradient_normalization=GradientNormalization",
+            "--gfs.gradient_normalization.strength=2",
+        ],
+        r"strength is 2.0; expected a number between 0 and 1",
+    ),
+    (
+        [*DQN, "--config=ppo_cartpole", "--data.minibatches=5000"],
+        r"minibatches is 5000, more than the 1024 transitions",
+    ),
+    *(
+        (
+            ["study", "--config=studies/smoke", f"--root={root}"],
+            rf"root is {root!r}; expected a directory of this machine",
+        )
+        for root in ROOTS_ELSEWHERE
+    ),
+    ([*LABELS, "--data.dataset=digit"], r"data.dataset is 'digit'; expected one of 'digits', 'cifar10'"),
+    ([*LABELS, "--data.dataset=cifar10"], r"data/cifar-10-batches-bin.*data_batch_1.bin.*as root"),
+    ([*LABELS, "--data.shufle_every=3"], r"data.shufle_every .*did you mean 'shuffle_every'"),
+    ([*LABELS, "--data.shuffle_every=0"], r"shuffle_every is 0; expected a whole number of at least 1"),
+    ([*LABELS, "--model.encodr=NatureCNN"], r"model.encodr is no known key; did you mean 'encoder'"),
+    ([*LABELS, "--model.encoder=NatureCNN"], r"NatureCNN reads images.*use VectorEncoder"),
+    (
+        [*LABELS, "--model=lit_gfs.agents.DQN"],
+        r"DQN learns from environments; expected data RolloutDataModule",
+    ),
+    ([*LABELS, "--trainer.val_check_interval=3"], r"val_check_interval is 3; .*eval_every"),
 ]
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command line that is refused; return the line."""
-    before = sorted(Path.cwd().rglob("*"))
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    line = capsys.readouterr().err.strip()
-    assert "\n" not in line
-    assert line.startswith("lit_gfs: error: ")
-    assert len(line) < 1000 or "x" * 1000 in line
-    assert sorted(Path.cwd().rglob("*")) == before
-    return line

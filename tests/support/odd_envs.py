@@ -1,4 +1,4 @@
-"""Environments with odd spaces and habits: ``--data.env_id odd_spaces:OddSwitches-v0``."""
+"""Environments with odd spaces and habits: ``--data.env_id support.odd_envs:OddSwitches-v0``."""
 
 from __future__ import annotations
 

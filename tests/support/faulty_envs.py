@@ -1,4 +1,4 @@
-"""CartPole that does something else in one of its steps: ``--data.env_id faulty_envs:Faulty-v0``."""
+"""CartPole that does something else in one of its steps: ``--data.env_id support.faulty_envs:Faulty-v0``."""
 
 from __future__ import annotations
 
@@ -155,4 +155,4 @@ CLOSINGS = {
     "lock on closing": _lock,
 }
 
-gymnasium.register("Faulty-v0", entry_point="faulty_envs:Faulty", max_episode_steps=500)
+gymnasium.register("Faulty-v0", entry_point="support.faulty_envs:Faulty", max_episode_steps=500)

@@ -1,0 +1,1 @@
+"""Helpers of the tests: fakes, environments, and runs of the command line."""
