@@ -152,7 +152,7 @@ class EnvDataModule(LightningDataModule):
         self._interrupted = False
         self.while_evaluating: Callable[[], None] = lambda: None
         """Called before each step of an evaluation: Lightning calls no hook there."""
-        self._evaluation_env: EnvBase | None = None
+        self._eval_env: EnvBase | None = None
         self._restored_steps = 0
         self._restored_runner: dict[str, Any] = {}
         self._evaluated_at = self._checkpointed_at = 0
@@ -350,9 +350,9 @@ class EnvDataModule(LightningDataModule):
         episodes = share(self.eval_episodes, trainer.global_rank, trainer.world_size)
         if episodes == 0:
             return no_episodes()
-        if self._evaluation_env is None:
-            self._evaluation_env = self._watched(self._make_env(min(episodes, 16)))
-        played = self._play(self._evaluation_env, episodes)
+        if self._eval_env is None:
+            self._eval_env = self._watched(self._make_env(min(episodes, 16)))
+        played = self._play(self._eval_env, episodes)
         if cut := int(played["cut"].sum()):
             rank_zero_warn(
                 f"{cut} of {episodes} evaluation episodes of {self.env_id} were cut after "
@@ -388,7 +388,7 @@ class EnvDataModule(LightningDataModule):
                     episodes,
                     agent.device,
                     None if frames is None else frames.append,
-                    self._before_evaluation_step,
+                    self._before_eval_step,
                     self.eval_step_limit,
                 )
             except EnvironmentFault as fault:
@@ -401,7 +401,7 @@ class EnvDataModule(LightningDataModule):
         """Make the evaluation, or the next rollout, end the run with a ``SIGTERMException``."""
         self._interrupted = True
 
-    def _before_evaluation_step(self) -> None:
+    def _before_eval_step(self) -> None:
         self._raise_if_interrupted()
         self.while_evaluating()
 
@@ -441,9 +441,9 @@ class EnvDataModule(LightningDataModule):
             let_go(self.runner.env)
             self.runner.close()
             self.runner = None
-        if self._evaluation_env is not None:
-            let_go(self._evaluation_env)
-            self._evaluation_env = None
+        if self._eval_env is not None:
+            let_go(self._eval_env)
+            self._eval_env = None
         self._stop_watching()
 
     def _stop_watching(self) -> None:

@@ -60,9 +60,9 @@ class DQN(QLearningAgent):
             reward, _, terminated = learner_reward(
                 next_, self.reward_scale, self.clip_reward, self.end_of_life_is_terminal
             )
-            # 3. The value of the next state by the target network: that of its best action. The largest of
-            #    noisy values is too large on average, so double Q-learning lets the online network choose
-            #    the action, whose errors are others.
+            # 3. The value of the next state: the target network's value of the best action. The largest of
+            #    noisy values is too large on average. Double Q-learning reduces this: the online network
+            #    chooses the action, and the target network, which errs elsewhere, values it.
             target_q = self.target_network(next_["observation"])
             if self.uses_double_q:
                 next_value = double_q_value(self.q_network(next_["observation"]), target_q)
