@@ -24,7 +24,7 @@ WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     (
         r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided"
         r" during `Trainer` instantiation\. Please add the following callbacks:"
-        r""" \["(Last|Model)Checkpoint\{[^}]*\}"(, "(Last|Model)Checkpoint\{[^}]*\}")*\]\.$""",
+        r""" \["(Best|Last|Model)Checkpoint\{[^}]*\}"(, "(Best|Last|Model)Checkpoint\{[^}]*\}")*\]\.$""",
         Warning,
         r"lightning\.",
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_gfs.runs.run_directory import BestCheckpoint, LastCheckpoint
 from lit_gfs.utils.library_noise import LOG_LINES, silence_library_noise
 
 
@@ -36,6 +37,10 @@ MISSING_CALLBACKS = (
     " `Trainer` instantiation. Please add the following callbacks: {}."
 )
 
+RUN_CHECKPOINTS = ", ".join(
+    f"\"{kind.__name__}{{'monitor': None}}\"" for kind in (BestCheckpoint, LastCheckpoint)
+)
+
 NOISE = [
     (
         "The number of training batches (5) is smaller than the logging interval Trainer(",
@@ -51,6 +56,11 @@ NOISE = [
         "Checkpoint directory /home/me/runs/a exists and is not empty.",
         UserWarning,
         "lightning.pytorch.callbacks.model_checkpoint",
+    ),
+    (
+        MISSING_CALLBACKS.format(f"[{RUN_CHECKPOINTS}]"),
+        UserWarning,
+        "lightning.pytorch.trainer.call",
     ),
     (
         MISSING_CALLBACKS.format("[\"ModelCheckpoint{'monitor': None}\"]"),
