@@ -65,7 +65,8 @@ class Learner(LeanModule):
         self.example_input_array = torch.zeros(1, *env_spec.observation_shape)
         self.latest_return: float | None = None
         self.recorded = RecordedMeans()
-        self._is_probed = False
+        self.is_probed = False
+        """Whether `loss` is asking for a loss, so that `training_step` must change nothing."""
 
     def configure_callbacks(self) -> list[Callback]:
         """Bring along the callbacks that write metrics and make a resumed run exact."""
@@ -109,18 +110,13 @@ class Learner(LeanModule):
 
         This is the loss of `training_step`. A learner that optimizes by hand overrides it.
         """
-        self._is_probed = True
+        self.is_probed = True
         try:
             loss = self.training_step(batch, 0)
         finally:
-            self._is_probed = False
+            self.is_probed = False
         assert isinstance(loss, Tensor)
         return loss
-
-    @property
-    def is_probed(self) -> bool:
-        """Whether `loss` is asking for a loss, so that `training_step` must change nothing."""
-        return self._is_probed
 
     def announce_objective_shift(self, reason: str) -> None:
         """Tell callbacks that the objective has changed, before the first step on the new one."""
@@ -147,7 +143,7 @@ class Learner(LeanModule):
 
     def record(self, values: Mapping[str, Tensor]) -> None:
         """Add tensors to the means over all their elements that are written next."""
-        if not self._is_probed:
+        if not self.is_probed:
             self.recorded.add(values)
 
     def schedule_values(self) -> dict[str, float]:
