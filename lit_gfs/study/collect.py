@@ -45,6 +45,7 @@ class Result(NamedTuple):
         steps: The last logged step.
         parameters: Number of trained parameters.
         wall_seconds: Time of the fit.
+        cpu_seconds: Processor time of the fit, if it ran in one piece.
         curves: Logged scalars by tag.
         gradient_norms: By layer, if they were monitored.
     """
@@ -60,6 +61,7 @@ class Result(NamedTuple):
     wall_seconds: float | None = None
     curves: Mapping[str, Curve] = {}
     gradient_norms: GradientNorms | None = None
+    cpu_seconds: float | None = None
 
 
 def read_events(directory: Path, score: Score, started_at: float) -> Events:
@@ -217,4 +219,6 @@ def make_run(study: Study, cell: Cell, result: Result | None) -> Run:
         instability=unsteadiness if math.isfinite(unsteadiness) else None,
         parameters=result.parameters,
         wall_seconds=result.wall_seconds,
+        cpu_seconds=result.cpu_seconds,
+        env_id=result.env_id,
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shlex
 import signal
 import sys
@@ -34,22 +32,23 @@ from lit_gfs.study.execute import (
     stopped_by_signals,
 )
 from lit_gfs.study.factors import Where, read_where
+from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
 from lit_gfs.study.options_check import check_options
-from lit_gfs.study.plan import Cell, Study
+from lit_gfs.study.origin import (
+    ORIGIN_NAME,
+    Part,
+    attributed,
+    continued,
+    limited,
+    read_origin,
+    with_cell,
+    write_origin,
+)
+from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.progress import StudyProgress
 from lit_gfs.study.summary import summarize, write_summary
-from lit_gfs.study.table import (
-    CURVES_FILE,
-    FAILED,
-    GRADIENT_NORMS_FILE,
-    RUNS_FILE,
-    read_table,
-    write_table,
-)
-from lit_gfs.utils.atomic_files import replacing_text
+from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_table
 
-STUDY_NAME = "study.yaml"
-ORIGIN_NAME = "origin.json"
 SECONDS_BETWEEN_TABLES = 60.0
 
 
@@ -75,6 +74,13 @@ def study_parser() -> ArgumentParser:
     parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
     parser.add_argument(
         "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
+    )
+    parser.add_argument(
+        "--finished",
+        type=str,
+        action="append",
+        help="Directory with the tables of a study, as in docs/results/control: take its cells over, and run "
+        "only the others. Give it once for each directory.",
     )
     parser.add_argument("--retry_failed", type=bool, default=False, help="Run failed cells again.")
     parser.add_argument("--dry_run", type=bool, default=False, help="Print the cells, and run nothing.")
@@ -110,17 +116,20 @@ def run_study(options: Namespace) -> int:
     jobs = options.jobs or max(1, available_cores() // options.threads)
     directory = Path(options.root) / study.name
     check_options(study)
+    elsewhere = [read_elsewhere(study, name, options.threads) for name in options.finished or ()]
     if options.dry_run:
-        return _print_plan(study, only, directory, options)
+        return _print_plan(study, only, directory, options, elsewhere)
     with (
         _storage_faults(directory, "; what ended is kept, and the same command continues"),
         locked(directory),
     ):
         results = read_results(study, directory, options.threads)
+        parts = _take_over(directory, results, elsewhere)
+        parts = continued(parts, _command(options), {**environment(), "cells at a time": str(jobs)})
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
-        _write_origin(directory, options)
-        with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory) as progress:
+        write_origin(directory, parts)
+        with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory, parts) as progress:
             run_cells(
                 cells,
                 study.score,
@@ -132,7 +141,7 @@ def run_study(options: Namespace) -> int:
                 trusted=options.trust,
                 keep_checkpoints=study.keep_checkpoints,
             )
-        write_table(directory, make_table(study, results))
+        progress.write()
         if stop.is_set():
             left = f"{progress.left} of {len(cells)} cells left"
             print(f"stopped, {left}; the same command continues", file=sys.stderr)
@@ -148,12 +157,7 @@ def run_report(options: Namespace) -> int:
         UserError: If a table is missing, or ``study`` did not write it.
         StorageFault: If a file cannot be written or read.
     """
-    directory = Path(options.directory)
-    for name in (STUDY_NAME, ORIGIN_NAME, RUNS_FILE, CURVES_FILE, GRADIENT_NORMS_FILE):
-        if not os.path.isfile(directory / name):  # Path.is_file raises if a name is too long
-            raise UserError(
-                f"{options.directory!r} has no {name}; expected the directory of a study that ran"
-            )
+    directory = require_tables(options.directory)
     with _storage_faults(directory):
         _report(directory)
     return 0
@@ -198,17 +202,30 @@ class _Tables(StudyProgress):
     """Progress that also writes the tables regularly, so that a report can be made at any time."""
 
     def __init__(
-        self, study: Study, cells: Sequence[Cell], results: dict[str, Result], jobs: int, directory: Path
+        self,
+        study: Study,
+        cells: Sequence[Cell],
+        results: dict[str, Result],
+        jobs: int,
+        directory: Path,
+        parts: Sequence[Part],
     ) -> None:
         super().__init__(study, cells, results, jobs)
         self._directory = directory
+        self._parts = list(parts)
         self._written_at = time.monotonic()
 
     def ended(self, cell: Cell, result: Result) -> None:
         super().ended(cell, result)
+        self._parts = with_cell(self._parts, cell.name)
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_TABLES:
-            write_table(self._directory, make_table(self.study, self.results))
-            self._written_at = time.monotonic()
+            self.write()
+
+    def write(self) -> None:
+        """Write the tables, and where their cells were run."""
+        write_origin(self._directory, self._parts)
+        write_table(self._directory, make_table(self.study, self.results))
+        self._written_at = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -233,38 +250,39 @@ def _report(directory: Path) -> None:
         raise UserError(
             f"'{directory / RUNS_FILE}' is of another study; expected the factors {', '.join(study.factors)}"
         )
-    command, versions = _read_origin(directory / ORIGIN_NAME)
+    parts = read_origin(directory)
     summary = summarize(study, table)
     write_summary(directory, summary)
-    path = write_report(directory, study, table, summary, command, versions)
+    path = write_report(directory, study, table, summary, parts)
     failed = sum(run.status == FAILED for run in table.runs)
     print(
         f"report: {path}" + (f" ({failed} of {len(table.runs)} cells failed)" if failed else ""), flush=True
     )
 
 
-def _write_origin(directory: Path, options: Namespace) -> None:
-    """Write the command and the versions that a report shows."""
+def _take_over(directory: Path, results: dict[str, Result], found: Sequence[Elsewhere]) -> list[Part]:
+    """Add results from elsewhere, and return the parts that ran all results."""
+    parts = attributed(read_origin(directory), results) if (directory / ORIGIN_NAME).exists() else []
+    for each in needed(results, found):
+        take_over(directory, each.results)
+        parts = [*limited(parts, results.keys() - each.results.keys()), *each.parts]
+        results.update(each.results)
+    return parts
+
+
+def _command(options: Namespace) -> str:
+    """Return the command that a report shows."""
     command = ["python", "-m", "lit_gfs", "study", "--config", options.config, "--root", options.root]
     if options.threads != 1:
         command += ["--threads", str(options.threads)]
-    command += trust_options(options.trust)
-    with replacing_text(directory / ORIGIN_NAME) as file:
-        json.dump({"command": shlex.join(command), "versions": environment()}, file)
+    return shlex.join([*command, *trust_options(options.trust)])
 
 
-def _read_origin(path: Path) -> tuple[str, dict[str, str]]:
-    try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
-        return str(origin["command"]), dict(origin["versions"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"'{path}' does not say how the study was run; expected it as study wrote it"
-        ) from error
-
-
-def _print_plan(study: Study, only: Where | None, directory: Path, options: Namespace) -> int:
-    for cell in choose_cells(study, {}, only):
+def _print_plan(
+    study: Study, only: Where | None, directory: Path, options: Namespace, elsewhere: Sequence[Elsewhere]
+) -> int:
+    results = {name: result for each in needed({}, elsewhere) for name, result in each.results.items()}
+    for cell in choose_cells(study, results, only, options.retry_failed):
         command = fit_command(cell, directory, options.threads, options.trust)
         print(f"# {cell.name}", f"python -m lit_gfs {shlex.join(command)}", sep="\n")
     return 0

@@ -97,7 +97,9 @@ def read_results(study: Study, directory: Path, threads: int = 1) -> dict[str, R
         if result is None or (result.status == FAILED and result.arguments != cell.arguments):
             continue
         if result.status == FINISHED:
-            _check_unchanged(cell, result, study.score, place, threads)
+            check_unchanged(
+                cell, result, study.score, threads, f"give the study another name, or remove {place}"
+            )
         results[cell.name] = result
     return results
 
@@ -250,7 +252,19 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _check_unchanged(cell: Cell, result: Result, score: Score, place: Path, threads: int) -> None:
+def check_unchanged(cell: Cell, result: Result, score: Score, threads: int, remedy: str) -> None:
+    """Check that a finished cell is that of the plan.
+
+    Args:
+        cell: The cell, as it is planned.
+        result: Its result.
+        score: Names the scalars that have to be among its curves.
+        threads: Number of threads of a planned cell.
+        remedy: Advice to the user, in case it is not.
+
+    Raises:
+        UserError: If its arguments differ from those of the plan, or a scalar was not collected.
+    """
     before = result.arguments + [argument for argument in result.command if argument.startswith("--threads=")]
     now = [*cell.arguments, f"--threads={threads}"]
     if before != now:
@@ -263,10 +277,7 @@ def _check_unchanged(cell: Cell, result: Result, score: Score, place: Path, thre
         change = f"{missing[0]!r} was not collected"
     else:
         return
-    raise UserError(
-        f"cell {cell.name!r} was finished with other arguments: {change}; "
-        f"give the study another name, or remove {place}"
-    )
+    raise UserError(f"cell {cell.name!r} was finished with other arguments: {change}; {remedy}")
 
 
 def _result_of(process: BaseProcess, task: Task, stop: threading.Event) -> Result | None:

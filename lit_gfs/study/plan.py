@@ -25,6 +25,7 @@ from lit_gfs.study.sections import check_known, read_section
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.yaml_files import read_yaml
 
+STUDY_NAME = "study.yaml"
 MAX_CELLS = 100_000
 """Maximum number of cells of a study, including skipped ones."""
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -50,7 +51,7 @@ class StudyProgress:
         """Number of cells that have not ended."""
         return len(self._left)
 
-    def __enter__(self) -> StudyProgress:
+    def __enter__(self) -> Self:
         planned = f"{len(self._cells)} cells to run, {self.jobs} at a time"
         print(f"{self.study.name}: {planned}; {len(self.results)} ended before", flush=True)
         console = Console()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from lit_gfs.study.comparisons import AIMS
 from lit_gfs.study.figures import curve_figure, data_uri, heat_map_figure, scale_figure
+from lit_gfs.study.origin import Part
 from lit_gfs.study.page import (
     decimals,
     details,
@@ -30,7 +31,7 @@ _CHIPS = {"met": "met", "met by the estimate alone": "alone", "not met": "unmet"
 
 
 def write_report(
-    directory: Path, study: Study, table: Table, summary: Summary, command: str, versions: Mapping[str, str]
+    directory: Path, study: Study, table: Table, summary: Summary, parts: Sequence[Part]
 ) -> Path:
     """Write ``report.html``.
 
@@ -39,8 +40,7 @@ def write_report(
         study: The plan.
         table: The study's tables.
         summary: Its figures, from `summarize`.
-        command: The command that ran the study.
-        versions: Versions and machine, from `lit_gfs.study.environment.environment`.
+        parts: The commands that ran its cells, with versions and machines; at least one.
 
     Returns:
         The path of the page.
@@ -75,7 +75,7 @@ def write_report(
         runs_section(summary, contents["runs"]),
         _gradients(study, table, summary, contents["gradients"]),
         _failures(summary, contents["failures"]),
-        _provenance(directory, summary, command, versions, contents["provenance"]),
+        _provenance(directory, summary, parts, contents["provenance"]),
     ]
     path = directory / REPORT_FILE
     with replacing_text(path) as file:
@@ -178,17 +178,27 @@ def _failures(summary: Summary, title: str) -> str:
     )
 
 
-def _provenance(
-    directory: Path, summary: Summary, command: str, versions: Mapping[str, str], title: str
-) -> str:
+def _provenance(directory: Path, summary: Summary, parts: Sequence[Part], title: str) -> str:
+    # A command that only merges tables runs no cell.
+    parts = [part for part in parts if part.cells != []] or parts
+    if len(parts) == 1:
+        ran = "The study was run by"
+    else:
+        ran = (
+            f"The study was run in {len(parts)} parts, which <code>origin.json</code> lists cell by cell, by"
+        )
+    header = ["", *(f"part {number}" for number in range(1, len(parts) + 1))] if len(parts) > 1 else ["", ""]
+    rows = [["cells", *("all" if part.cells is None else str(len(part.cells)) for part in parts)]]
+    for key in dict.fromkeys(key for part in parts for key in part.versions):
+        rows.append([escape(key), *(escape(part.versions.get(key, "")) for part in parts)])
     return section(
         "provenance",
         title,
-        "The study was run by",
-        f"<pre>{escape(command)}</pre>",
+        ran,
+        *(f"<pre>{escape(command)}</pre>" for command in dict.fromkeys(part.command for part in parts)),
         "<p>This page and <code>summary.json</code> are made from the tables beside them, without the "
         "runs, by</p>",
         f"<pre>python -m lit_gfs report {escape(str(directory))}</pre>",
         f"<p>The bootstrap is seeded with {summary['seed']}: rebuilding gives the same numbers.</p>",
-        table(["", ""], [[escape(key), escape(value)] for key, value in versions.items()]),
+        table(header, rows),
     )

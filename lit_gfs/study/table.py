@@ -37,7 +37,10 @@ class Run(NamedTuple):
         normalized_score: The final score on the line from the task's floor (0) to its reference (1).
         instability: How far the run fell back from its best; unknown if it never rose above its start.
         parameters: Number of trained parameters.
-        wall_seconds: Time of the fit, without imports.
+        wall_seconds: Time of the fit, without imports, pauses and lost work.
+        cpu_seconds: Processor time of the fit, over all threads and child processes; unknown for a resumed
+            run.
+        env_id: Its environment, if there is one; it gives an Atari game its normalization.
     """
 
     cell: str
@@ -50,6 +53,8 @@ class Run(NamedTuple):
     instability: float | None = None
     parameters: int | None = None
     wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    env_id: str | None = None
 
 
 class Curve(NamedTuple):
@@ -81,6 +86,8 @@ class Table(NamedTuple):
 
 
 _MEASURES = Run._fields[2:]
+_ADDED = ("cpu_seconds", "env_id")
+"""Columns that tables of older versions do not have."""
 
 
 def write_table(directory: Path, table: Table) -> None:
@@ -144,7 +151,7 @@ def read_table(directory: Path) -> Table:
 
 def _read_runs(path: Path) -> list[Run]:
     runs = []
-    for row in _rows(path, ("cell", *_MEASURES)):
+    for row in _rows(path, ("cell", *(name for name in _MEASURES if name not in _ADDED))):
         columns = list(row)
         factors = columns[1 : columns.index("status")]
         runs.append(
@@ -159,6 +166,8 @@ def _read_runs(path: Path) -> list[Run]:
                 instability=_number(row["instability"], float),
                 parameters=_number(row["parameters"], int),
                 wall_seconds=_number(row["wall_seconds"], float),
+                cpu_seconds=_number(row.get("cpu_seconds", ""), float),
+                env_id=row.get("env_id") or None,
             )
         )
     return runs

@@ -34,6 +34,7 @@ class Fitted(NamedTuple):
     seconds: float
     parameters: int
     env_id: str | None
+    cpu_seconds: float | None = None
 
 
 Fit = Callable[[list[str]], Fitted]
@@ -70,13 +71,14 @@ def fit(command: list[str]) -> Fitted:
     from lit_gfs.metrics.module_protocol import trained_parameters
 
     class TimedFit(GradientFlowCLI):
-        started_at = ended_at = 0.0
+        started_at = ended_at = cpu_seconds = 0.0
 
         def before_fit(self) -> None:
-            self.started_at = time.time()
+            self.started_at, self.cpu_seconds = time.time(), -cpu_seconds()
 
         def after_fit(self) -> None:
             self.ended_at = time.time()
+            self.cpu_seconds += cpu_seconds()
 
     cli = TimedFit(complete_arguments(command))
     trained = [p for optimizer in cli.trainer.optimizers for p in trained_parameters(optimizer)]
@@ -85,7 +87,14 @@ def fit(command: list[str]) -> Fitted:
         seconds=round(cli.ended_at - cli.started_at, 3),
         parameters=sum(parameter.numel() for parameter in trained),
         env_id=getattr(cli.datamodule, "env_id", None),
+        cpu_seconds=round(cli.cpu_seconds, 3),
     )
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process, all its threads, and its child processes that have ended."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
 
 
 def work(task: Task, run_fit: Fit, study: Connection) -> None:
@@ -133,6 +142,8 @@ def _run(task: Task, directory: Path, run_fit: Fit) -> None:
             steps=events.steps,
             parameters=fitted.parameters,
             wall_seconds=round(attempts[-1].before + fitted.seconds, 3),
+            # A killed attempt leaves no record of its processor time.
+            cpu_seconds=fitted.cpu_seconds if len(attempts) == 1 else None,
             curves={
                 tag: curve._replace(seconds=[seconds_in(attempts, moment) for moment in curve.seconds])
                 for tag, curve in events.curves.items()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,7 +80,11 @@ def rows(name: str, *ignored: str) -> list[dict[str, str]]:
 
 def tables() -> list[list[dict[str, str]]]:
     """Return everything in the tables but times."""
-    return [rows("runs.csv", "wall_seconds"), rows("curves.csv", "seconds"), rows("gradient_norms.csv")]
+    return [
+        rows("runs.csv", "wall_seconds", "cpu_seconds"),
+        rows("curves.csv", "seconds"),
+        rows("gradient_norms.csv"),
+    ]
 
 
 def test_a_study_that_is_killed_goes_on_to_the_same_tables(tmp_path: Path) -> None:
@@ -100,6 +106,97 @@ def test_a_study_that_is_killed_goes_on_to_the_same_tables(tmp_path: Path) -> No
     main([*RUN, "--jobs", "2"])
 
     assert tables() == whole
+
+
+def test_a_study_goes_on_from_the_tables_of_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*RUN, "--jobs=2"])
+    whole = tables()
+    TABLES.rename("whole")
+    main([*RUN, "--only.seed=0", "--jobs=2"])
+    part = keep_tables("part")
+    assert [row["status"] for row in rows("runs.csv")].count("missing") == 2
+    times = {row["cell"]: row["wall_seconds"] for row in rows("runs.csv")}
+    shutil.rmtree("runs")
+    seconds = [row["seconds"] for row in csv.DictReader((part / "curves.csv").open(newline=""))]
+
+    main([*RUN, "--finished=part", "--dry_run=true"])
+    planned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
+    assert planned == ["# digits-base-baseline-seed_1", "# digits-large-gfs-seed_1"]
+    assert not Path("runs").exists()
+    main([*RUN, "--finished", "part", "--jobs=1"])
+
+    assert "2 cells to run, 1 at a time; 2 ended before" in capsys.readouterr().out
+    assert tables() == whole
+    merged = {row["cell"]: row for row in rows("runs.csv")}
+    assert all(merged[cell]["wall_seconds"] == time for cell, time in times.items() if time)
+    assert all(float(row["cpu_seconds"]) > 0 for row in merged.values())
+    taken = [row["seconds"] for row in rows("curves.csv") if row["cell"].endswith("seed_0")]
+    assert taken == seconds
+    parts = json.loads((TABLES / "origin.json").read_text())["parts"]
+    assert [sorted(part["cells"]) for part in parts] == [
+        sorted(cell for cell in merged if cell.endswith(f"seed_{seed}")) for seed in (0, 1)
+    ]
+    assert [part["versions"]["cells at a time"] for part in parts] == ["2", "1"]
+
+    # The same command goes on, also without the option, and nothing runs again.
+    for again in ([*RUN, "--finished=part"], RUN):
+        main([*again, "--jobs=1"])
+        assert "0 cells to run" in capsys.readouterr().out
+        assert json.loads((TABLES / "origin.json").read_text())["parts"] == parts
+    page = (TABLES / "report.html").read_text(encoding="utf-8")
+    assert "run in 2 parts" in page
+
+
+def test_tables_of_other_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    only = ["--only.seed=0", "--only.recipe=baseline"]
+    main([*RUN, *only])
+    keep_tables("part")
+    shutil.rmtree("runs")
+    write(with_options(**{"data.epochs": 2}))
+
+    for options in (["--finished=part"], ["--finished=part", "--dry_run=true"]):
+        assert mistake_of([*RUN, *options], capsys) == (
+            "cell 'digits-base-baseline-seed_0' was finished with other arguments: "
+            "--data.epochs=3 became --data.epochs=2; leave 'part' out"
+        )
+    write(STUDY)
+    threads = mistake_of([*RUN, "--finished=part", "--threads=2"], capsys)
+    assert "--threads=1 became --threads=2" in threads
+    Path("part/curves.csv").unlink()
+    assert "'part' has no curves.csv" in mistake_of([*RUN, "--finished=part"], capsys)
+    assert not Path("runs").exists()
+
+
+def test_an_origin_of_one_part_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    only = ["--only.seed=0", "--only.recipe=baseline"]
+    main([*RUN, *only])
+    part = keep_tables("part")
+    shutil.rmtree("runs")
+    (first,) = json.loads((part / "origin.json").read_text())["parts"]
+    old = {"command": first["command"], "versions": {"date": "2020-01-01"}}
+    (part / "origin.json").write_text(json.dumps(old))
+    with (part / "runs.csv").open(newline="") as file:
+        table = [row[:-2] for row in csv.reader(file)]  # without the columns that were added
+    with (part / "runs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+
+    main([*RUN, "--finished=part", *only])
+
+    assert "0 cells to run" in capsys.readouterr().out
+    parts = json.loads((TABLES / "origin.json").read_text())["parts"]
+    assert [part["cells"] for part in parts] == [["digits-base-baseline-seed_0"], []]
+    assert parts[0]["versions"] == old["versions"]
+    assert rows("runs.csv")[0]["cpu_seconds"] == ""
+
+
+def keep_tables(name: str) -> Path:
+    """Copy what is left of a study once its runs are gone."""
+    place = Path(name)
+    place.mkdir()
+    for file in TABLES.iterdir():
+        if file.suffix in {".csv", ".json", ".yaml"}:
+            shutil.copy(file, place)
+    return place
 
 
 class KillOnce(Callback):

@@ -9,6 +9,7 @@ import pytest
 
 from lit_gfs.study.environment import environment
 from lit_gfs.study.figures import curve_figure, heat_map_figure, recipe_styles, scale_figure
+from lit_gfs.study.origin import Part
 from lit_gfs.study.page import estimate_cell, estimate_text, number, percent
 from lit_gfs.study.plan import Study
 from lit_gfs.study.report import write_report
@@ -45,7 +46,9 @@ def read(plan: Study, known: Table, directory: Path, resamples: int = 50) -> Rea
     summary = summarize(plan, known, resamples=resamples)
     reader = Reader()
     reader.feed(
-        write_report(directory, plan, known, summary, COMMAND, environment()).read_text(encoding="utf-8")
+        write_report(directory, plan, known, summary, [Part(COMMAND, environment(), None)]).read_text(
+            encoding="utf-8"
+        )
     )
     assert reader.open == []
     return reader

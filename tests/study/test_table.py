@@ -27,7 +27,7 @@ def test_a_table_survives_the_files(tmp_path: Path) -> None:
 
     table = Table(
         runs=[
-            Run("a-0", levels("0"), FINISHED, "", 1_000, 1 / 3, -0.1, None, 42, 1.5),
+            Run("a-0", levels("0"), FINISHED, "", 1_000, 1 / 3, -0.1, None, 42, 1.5, 2.75, "CartPole-v1"),
             Run("a-1", levels("1"), FAILED, 'killed, with "quotes"'),
             Run("a-2", levels("2"), MISSING),
         ],
