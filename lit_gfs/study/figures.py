@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
-from numpy.typing import NDArray
 
 from lit_gfs.metrics.figures import colour_limits, norm_pixels, short_names
+from lit_gfs.study.panels import WIDTH, axes_grid, line_style, panel_axes, recipe_styles
 from lit_gfs.study.summary import ALL, Summary
 from lit_gfs.study.table import GradientNorms
 
-WIDTH = 11.5  # inches
-_MOST_SVG_BYTES = 300_000
-_MOST_SVG_PANELS = 8
 _MOST_LAYER_LABELS = 12
-_LEGEND_COLUMNS = 6
-
-# Okabe & Ito's palette without its yellow, then three of Paul Tol's: safe for colour-blind readers.
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#e69f00",
-    "#882255",
-    "#332288",
-    "#999933",
-)
-_BASELINE_COLOUR = "#3d3d3d"
-_MARKERS = "osD^vPX<>p"
-_LINES = ("-", "--", "-.", ":")
-
-
-class Style(NamedTuple):
-    """Look of a recipe in all figures."""
-
-    colour: str
-    marker: str
-    line: str
-
-
-def recipe_styles(recipes: Sequence[str], baseline: str) -> dict[str, Style]:
-    """Give every recipe a colour and a marker; the baseline is dark grey and dashed."""
-    others = [recipe for recipe in recipes if recipe != baseline]
-    styles = {baseline: Style(_BASELINE_COLOUR, "o", "--")}
-    for index, recipe in enumerate(others):
-        lap, colour = divmod(index, len(_COLOURS))
-        styles[recipe] = Style(
-            _COLOURS[colour], _MARKERS[(index + 1) % len(_MARKERS)], _LINES[2 * lap % len(_LINES)]
-        )
-    return {recipe: styles[recipe] for recipe in recipes}
+_GREY = "#8a8f96"
 
 
 def scale_figure(summary: Summary) -> Figure:
@@ -73,7 +30,7 @@ def scale_figure(summary: Summary) -> Figure:
     styles = recipe_styles(recipes, summary["baseline"])
     titles = [*(["all tasks, normalized"] if len(strata) > 1 else []), *strata]
     columns = min(4, len(titles))
-    figure, axes = _panels(len(titles), columns, 2.6, styles)
+    figure, axes = panel_axes(len(titles), columns, 2.6, styles)
     for axis, title in zip(axes, titles, strict=True):
         over_all = title not in strata
         for index, recipe in enumerate(recipes):
@@ -105,11 +62,71 @@ def scale_figure(summary: Summary) -> Figure:
             if points:
                 x, y, low, high = zip(*points, strict=True)
                 axis.vlines(x, low, high, color=styles[recipe].colour, lw=1.6)
-                axis.plot(x, y, lw=1, ms=4.5, **_line(styles[recipe]), marker=styles[recipe].marker)
+                axis.plot(x, y, lw=1, ms=4.5, **line_style(styles[recipe]), marker=styles[recipe].marker)
         axis.set_title(title, fontsize=8.5)
         axis.set_xticks(range(len(scales)), scales, fontsize=8)
         axis.set_xlim(-0.5, len(scales) - 0.5)
         axis.set_ylabel("normalized score" if over_all else "final score", fontsize=8)
+    return figure
+
+
+def ladder_figure(summary: Summary, ladder: dict[str, Any]) -> Figure:
+    """Draw final scores against depth or width: a panel per task, a line per recipe.
+
+    A star marks the largest network without loss by the estimate, a ring that by the interval. The dotted
+    line is the score of the small baseline.
+
+    Args:
+        summary: The study's figures.
+        ladder: One of its ladders.
+    """
+    recipes, scales = summary["recipes"], ladder["scales"]
+    styles = recipe_styles(recipes, summary["baseline"])
+    strata = [stratum["name"] for stratum in summary["strata"]]
+    ticks = np.log2(ladder["sizes"]) if ladder["sizes"] else np.arange(len(scales))
+    apart = 0.06 * float(np.diff(np.sort(ticks)).min())
+    marks = [
+        Line2D([], [], color=_GREY, lw=1, ls=":", label="small baseline"),
+        Line2D([], [], color=_GREY, lw=0, marker="*", ms=12, label="largest by estimate"),
+        Line2D([], [], color=_GREY, lw=0, marker="o", ms=12, mfc="none", label="largest by interval"),
+    ]
+    figure, axes = panel_axes(len(strata), min(4, len(strata)), 2.6, styles, marks)
+    for axis, stratum in zip(axes, strata, strict=True):
+        small = _find(
+            summary["groups"], stratum=stratum, scale=summary["base_scale"], recipe=summary["baseline"]
+        )
+        if small and small["final_score"]["value"] is not None:
+            axis.axhline(small["final_score"]["value"], color=_GREY, lw=1, ls=":")
+        for index, recipe in enumerate(recipes):
+            points: dict[str, tuple[float, float]] = {}
+            for scale, tick in zip(scales, ticks, strict=True):
+                found = _find(summary["groups"], stratum=stratum, scale=scale, recipe=recipe)
+                if found is None or found["final_score"]["value"] is None:
+                    continue
+                # Recipes stand side by side, so that their intervals do not hide each other.
+                x, y = float(tick) + apart * (index - (len(recipes) - 1) / 2), found["final_score"]["value"]
+                points[scale] = (x, y)
+                axis.vlines(
+                    x, *(found["final_score"]["interval"] or (y, y)), color=styles[recipe].colour, lw=1.6
+                )
+            if not points:
+                continue
+            axis.plot(
+                *zip(*points.values(), strict=True),
+                lw=1.2,
+                ms=4,
+                marker=styles[recipe].marker,
+                **line_style(styles[recipe]),
+            )
+            largest = _find(ladder["largest_without_loss"], stratum=stratum, recipe=recipe) or {}
+            for key, marker, face in (("by_interval", "o", "none"), ("by_estimate", "*", None)):
+                if (scale := largest.get(key)) in points:
+                    colour = styles[recipe].colour
+                    axis.plot(*points[scale], marker, ms=12, mec=colour, mfc=face or colour, zorder=3)
+        axis.set_title(stratum, fontsize=8.5)
+        axis.set_xticks(ticks, ladder["sizes"] or scales, fontsize=8)
+        axis.set_xlabel(ladder["along"], fontsize=8)
+        axis.set_ylabel("final score", fontsize=8)
     return figure
 
 
@@ -125,14 +142,14 @@ def curve_figure(summary: Summary, against: str = "steps") -> Figure:
     styles = recipe_styles(recipes, summary["baseline"])
     panels = [(stratum, scale) for stratum in strata for scale in scales]
     columns = len(scales) * min(len(strata), max(1, 4 // len(scales)))
-    figure, axes = _panels(len(panels), columns, 2.4, styles)
+    figure, axes = panel_axes(len(panels), columns, 2.4, styles)
     for axis, (stratum, scale) in zip(axes, panels, strict=True):
         for recipe in recipes:
             found = _find(summary["groups"], stratum=stratum, scale=scale, recipe=recipe)
             curve = found and found["curve" if against == "steps" else "curve_seconds"]
             if not curve:
                 continue
-            axis.plot(curve["x"], curve["score"], lw=1.4, **_line(styles[recipe]))
+            axis.plot(curve["x"], curve["score"], lw=1.4, **line_style(styles[recipe]))
             if curve["low"] is not None:
                 axis.fill_between(
                     curve["x"], curve["low"], curve["high"], color=styles[recipe].colour, alpha=0.16, lw=0
@@ -173,10 +190,10 @@ def heat_map_figure(
     colours = ScalarMappable(Normalize(*limits), colormaps["viridis"])
     tallest = max(len(run.layers) for run in norms.values())
     height = 0.62 + 0.13 * min(max(tallest, 6), _MOST_LAYER_LABELS)
-    figure, grid = _grid(len(recipes), 2 * len(scales), WIDTH, height, top=0.25, right=0.9)
+    figure, array = axes_grid(len(recipes), 2 * len(scales), WIDTH, height, top=0.25, right=0.9)
     for row, recipe in enumerate(recipes):
         for column in range(2 * len(scales)):
-            scale, axis = scales[column // 2], grid[row, column]
+            scale, axis = scales[column // 2], array[row, column]
             kind = column % 2
             if (scale, recipe) not in norms:
                 axis.set_axis_off()
@@ -203,70 +220,6 @@ def heat_map_figure(
     bar.ax.tick_params(labelsize=7)
     bar.set_label("gradient norm", fontsize=8)
     return figure
-
-
-def data_uri(figure: Figure) -> str:
-    """Encode a figure as a data URI: as SVG, or as PNG if the SVG would be large."""
-    if len(figure.axes) <= _MOST_SVG_PANELS:
-        content, kind = _encoded(figure, "svg"), "svg+xml"
-        if len(content) <= _MOST_SVG_BYTES:
-            return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return f"data:image/png;base64,{base64.b64encode(_encoded(figure, 'png')).decode()}"
-
-
-def _encoded(figure: Figure, kind: str) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format=kind)
-    return content.getvalue()
-
-
-def _panels(count: int, columns: int, height: float, styles: dict[str, Style]) -> tuple[Figure, list[Axes]]:
-    """Lay out panels of a height in inches, in rows under a legend."""
-    rows, legend_rows = math.ceil(count / columns), math.ceil(len(styles) / _LEGEND_COLUMNS)
-    figure, grid = _grid(rows, columns, min(WIDTH, 4.0 * columns), height, top=0.2 + 0.24 * legend_rows)
-    handles = [
-        Line2D([], [], lw=1.8, ms=5, marker=style.marker, label=recipe, **_line(style))
-        for recipe, style in styles.items()
-    ]
-    figure.legend(handles=handles, loc="upper center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9)
-    axes = list(grid.flat)
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    for axis in axes[:count]:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#e4e4e4", lw=0.6)
-        axis.set_axisbelow(True)
-        axis.tick_params(labelsize=7.5, length=2.5)
-    return figure, axes[:count]
-
-
-def _grid(
-    rows: int, columns: int, width: float, height: float, top: float, right: float = 0.1
-) -> tuple[Figure, NDArray[Any]]:
-    """Lay out axes with fixed margins in inches: measuring every text would take longer than drawing."""
-    left, gap, below = 0.72, 0.62, 0.66
-    total = top + height * rows
-    figure = Figure(figsize=(width, total), dpi=110)
-    FigureCanvasAgg(figure)
-    panel = (width - left - right - gap * (columns - 1)) / columns
-    grid = figure.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        gridspec_kw={
-            "left": left / width,
-            "right": 1 - right / width,
-            "top": 1 - (top + 0.1) / total,
-            "bottom": (below - 0.1) / total,
-            "wspace": gap / panel,
-            "hspace": below / (height - below),
-        },
-    )
-    return figure, grid
-
-
-def _line(style: Style) -> dict[str, Any]:
-    return {"color": style.colour, "linestyle": style.line}
 
 
 def _find(rows: Sequence[dict[str, Any]], **wanted: str) -> dict[str, Any] | None:

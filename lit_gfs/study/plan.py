@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -60,7 +60,10 @@ class Compare:
     """The comparisons of a study.
 
     Attributes:
-        baseline: The recipe that the others are compared with.
+        baseline: The recipe that the others are compared with: at every scale, it has the rate of the small
+            network.
+        tuned_baseline: The same recipe at the best rate of each scale, found on other seeds; empty if there
+            is none.
         base_scale: The scale that the others are compared with.
         tuned_on: The tasks that took part in choosing the recipes; the others are held out.
     """
@@ -68,6 +71,11 @@ class Compare:
     baseline: str
     base_scale: str
     tuned_on: list[str] = field(default_factory=list)
+    tuned_baseline: str = ""
+
+    def of(self, baseline: str) -> Compare:
+        """Return the same comparisons with another baseline."""
+        return replace(self, baseline=baseline, tuned_baseline="")
 
 
 class When(NamedTuple):
@@ -201,6 +209,12 @@ def read_study(content: Any) -> Study:
     if not isinstance(study.keep_checkpoints, bool):
         raise UserError(f"keep_checkpoints is {study.keep_checkpoints!r}; expected true or false")
     check_known([study.compare.baseline], factors["recipe"], "recipe", "compare.baseline")
+    if tuned := study.compare.tuned_baseline:
+        check_known([tuned], factors["recipe"], "recipe", "compare.tuned_baseline")
+        if tuned == study.compare.baseline:
+            raise UserError(
+                f"compare.tuned_baseline is {tuned!r}, as compare.baseline; expected another recipe"
+            )
     check_known([study.compare.base_scale], factors["scale"], "scale", "compare.base_scale")
     check_known(study.compare.tuned_on, factors["task"], "task", "compare.tuned_on")
     count = math.prod(len(levels) for levels in factors.values())

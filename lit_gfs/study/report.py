@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_gfs.study.comparisons import AIMS
-from lit_gfs.study.figures import curve_figure, data_uri, heat_map_figure, scale_figure
+from lit_gfs.study.figures import curve_figure, heat_map_figure, ladder_figure, scale_figure
+from lit_gfs.study.ladders import MARGIN
 from lit_gfs.study.origin import Part
 from lit_gfs.study.page import (
     decimals,
@@ -20,9 +21,17 @@ from lit_gfs.study.page import (
     section,
     table,
 )
+from lit_gfs.study.panels import data_uri
 from lit_gfs.study.plan import Study
-from lit_gfs.study.report_tables import FEW_STRATA, aggregates, has_both_sets, headline_section, runs_section
-from lit_gfs.study.summary import ALL, HELD_OUT, Summary
+from lit_gfs.study.report_tables import (
+    FEW_STRATA,
+    aggregates,
+    has_both_sets,
+    headline_section,
+    runs_section,
+    set_title,
+)
+from lit_gfs.study.summary import ALL, AMONG_HELD_OUT, HELD_OUT, SIZE_DOES_NOT_HURT, SIZE_HURTS, Summary
 from lit_gfs.study.table import GradientNorms, Table
 from lit_gfs.utils.atomic_files import replacing_text
 
@@ -48,6 +57,7 @@ def write_report(
     contents = {
         "headline": "Headline figures",
         "scale": "Scale against final score",
+        **({"ladder": "The largest network without loss"} if summary["ladders"] else {}),
         "curves": "Learning curves",
         "runs": "Runs",
         "gradients": "Gradient flow",
@@ -71,6 +81,7 @@ def write_report(
                 "Recipes stand side by side at each scale.",
             ),
         ),
+        *(_ladders(summary, contents["ladder"]) for _ in summary["ladders"][:1]),
         _curves(summary, contents["curves"]),
         runs_section(summary, contents["runs"]),
         _gradients(study, table, summary, contents["gradients"]),
@@ -87,35 +98,89 @@ def _verdict(summary: Summary) -> str:
     cells = summary["cells"]
     sizes = [scale for scale in summary["scales"] if scale != summary["base_scale"]] or summary["scales"]
     parts = []
-    for title in (ALL, HELD_OUT) if has_both_sets(summary) else (ALL,):
+    titles = [ALL, SIZE_HURTS, SIZE_DOES_NOT_HURT]
+    if has_both_sets(summary):
+        titles[1:1] = [HELD_OUT]
+        titles.insert(3, SIZE_HURTS + AMONG_HELD_OUT)
+    for title in titles:
         rows = [
             row
             for row in aggregates(summary, title)
             if row["scale"] in sizes and row["recipe"] != summary["baseline"]
         ]
         if rows:
-            parts.append(f"<p><b>{title.capitalize()}</b></p><ul>{''.join(map(_sentence, rows))}</ul>")
+            write = _no_worse if title == SIZE_DOES_NOT_HURT else _sentence
+            sentences = "".join(write(row, summary) for row in rows)
+            parts.append(f"<p><b>{set_title(title)}</b></p><ul>{sentences}</ul>")
     missing = f", {cells['missing']} were not run" if cells["missing"] else ""
     parts.append(
         f"<p>{cells['failed']} of {cells['planned']} cells failed{missing}. "
         "Aims: the interval of the ratio at 1 or above, a stability gain of "
-        f"{percent(AIMS['stability_gain'])}, a speed-up of {AIMS['speed_up']}.</p>"
+        f"{percent(AIMS['stability_gain'])}, a speed-up of {AIMS['speed_up']}; where size does not hurt, "
+        f"at least {AIMS['ratio_at_scale']} of the score of the baseline at the same scale.</p>"
     )
     return f'<div class="verdict">{"".join(parts)}</div>'
 
 
-def _sentence(row: dict[str, Any]) -> str:
-    chips = {name: _chip(verdict) for name, verdict in row["verdicts"].items()}
+def _sentence(row: dict[str, Any], summary: Summary) -> str:
+    tuned = row["recipe"] != summary["tuned_baseline"] and row.get("tuned_baseline")
+    also = f" Against {escape(summary['tuned_baseline'])}: {_comparison(tuned)}." if tuned else ""
+    return f"<li>{_who(row)}: {_comparison(row)}.{also}</li>"
+
+
+def _comparison(figures: dict[str, Any]) -> str:
+    chips = {name: _chip(verdict) for name, verdict in figures["verdicts"].items()}
     return (
-        f"<li><b>{escape(row['recipe'])}</b> at <b>{escape(row['scale'])}</b>: "
-        f"{estimate_text(row['ratio'], decimals)} of the small baseline's score {chips['ratio']}; "
-        f"stability gain {estimate_text(row['stability_gain'], percent)} {chips['stability_gain']}; "
-        f"speed-up {estimate_text(row['speed_up'], decimals)} {chips['speed_up']}.</li>"
+        f"{estimate_text(figures['ratio'], decimals)} of the small baseline's score {chips['ratio']}; "
+        f"stability gain {estimate_text(figures['stability_gain'], percent)} {chips['stability_gain']}; "
+        f"speed-up {estimate_text(figures['speed_up'], decimals)} {chips['speed_up']}"
     )
+
+
+def _no_worse(row: dict[str, Any], summary: Summary) -> str:
+    ratio = estimate_text(row["ratio_at_scale"], decimals)
+    return (
+        f"<li>{_who(row)}: {ratio} of the score of {escape(summary['baseline'])} at the same scale "
+        f"{_chip(row['verdicts']['ratio_at_scale'])}.</li>"
+    )
+
+
+def _who(row: dict[str, Any]) -> str:
+    return f"<b>{escape(row['recipe'])}</b> at <b>{escape(row['scale'])}</b>"
 
 
 def _chip(verdict: str) -> str:
     return f'<span class="chip {_CHIPS[verdict]}">{verdict}</span>'
+
+
+def _ladders(summary: Summary, title: str) -> str:
+    parts = []
+    for ladder in summary["ladders"]:
+        name = f"{ladder['along']}{' at ' * bool(ladder['at'])}{ladder['at']}"
+        rows = [
+            [escape(entry["stratum"]), escape(entry["recipe"])]
+            + ["none" if entry[key] is None else escape(entry[key]) for key in ("by_estimate", "by_interval")]
+            for entry in ladder["largest_without_loss"]
+        ]
+        parts += [
+            picture(
+                data_uri(ladder_figure(summary, ladder)),
+                f"final score against {name}",
+                f"Final score against {name}. Dotted: the small baseline.",
+            ),
+            details(f"Largest network along {name}", False, table(_LADDER_COLUMNS, rows)),
+        ]
+    return section(
+        "ladder",
+        title,
+        "Interquartile mean of the final scores and its 95% interval. A star marks the largest network "
+        "whose ratio to the small baseline is at least 1; a ring marks the largest network whose interval of "
+        f"this ratio begins at {MARGIN} or above.",
+        *parts,
+    )
+
+
+_LADDER_COLUMNS = ["task", "recipe", "ratio at least 1", f"interval from {MARGIN} or above"]
 
 
 def _curves(summary: Summary, title: str) -> str:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
 from lit_gfs.study.comparisons import Figure
-from lit_gfs.study.figures import recipe_styles
 from lit_gfs.study.page import decimals, details, estimate_cell, number, percent, section, short, table
-from lit_gfs.study.summary import ALL, HELD_OUT, STRATUM, TUNED, Summary
+from lit_gfs.study.panels import recipe_styles
+from lit_gfs.study.summary import (
+    ALL,
+    AMONG_HELD_OUT,
+    AMONG_TUNED,
+    HELD_OUT,
+    SIZE_DOES_NOT_HURT,
+    SIZE_HURTS,
+    STRATUM,
+    TUNED,
+    Summary,
+)
 
 FEW_STRATA = 3
 """Up to this number of strata, all parts of the page are open at first."""
@@ -28,38 +38,70 @@ def has_both_sets(summary: Summary) -> bool:
 def headline_section(summary: Summary, title: str) -> str:
     """Show the headline figures over sets of tasks, then task by task."""
     strata = [stratum["name"] for stratum in summary["strata"]]
-    rows: list[Sequence[str] | str] = []
-    for name in [TUNED, HELD_OUT, ALL] if has_both_sets(summary) else [ALL]:
-        count = sum(name == ALL or stratum["tuned"] == (name == TUNED) for stratum in summary["strata"])
-        rows += [name.capitalize(), *_headline_rows(summary, aggregates(summary, name), count)]
+    sets = [ALL]
+    by_size = [SIZE_HURTS, SIZE_DOES_NOT_HURT]
+    if has_both_sets(summary):
+        sets = [TUNED, HELD_OUT, ALL]
+        by_size = [name + among for name in by_size for among in (AMONG_TUNED, AMONG_HELD_OUT, "")]
+    chosen = [(set_title(name), aggregates(summary, name)) for name in sets + by_size]
     return section(
         "headline",
         title,
         _explanation(summary),
-        table(_HEADLINE_COLUMNS, rows),
+        *_headline_tables(summary, [(name, rows) for name, rows in chosen if rows]),
         "<h3>Task by task</h3>",
         *(
             details(
                 name,
                 len(strata) <= FEW_STRATA,
-                table(_HEADLINE_COLUMNS, _headline_rows(summary, aggregates(summary, STRATUM, name), 1)),
+                *_headline_tables(summary, [("", aggregates(summary, STRATUM, name))]),
             )
             for name in strata
         ),
     )
 
 
+def set_title(name: str) -> str:
+    """Write the name of a set of tasks as a title."""
+    title = f"where {name}" if name.startswith((SIZE_HURTS, SIZE_DOES_NOT_HURT)) else name
+    return title[:1].upper() + title[1:]
+
+
+def _headline_tables(summary: Summary, sets: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> list[str]:
+    """Show the headlines of named sets, and below them the comparison with the tuned baseline."""
+
+    def rows(lines: Callable[..., list[list[str]]]) -> list[Sequence[str] | str]:
+        return [line for name, found in sets for line in ([name] * bool(name) + lines(summary, found))]
+
+    shown = [table(_HEADLINE_COLUMNS, rows(_headline_rows))]
+    if tuned := summary["tuned_baseline"]:
+        shown += [f"<h3>Against {escape(tuned)}</h3>", table(_TUNED_COLUMNS, rows(_tuned_rows))]
+    return shown
+
+
+_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "speed_up": ("speed-up, steps", decimals),
+    "speed_up_seconds": ("speed-up, wall time", decimals),
+    "speed_up_over_base": ("over small baseline, steps", decimals),
+    "speed_up_over_base_seconds": ("over small baseline, wall time", decimals),
+}
+_TUNED_FIGURES = {
+    "ratio": ("ratio to it at small scale", decimals),
+    "ratio_at_scale": ("ratio to it at the same scale", decimals),
+    "stability_gain": ("stability gain", percent),
+    **_FIGURES,
+    "probability_of_improvement": ("P(better)", decimals),
+}
+_TUNED_COLUMNS = ["scale", "recipe", *(title for title, _ in _TUNED_FIGURES.values())]
 _HEADLINE_COLUMNS = [
     "scale",
     "recipe",
     "score",
     "ratio to small baseline",
+    "ratio at the same scale",
     "instability",
     "stability gain",
-    "speed-up, steps",
-    "speed-up, wall time",
-    "over small baseline, steps",
-    "over small baseline, wall time",
+    *(title for title, _ in _FIGURES.values()),
     "optimality gap",
     "P(better)",
 ]
@@ -76,23 +118,40 @@ def _explanation(summary: Summary) -> str:
         f"Values with 95% stratified bootstrap intervals ({summary['resamples']:,} resamples of runs within "
         "each task). <i>Score</i>: interquartile mean of normalized final scores, 0 for an agent that "
         "learned nothing, 1 for a solved task. <i>Ratio</i>: score over that of "
-        f"{escape(summary['baseline'])} at {escape(summary['base_scale'])}. <i>Instability</i>: share of "
-        "what was learned that is lost again, averaged over the run; <i>stability gain</i>: by how much it "
-        "is lower than the baseline's at the same scale. <i>Speed-up</i>: what the baseline of the same "
+        f"{escape(summary['baseline'])} at {escape(summary['base_scale'])}, and at the same scale. "
+        "<i>Size hurts</i> where that baseline scores lower at the larger scale. <i>Instability</i>: share "
+        "of what was learned that is lost again, averaged over the run; <i>stability gain</i>: by how much "
+        "it is lower than the baseline's at the same scale. <i>Speed-up</i>: what the baseline of the same "
         "scale needs to its own final score over what the recipe needs to that score, 0 if it never gets "
         "there; median over the tasks on which that baseline learned. <i>P(better)</i>: how likely a run "
         f"scores higher than one of the baseline at the same scale. {remark}"
     )
 
 
-def _headline_rows(summary: Summary, rows: Sequence[dict[str, Any]], strata: int) -> list[list[str]]:
+def _tuned_rows(summary: Summary, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     lines = []
     before = None
     for row in rows:
+        figures = row["tuned_baseline"]
+        cells = [
+            estimate_cell(figures[name], form, len(row["tasks"]))
+            for name, (_, form) in _TUNED_FIGURES.items()
+        ]
+        lines.append([_scale(row, before), _recipe(summary, row["recipe"]), *cells])
+        before = row["scale"]
+    return lines
+
+
+def _headline_rows(summary: Summary, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    lines = []
+    before = None
+    for row in rows:
+        strata = len(row["tasks"])
         is_baseline = row["recipe"] == summary["baseline"]
         cells = [
             _beside(row, "normalized_score", "baseline_score", strata, is_baseline),
             estimate_cell(row["ratio"], decimals, strata),
+            estimate_cell(row["ratio_at_scale"], decimals, strata),
             _beside(row, "instability", "baseline_instability", strata, is_baseline),
             estimate_cell(row["stability_gain"], percent, strata),
             *(
@@ -132,6 +191,7 @@ def runs_section(summary: Summary, title: str) -> str:
         "instability",
         f"{escape(summary['score']['x_label'])} to the baseline's final score",
         "wall time, s",
+        "processor time, s",
         "parameters",
         "final score of each seed",
     ]
@@ -152,6 +212,7 @@ def runs_section(summary: Summary, title: str) -> str:
                     + ("" if group["learned"] == group["seeds"] else f'<span class="note">{learned}</span>'),
                     estimate_cell(group["steps_to_reach"], number),
                     "" if group["wall_seconds"] is None else number(group["wall_seconds"]),
+                    "" if group["cpu_seconds"] is None else number(group["cpu_seconds"]),
                     "" if group["parameters"] is None else number(group["parameters"]),
                     " &ensp;".join(
                         f'<span title="seed {seed}">{_final(final)}</span>'
@@ -164,8 +225,8 @@ def runs_section(summary: Summary, title: str) -> str:
     return section(
         "runs",
         title,
-        "Interquartile means over seeds with 95% bootstrap intervals; wall time is a mean over the runs that "
-        "finished. A failed run counts as the floor, and as one that lost everything.",
+        "Interquartile means over seeds with 95% bootstrap intervals; wall and processor time are means over "
+        "the runs that finished. A failed run counts as the floor, and as one that lost everything.",
         *parts,
     )
 

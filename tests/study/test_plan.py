@@ -161,6 +161,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"compare__tuned_on": ["card"]},
         "compare.tuned_on: 'card' is no known task.*'cart'",
     ),
+    "tuned baseline": (
+        {"compare__tuned_baseline": "gsf"},
+        "compare.tuned_baseline: 'gsf' is no known recipe; did you mean 'gfs'",
+    ),
+    "tuned baseline as baseline": (
+        {"compare__tuned_baseline": "baseline"},
+        "compare.tuned_baseline is 'baseline', as compare.baseline; expected another recipe",
+    ),
     "no baseline": ({"compare": {"base_scale": "base"}}, "compare.baseline is missing"),
     "a reference alone": (
         {"factors__task__cart": {"configs": ["quickstart"], "reference": 1}},

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from lit_gfs.study.environment import environment
-from lit_gfs.study.figures import curve_figure, heat_map_figure, recipe_styles, scale_figure
+from lit_gfs.study.figures import curve_figure, heat_map_figure, ladder_figure, scale_figure
 from lit_gfs.study.origin import Part
 from lit_gfs.study.page import estimate_cell, estimate_text, number, percent
+from lit_gfs.study.panels import recipe_styles
 from lit_gfs.study.plan import Study
 from lit_gfs.study.report import write_report
 from lit_gfs.study.report_tables import headline_section
 from lit_gfs.study.summary import summarize
 from lit_gfs.study.table import GradientNorms, Table
-from support.synthetic_study import STEPS, TAG, TRUTH, study, table
+from support.synthetic_study import FLOOR, REFERENCE, STEPS, TAG, TRUTH, study, table
 
 COMMAND = "python -m lit_gfs study --config configs/studies/<mine>.yaml"
 
@@ -191,6 +192,61 @@ def test_scale_figure_draws_the_scores() -> None:
         sorted(run.final_score for run in known.runs), rel=1e-5
     )
     assert [label.get_text() for label in axis.get_xticklabels()] == ["base", "large"]
+
+
+def with_a_ladder() -> tuple[Study, Table]:
+    factors = {
+        "task": {task: {"floor": FLOOR, "reference": REFERENCE} for task in ("acrobot", "lander")},
+        "scale": {f"{depth} deep": {"options": {"model.trunk.depth": depth}} for depth in (4, 8, 64)},
+        "recipe": {recipe: {} for recipe in ("baseline", "baseline_tuned", "gfs")},
+        "seed": [0, 1, 2],
+    }
+    compare = {"baseline": "baseline", "tuned_baseline": "baseline_tuned", "base_scale": "4 deep"}
+    plan = study(factors=factors, compare=compare, skip=[{"scale": "4 deep", "recipe": "gfs"}])
+    heights = {"baseline": (1.0, 1.1, 0.1), "baseline_tuned": (1.0, 1.05, 0.4), "gfs": (1.0, 1.2, 1.1)}
+    truth = {
+        (recipe, scale): (1.0, height)
+        for recipe, row in heights.items()
+        for scale, height in zip(factors["scale"], row, strict=True)
+    }
+    return plan, table(plan, truth, noise=0.01)
+
+
+def test_ladder_figure_marks_the_largest_network_without_loss() -> None:
+    summary = summarize(*with_a_ladder(), resamples=50)
+    axis, _ = ladder_figure(summary, *summary["ladders"]).axes
+    stars = [round(float(line.get_xdata()[0])) for line in axis.lines if line.get_marker() == "*"]
+    scores = [
+        row["final_score"]["value"]
+        for row in summary["groups"]
+        if (row["stratum"], row["recipe"]) == ("acrobot", "baseline")
+    ]
+
+    assert stars == [3, 3, 6]  # log2 of the depth, by recipe
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "8", "64"]
+    dotted = next(line for line in axis.lines if line.get_linestyle() == ":")
+    assert dotted.get_ydata()[0] == pytest.approx(scores[0])
+    dashed = next(line for line in axis.lines if line.get_linestyle() == "--")
+    np.testing.assert_allclose(dashed.get_ydata(), scores)
+
+
+def test_the_page_has_the_ladder_both_baselines_and_the_parts(tmp_path: Path) -> None:
+    plan, known = with_a_ladder()
+    summary = summarize(plan, known, resamples=50)
+    parts = [Part(COMMAND, {"commit": "abc"}, ["a"]), Part("study --root elsewhere", {"device": "GPU"}, [])]
+    parts.append(parts[1]._replace(cells=["b", "c"]))
+    reader = Reader()
+    page = write_report(tmp_path, plan, known, summary, parts).read_text(encoding="utf-8")
+    reader.feed(page)
+    content = text(reader)
+
+    assert len([target for target in reader.targets if target.startswith("#")]) == 8
+    assert "<td>acrobot</td><td>gfs</td><td>64 deep</td><td>64 deep</td>" in page
+    assert "Against baseline_tuned" in content
+    assert "Where size hurts" in content
+    assert "of the score of baseline at the same scale met" in content
+    assert "run in 2 parts" in content
+    assert "abc" in content
 
 
 def test_curve_figure_draws_the_curves() -> None:

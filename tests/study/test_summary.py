@@ -276,6 +276,96 @@ def test_the_baseline_is_not_compared_with_itself() -> None:
     assert headline(summary, "baseline")["verdicts"] == {}
 
 
+def test_the_tuned_baseline_is_a_second_baseline() -> None:
+    recipes = ["baseline", "baseline_tuned", "gfs"]
+    skip = [{"scale": "base", "recipe": "gfs"}]
+    compare = {"baseline": "baseline", "base_scale": "base", "tuned_on": ["acrobot"]}
+    both = study(
+        tasks=["acrobot", "lander"],
+        recipes=recipes,
+        skip=skip,
+        compare={**compare, "tuned_baseline": "baseline_tuned"},
+    )
+    alone = study(
+        tasks=["acrobot", "lander"],
+        recipes=recipes,
+        skip=skip,
+        compare={**compare, "baseline": "baseline_tuned"},
+    )
+    truth = {**TRUTH, ("baseline_tuned", "base"): (1.2, 1.1), ("baseline_tuned", "large"): (1.3, 0.8)}
+    known = table(both, truth, noise=0.1)
+    summary, other = (summarize(plan, known, resamples=50) for plan in (both, alone))
+
+    for name in (ALL, TUNED, HELD_OUT):
+        row, expected = headline(summary, "gfs", name=name), headline(other, "gfs", name=name)
+        assert row["tuned_baseline"]
+        assert row["tuned_baseline"] == {key: expected[key] for key in row["tuned_baseline"]}
+        assert row["ratio"] != expected["ratio"]
+    tuned = headline(summary, "baseline_tuned")
+    assert tuned["verdicts"]
+    assert tuned["tuned_baseline"]["speed_up"]["note"] == "the baseline itself"
+    assert "tuned_baseline" not in headline(other, "gfs")
+
+
+def test_tasks_are_told_apart_by_whether_size_hurts() -> None:
+    tasks = ["acrobot", "lander", "walker"]
+    plan = study(tasks=tasks)
+    known = table(plan, TRUTH)
+    lower = {"acrobot": 0.1, "lander": 0.0, "walker": -0.1}
+
+    def base(run: Run) -> Run:
+        if run.levels["recipe"] != "baseline":
+            return run
+        score = 0.5 + (lower[run.levels["task"]] if run.levels["scale"] == "base" else 0.0)
+        return run._replace(normalized_score=score)
+
+    summary = summarize(plan, with_runs(known, base), resamples=50)
+
+    # A tie does not hurt.
+    sets = {
+        "size hurts": ["acrobot"],
+        "size hurts, tuned tasks": ["acrobot"],
+        "size does not hurt": ["lander", "walker"],
+        "size does not hurt, held-out tasks": ["lander", "walker"],
+    }
+    for name, members in sets.items():
+        assert headline(summary, "gfs", name=name)["tasks"] == members
+    names = {row["set"] for row in summary["aggregates"] if "hurt" in row["set"]}
+    assert names == set(sets)
+    assert not any("hurt" in row["set"] and row["scale"] == "base" for row in summary["aggregates"])
+    assert [stratum["size_hurts"] for stratum in summary["strata"]] == [
+        {"base": None, "large": hurts} for hurts in (True, False, False)
+    ]
+    alone = headline(summary, "gfs", name=STRATUM, stratum="acrobot")
+    assert headline(summary, "gfs", name="size hurts")["stability_gain"] == alone["stability_gain"]
+
+
+def test_a_task_without_the_large_baseline_is_in_neither_set() -> None:
+    plan = study(skip=[{"recipe": "baseline", "scale": "large"}, {"recipe": "gfs", "scale": "base"}])
+    summary = summarize(plan, table(plan, TRUTH), resamples=50)
+
+    assert summary["strata"][0]["size_hurts"] == {"base": None, "large": None}
+    assert not any("hurt" in row["set"] for row in summary["aggregates"])
+
+
+@pytest.mark.parametrize(
+    ("height", "verdict"), [(0.90, "not met"), (0.96, "met by the estimate alone"), (1.1, "met")]
+)
+def test_ratio_at_the_same_scale(height: float, verdict: str) -> None:
+    plan = study(seeds=10)
+    known = table(plan, {**TRUTH, ("baseline", "large"): (1.0, 1.0), ("gfs", "large"): (1.0, height)})
+    spread = {str(seed): (seed - 4.5) / 50 for seed in range(10)}
+
+    def spreading(run: Run) -> Run:
+        assert run.normalized_score is not None
+        return run._replace(normalized_score=run.normalized_score + spread[run.levels["seed"]])
+
+    figures = headline(summarize(plan, with_runs(known, spreading)), "gfs")
+
+    assert figures["ratio_at_scale"]["value"] == pytest.approx(height, abs=0.01)
+    assert figures["verdicts"]["ratio_at_scale"] == verdict
+
+
 def test_what_was_skipped_is_left_out() -> None:
     skip = [
         {"scale": "base", "recipe": "gfs"},
@@ -341,7 +431,7 @@ def test_verdicts() -> None:
         return run._replace(instability=0.05 if run.levels["recipe"] == "gfs" else 0.4)
 
     verdicts = headline(summarize(plan, with_runs(known, steady)), "gfs")["verdicts"]
-    assert verdicts == {"ratio": "met", "stability_gain": "met", "speed_up": "met"}
+    assert verdicts == {"ratio": "met", "ratio_at_scale": "met", "stability_gain": "met", "speed_up": "met"}
 
     def shaky(run: Run) -> Run:
         values = {"0": 0.0, "1": 0.1, "2": 0.1, "3": 0.2, "4": 0.6}
@@ -379,6 +469,7 @@ def test_curve_against_wall_time_and_steps() -> None:
     assert figures["curve"]["score"] == pytest.approx(figures["curve_seconds"]["score"])
     assert figures["parameters"] == 60_000
     assert figures["wall_seconds"] == 80
+    assert figures["cpu_seconds"] == 120
 
 
 def test_instability_is_that_of_the_runs() -> None:

@@ -89,6 +89,7 @@ def table(plan: Study, truth: Truth, noise: float = 0.0, statuses: dict[str, str
                 instability=None if math.isnan(lost) else lost,
                 parameters=1_000 if cell.levels["scale"] == "base" else 60_000,
                 wall_seconds=STEPS[-1] * SECONDS_PER_STEP,
+                cpu_seconds=1.5 * STEPS[-1] * SECONDS_PER_STEP,
             )
         )
         curves[cell.name, TAG] = Curve(STEPS, [step * SECONDS_PER_STEP for step in STEPS], scores)
