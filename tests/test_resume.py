@@ -102,6 +102,13 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(agent: str) -> None:
     assert_resumes(agent, "CartPole", *EVERYTHING, points=2)
 
 
+@pytest.mark.parametrize("agent", ["dqn", pytest.param("pqn", marks=pytest.mark.slow)])
+def test_muon_beside_adam_resumes(agent: str) -> None:
+    """With recipes/gfs and everything else, and with the scheduler of both parts' rates."""
+    muon = "{class_path: lit_gfs.optim.MuonWithAdam, init_args: {lr: 1.0e-3, other: RAdam}}"
+    assert_resumes(agent, "CartPole", *EVERYTHING, f"--model.optimizer={muon}", points=2)
+
+
 @pytest.mark.parametrize(
     ("agent", "env"), [("ppo", "CartPole"), pytest.param("dqn", "Breakout", marks=pytest.mark.slow)]
 )

@@ -25,7 +25,15 @@ def make_optimizer(build: OptimizerFactory, parameters: Iterable[nn.Parameter]) 
     """
     try:
         optimizer = build(parameters)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
+        # PyTorch's Muon takes matrices alone; pytorch_optimizer's look for marked groups in each parameter.
+        if any(words in str(error) for words in ("Muon only supports 2D", "Tensor.__contains__")):
+            raise UserError(
+                "model.optimizer is for hidden matrices alone, or wants marked groups of parameters; "
+                "expected lit_gfs.optim.MuonWithAdam, which trains the others with Adam"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
         raise UserError(f"model.optimizer: {error}") from error
     kind = type(optimizer)
     # By name: importing that library takes half a second, which most runs need not pay.

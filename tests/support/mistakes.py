@@ -193,6 +193,7 @@ OPTIONS: list[tuple[str, str]] = [
         "--model.optimizer=lit_gfs.optim.Krom",
         r"is 'lit_gfs.optim.Krom'; expected a class of Optimizer; did you mean 'lit_gfs.optim.Kron'",
     ),
+    ("--model.optimizer=torch.optim.Muon", r"hidden matrices alone.*expected lit_gfs.optim.MuonWithAdam"),
     ("--model.trunk=ResidulTrunk", r"model.trunk is 'ResidulTrunk'.*'ResidualTrunk'"),
     ("--model.trunk.depht=3", r"model.trunk.depht .*did you mean 'depth'"),
     ("--model.trunk.depth=-1", r"depth.*-1"),
@@ -220,6 +221,14 @@ OPTIONS: list[tuple[str, str]] = [
 
 # The content of a second configuration, after DQN's arguments.
 FILES: list[tuple[str, str]] = [
+    (
+        "model: {optimizer: {class_path: lit_gfs.optim.MuonWithAdam, init_args: {othr: RAdam}}}",
+        r"othr is no known key; did you mean 'other'",
+    ),
+    (
+        "model: {optimizer: {class_path: lit_gfs.optim.MuonWithAdam, init_args: {other: RAdm}}}",
+        r"other is 'RAdm'; expected one of 'Adam', 'RAdam'; did you mean 'RAdam'",
+    ),
     ("", r"--config 'mine.yaml' is empty; expected keys such as model"),
     ("- a", r"--config 'mine.yaml' is a list; expected keys"),
     ("hello", r"--config 'mine.yaml' is 'hello'; expected keys"),
