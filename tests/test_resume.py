@@ -109,6 +109,15 @@ def test_muon_beside_adam_resumes(agent: str) -> None:
     assert_resumes(agent, "CartPole", *EVERYTHING, f"--model.optimizer={muon}", points=2)
 
 
+@pytest.mark.parametrize("agent", ["ppo", "dqn"])
+def test_a_run_with_averaged_weights_resumes(agent: str) -> None:
+    average = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.8"]
+    normalized = ["--model.normalize_observation=true"] if agent == "ppo" else []
+    assert_resumes(agent, "CartPole", *EVERYTHING, *average, *normalized)
+    logged = scalars(Path("runs/resumed/run"))
+    assert len(logged["eval_current/episode_return"]) == len(logged["eval/episode_return"]) > 1
+
+
 @pytest.mark.parametrize(
     ("agent", "env"), [("ppo", "CartPole"), pytest.param("dqn", "Breakout", marks=pytest.mark.slow)]
 )

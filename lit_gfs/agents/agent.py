@@ -226,16 +226,23 @@ class Agent(Learner):
         """Play and report episodes, as in validation."""
         self._report_evaluation(batch.play())
 
-    def _report_evaluation(self, played: TensorDictBase) -> None:
+    def evaluate_current(self, batch: Evaluation) -> None:
+        """Play and report the same episodes with the weights that are trained, while an average is evaluated.
+
+        The reports are ``eval_current/*`` beside ``eval/*``, those of the average.
+        """
+        self._report_evaluation(batch.play(), "eval_current")
+
+    def _report_evaluation(self, played: TensorDictBase, prefix: str = "eval") -> None:
         # In double precision: float32 overflows on the squares of very large returns.
         of_each_rank = gather((played["episode_return"].double(), played["episode_length"].double()))
         returns, lengths = (torch.cat(parts) for parts in zip(*of_each_rank, strict=True))
         scores = {
-            "eval/episode_return": returns.mean().float(),
-            "eval/episode_return_std": returns.std(correction=0).float(),
-            "eval/episode_length": lengths.mean().float(),
+            "episode_return": returns.mean().float(),
+            "episode_return_std": returns.std(correction=0).float(),
+            "episode_length": lengths.mean().float(),
         }
-        normalized = human_normalized_score(self.env_spec.env_id, float(scores["eval/episode_return"]))
+        normalized = human_normalized_score(self.env_spec.env_id, float(scores["episode_return"]))
         if normalized is not None:
-            scores["eval/human_normalized_score"] = returns.new_tensor(normalized)
-        self.report_evaluation(scores)
+            scores["human_normalized_score"] = returns.new_tensor(normalized)
+        self.report_evaluation({f"{prefix}/{name}": value for name, value in scores.items()})

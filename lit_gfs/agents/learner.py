@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.metric_writer import MetricWriter
 from lit_gfs.envs import EnvSpec
 from lit_gfs.gradients.objective_shift import announce_objective_shift
@@ -69,9 +71,15 @@ class Learner(LeanModule):
         """Whether `loss` is asking for a loss, so that `training_step` must change nothing."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """Bring along the callbacks that write metrics and make a resumed run exact."""
-        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        """Bring along the callbacks that write metrics and make a resumed run exact.
+
+        Lightning's average of the weights is replaced by one that resumes exactly.
+        """
+        given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        present = {type(callback) for callback in given}
         callbacks: list[Callback] = [kind() for kind in (ExactResume, MetricWriter) if kind not in present]
+        # Lightning removes callbacks whose subclass a module brings along.
+        callbacks += [EMAWeights.like(each) for each in given if type(each) is EMAWeightAveraging]
         drop_empty_hooks(callbacks)
         return callbacks
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     EarlyStopping,
+    EMAWeightAveraging,
     LambdaCallback,
     LearningRateFinder,
     ModelCheckpoint,
@@ -35,7 +36,7 @@ _UNUSABLE = {
     BatchSizeFinder: "needs a batch size that may change while training; expected none of its kind",
     LearningRateFinder: "needs an attribute lr of the model; set model.optimizer.lr",
     StochasticWeightAveraging: "needs a model that can be copied; expected none of its kind",
-    WeightAveraging: "needs a model that can be copied; expected none of its kind",
+    WeightAveraging: "averages buffers and frozen copies of weights too; expected EMAWeightAveraging",
     SparseAdam: "takes sparse gradients alone; expected another, such as Adam",
 }
 """Classes that can be built but fail when training starts, each with advice for the user."""
@@ -75,6 +76,8 @@ def _reason_against(cls: Any) -> str | None:
     """Return why a class of a library is unusable, or ``None``; the reason also holds for its subclasses."""
     if not inspect.isclass(cls) or not is_by_default(cls.__module__):
         return None
+    if issubclass(cls, EMAWeightAveraging):
+        return None  # agents replace it by one that suits them
     return next((_UNUSABLE[base] for base in cls.__mro__ if base in _UNUSABLE), None)
 
 
@@ -117,6 +120,9 @@ def _check_monitors(model: Any, callbacks: list[NamedClass]) -> None:
     scores = _scores(model)
     if not scores or any(is_trusted(part.cls.__module__) for part in callbacks):
         return
+    if any(inspect.isclass(part.cls) and issubclass(part.cls, EMAWeightAveraging) for part in callbacks):
+        # An agent's weights are then evaluated beside their average.
+        scores |= {tag.replace("eval/", "eval_current/") for tag in scores if "episode" in tag}
     for part in callbacks:
         monitor = part.arguments.get("monitor")
         known = scores | ({"epoch", "step"} if issubclass(part.cls, ModelCheckpoint) else set())

@@ -45,10 +45,11 @@ class ExactResume(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         metrics = trainer.callback_metrics
+        prefixes = ("eval/", "eval_current/")
         checkpoint.setdefault("learner", {}).update(
             {
                 "optimizers": optimizer_names(trainer.optimizers),
-                "reported": {tag: float(value) for tag, value in metrics.items() if tag.startswith("eval/")},
+                "reported": {tag: float(value) for tag, value in metrics.items() if tag.startswith(prefixes)},
             }
         )
         complete_loop_states(trainer, checkpoint["loops"])

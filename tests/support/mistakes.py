@@ -126,7 +126,7 @@ OPTIONS: list[tuple[str, str]] = [
         "--trainer.callbacks=[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1}}]",
         r"StochasticWeightAveraging', which needs a model that can be copied",
     ),
-    ("--trainer.callbacks=WeightAveraging", r"WeightAveraging', which needs a model that can be copied"),
+    ("--trainer.callbacks=WeightAveraging", r"WeightAveraging', which .*expected EMAWeightAveraging"),
     (
         "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: eval/return}}]",
         r"callbacks.0.monitor is 'eval/return'; expected one of .*; did you mean 'eval/episode_return'",

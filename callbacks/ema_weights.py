@@ -1,0 +1,172 @@
+"""An exponential moving average of the weights, evaluated beside the weights that are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typing_extensions import override
+
+from lit_gfs.errors import require_between
+
+
+class EMAWeights(EMAWeightAveraging):
+    """Lightning's moving average of the weights, for modules with buffers and frozen copies of weights.
+
+    After an optimizer step the average moves by ``1 - decay`` towards the weights. Validation evaluates the
+    average, a checkpoint holds it in ``state_dict``, and the module has it when fitting has ended: what is
+    evaluated is also what is saved. Training goes on with the weights themselves, ``current_model_state`` of
+    the checkpoint. All of that is Lightning's; this class differs in these points:
+
+    - Buffers (running statistics) and parameters that are not trained (a target network) are those of the
+      module. Lightning averages them by default. Only these tensors are copied, not the module.
+    - Before its first update the average is the weights, and not their state when fitting was set up.
+    - A module with a method ``evaluate_current(batch)`` gets each validation batch once more, with the
+      weights that are trained. Agents report that evaluation as ``eval_current/*``.
+    - A checkpoint of an evaluation that was broken off, and of the end of a run, resumes exactly.
+    - The average is updated for all tensors at once.
+
+    Agents replace Lightning's ``EMAWeightAveraging`` by this class.
+
+    Args:
+        decay: Share of the average that an update keeps; 1 / (1 - decay) updates are averaged.
+        update_every_n_steps: Optimizer steps between updates.
+        update_starting_at_step: The first optimizer step, from 0, whose weights are averaged.
+        update_starting_at_epoch: The first epoch, from 0, at whose end the weights are averaged too.
+
+    Raises:
+        UserError: If an argument is out of range.
+
+    Example::
+
+        trainer = Trainer(callbacks=[EMAWeights(decay=0.999)])
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+    ) -> None:
+        require_between(0, 1, decay=decay)
+        require_between(1, float("inf"), update_every_n_steps=update_every_n_steps)
+        super().__init__(
+            use_buffers=False,
+            decay=decay,
+            update_every_n_steps=update_every_n_steps,
+            update_starting_at_step=update_starting_at_step,
+            update_starting_at_epoch=update_starting_at_epoch,
+        )
+        # For PyTorch's AveragedModel; Lightning's own choice loops over the tensors.
+        self._kwargs: dict[str, Any] = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
+        self._is_swapped = False
+        """Whether the module has the average, and the average's place holds the weights that are trained."""
+
+    @classmethod
+    def like(cls, other: EMAWeightAveraging) -> EMAWeights:
+        """Return a callback with the options of Lightning's."""
+        # Lightning keeps the decay only within its function, which keeps this share of 1.
+        one = torch.ones((), dtype=torch.float64)
+        decay = float(other._kwargs["avg_fn"](one, 0 * one, 1))
+        return cls(
+            decay,
+            other.update_every_n_steps,
+            other.update_starting_at_step,
+            other.update_starting_at_epoch,
+        )
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._is_swapped = False
+        if stage == "fit":
+            pl_module.configure_model()
+            # Lightning would copy the module as a whole, with factories that cannot be copied, and leave the
+            # copy where the module is before the strategy moves it.
+            self._average_model = AveragedModel(
+                _modules_of(pl_module), trainer.strategy.root_device, **self._kwargs
+            )
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        evaluate = getattr(pl_module, "evaluate_current", None)
+        if self._is_swapped and callable(evaluate):
+            self._swap_models(pl_module)
+            evaluate(batch)
+            self._swap_models(pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning would overwrite the weights that are trained, and a checkpoint may follow.
+        self._swap_models(pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._is_swapped:
+            self._swap_models(pl_module)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._average_model is None:
+            return  # outside of fitting the weights are saved as they are
+        if not self._is_swapped:
+            self._follow(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._is_swapped:
+            average = checkpoint["current_model_state"]
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+            checkpoint["state_dict"] = average
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._average_model is not None:  # else the average is evaluated, as the checkpoint has it
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    @override
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        if not self._is_swapped:
+            self._follow(pl_module)
+        super()._swap_models(pl_module)
+        self._is_swapped = not self._is_swapped
+
+    @torch.no_grad()
+    def _follow(self, pl_module: LightningModule) -> None:
+        """Bring to the average everything that is not averaged, or all before its first update."""
+        assert self._average_model is not None
+        average = self._average_model.module
+        is_begun = bool(self._average_model.n_averaged)
+        for mean, weight in zip(average.parameters(), pl_module.parameters(), strict=True):
+            if not (is_begun and weight.requires_grad):
+                mean.copy_(weight)
+        for copied, buffer in zip(average.buffers(), pl_module.buffers(), strict=True):
+            copied.copy_(buffer)
+
+
+def _modules_of(pl_module: LightningModule) -> nn.Module:
+    """Return a module with the parameters, buffers and submodules of another, and nothing else."""
+    tree = nn.Module()
+    for name, parameter in pl_module.named_parameters(recurse=False):
+        tree.register_parameter(name, parameter)
+    for name, buffer in pl_module.named_buffers(recurse=False):
+        is_saved = name not in pl_module._non_persistent_buffers_set
+        tree.register_buffer(name, buffer, persistent=is_saved)
+    for name, child in pl_module.named_children():
+        tree.add_module(name, child)
+    return tree
