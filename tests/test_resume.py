@@ -109,6 +109,10 @@ def test_muon_beside_adam_resumes(agent: str) -> None:
     assert_resumes(agent, "CartPole", *EVERYTHING, f"--model.optimizer={muon}", points=2)
 
 
+def test_a_run_with_an_averaged_target_resumes() -> None:
+    assert_resumes("dqn", "CartPole", *EVERYTHING, "--model.target_tau=0.05", points=2)
+
+
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 def test_a_run_with_averaged_weights_resumes(agent: str) -> None:
     average = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.8"]

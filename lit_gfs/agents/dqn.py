@@ -2,7 +2,8 @@
 
 The agent acts epsilon-greedily on Q(s, a) and stores its transitions in a replay memory. Each update draws a
 batch of them and moves Q(s, a) towards r + gamma max_a' Q'(s', a'). Q' is the target network: a copy of the
-weights that changes only now and then, so that the targets stand still in between.
+weights that changes only now and then, so that the targets stand still in between. It may also be a running
+average of the weights (Lillicrap et al. 2015, arXiv 1509.02971), whose targets move slowly.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import require_between
+from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.losses import double_q_value, max_q_value, q_loss
 from lit_gfs.functional.returns import learner_reward, td_target
 from lit_gfs.optim.factory import make_optimizer
@@ -29,7 +30,10 @@ class DQN(QLearningAgent):
 
     Args:
         env_spec: The environment's spaces; the command line fills it in from the datamodule.
-        target_sync_every: Environment steps between copies of the weights to the target network.
+        target_sync_every: Environment steps between copies of the weights to the target network; without
+            effect if ``target_tau`` is set.
+        target_tau: Share by which the target network moves towards the weights after each optimizer step;
+            ``null`` copies them instead.
         double: Whether the online network chooses the action that the target network values.
         options: Exploration and loss, see `QLearningAgent`; rewards and discount, see `Agent`; networks and
             optimizer, see `Learner`.
@@ -39,12 +43,23 @@ class DQN(QLearningAgent):
     """
 
     def __init__(
-        self, env_spec: EnvSpec, *, target_sync_every: int = 1_000, double: bool = False, **options: Any
+        self,
+        env_spec: EnvSpec,
+        *,
+        target_sync_every: int = 1_000,
+        target_tau: float | None = None,
+        double: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(env_spec, **options)
         require_between(1, math.inf, target_sync_every=target_sync_every)
+        if target_tau is not None and not 0 < target_tau <= 1:
+            raise UserError(
+                f"target_tau is {target_tau:g}; expected a number above 0 and at most 1, or null to copy"
+            )
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
         self.target_sync_every = target_sync_every
+        self.target_tau = target_tau
         self.uses_double_q = double  # `double` is a method of every module
         self._synced_at = 0
 
@@ -80,10 +95,29 @@ class DQN(QLearningAgent):
         return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Copy the weights to the target network whenever its period is over."""
+        """Copy the weights to the target network whenever its period is over, unless it is an average."""
+        if self.target_tau is not None:
+            return
         if self.env_steps // self.target_sync_every > self._synced_at // self.target_sync_every:
             self.sync_target()
             self.announce_objective_shift("target_sync")
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Take an optimizer step; move the target network if it is an average."""
+        super().optimizer_step(*arguments, **options)
+        if self.target_tau is not None:
+            self.average_target(self.target_tau)
+
+    @torch.no_grad()
+    def average_target(self, tau: float) -> None:
+        """Move the target network towards the weights: target <- (1 - tau) target + tau weights.
+
+        No shift of the objective is announced: no single step changes the targets by much.
+        """
+        targets: list[Tensor] = list(self.target_network.parameters())
+        torch._foreach_lerp_(targets, list[Tensor](self.q_network.parameters()), tau)
+        for target, buffer in zip(self.target_network.buffers(), self.q_network.buffers(), strict=True):
+            target.copy_(buffer)
 
     @torch.no_grad()
     def sync_target(self) -> None:

@@ -10,9 +10,11 @@ from tensordict import TensorDict
 
 from lit_gfs.agents import DQN
 from lit_gfs.datamodules import ReplayDataModule
+from lit_gfs.errors import UserError
+from lit_gfs.networks import MultiSkipTrunk
 from support.fakes import CountingEnv, Records
 from support.specs import discrete_spec
-from support.training import MakeTrainer, replay_data
+from support.training import MakeTrainer, replay_data, weights
 
 SPEC = discrete_spec()
 
@@ -115,6 +117,65 @@ def test_target_sync_and_epsilon_follow_environment_steps(make_trainer: MakeTrai
     assert keeper.changed_at == [50, 100]
     assert keeper.epsilon[50] == pytest.approx(0.6)
     assert keeper.epsilon[140] == 0.2
+
+
+class WeightKeeper(Callback):
+    """Notes the weights of both networks after every optimizer step, and what was announced."""
+
+    def __init__(self) -> None:
+        self.online: list[torch.Tensor] = []
+        self.target: list[torch.Tensor] = []
+        self.heard: list[str] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.keep(pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+        if trainer.global_step == len(self.online):
+            self.keep(pl_module)
+
+    def keep(self, agent: DQN) -> None:
+        self.online.append(weights(agent.q_network))
+        self.target.append(weights(agent.target_network))
+
+    def on_objective_shift(self, trainer: Any, pl_module: Any, reason: str) -> None:
+        self.heard.append(reason)
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_an_averaged_target_moves_after_each_optimizer_step_and_is_never_copied(
+    make_trainer: MakeTrainer, accumulated: int
+) -> None:
+    data, keeper = make_data(), WeightKeeper()
+    agent = DQN(data.env_spec, target_tau=0.1, target_sync_every=50)
+
+    make_trainer(callbacks=[keeper], accumulate_grad_batches=accumulated).fit(agent, data)
+
+    assert len(keeper.online) == 1 + -(-60 // accumulated)
+    expected = keeper.online[0]
+    for online, target in zip(keeper.online[1:], keeper.target[1:], strict=True):
+        expected = 0.9 * expected + 0.1 * online
+        torch.testing.assert_close(target, expected)
+    assert not torch.allclose(expected, keeper.online[-1])
+    assert keeper.heard == []
+
+
+def test_an_averaged_target_has_the_buffers_of_the_network() -> None:
+    agent = DQN(SPEC, target_tau=0.1, trunk=partial(MultiSkipTrunk, width=8))
+    agent.trunk.skip_scale.fill_(0.25)
+
+    agent.average_target(0.1)
+
+    assert agent.target_network.trunk.skip_scale == 0.25
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(tau: float) -> None:
+    with pytest.raises(
+        UserError, match=r"target_tau is .*; expected a number above 0 and at most 1, or null"
+    ):
+        DQN(SPEC, target_tau=tau)
 
 
 class RateKeeper(Callback):

@@ -187,6 +187,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--model.gamma=2", r"gamma is 2.0; expected a number between 0 and 1"),
     ("--model.loss=hubr", r"model.loss is 'hubr'; expected one of .*did you mean 'huber'"),
     ("--model.target_sync_every=0", r"target_sync_every is 0; expected .* at least 1"),
+    ("--model.target_tau=0", r"target_tau is 0; expected a number above 0 and at most 1, or null"),
+    ("--model.target_tua=0.1", r"target_tua is no known .*did you mean '.*target_tau'"),
     ("--model.optimizer.lr=-1", r"model.optimizer: .*-1"),
     ("--model.optimizer=Kron", r"which several classes are called; .*lit_gfs.optim"),
     (
