@@ -115,6 +115,7 @@ def test_however_a_cell_fails_it_is_recorded_and_the_others_run(tmp_path: Path) 
         assert re.search(expected, results[end].error), results[end].error
     assert (results["well"].status, results["well"].error) == (FINISHED, "")
     assert results["well"].curves["eval/episode_return"].values == [0.0, 0.0]
+    assert results["well"].cpu_seconds == 0.5
     assert read_results(plan, tmp_path) == {result.cell: result for result in results.values()}
     log = (tmp_path / "cells" / results["bug"].cell / "log.txt").read_text()
     assert "a fit that ends with bug" in log
@@ -210,6 +211,7 @@ def test_a_cell_that_was_killed_goes_on_from_its_last_checkpoint(
     assert facts_of(place)["command"][-1] == f"--ckpt_path={place}/last.ckpt"
     assert result.command == fit_command(cell, tmp_path, 1)
     assert result.wall_seconds == pytest.approx(spent + 0.2, abs=5)
+    assert result.cpu_seconds is None  # the killed attempt left no record of its own
     assert result.curves["eval/episode_return"].seconds == pytest.approx([spent, spent + 1], abs=0.1)
     left = {path.name for path in place.iterdir()} - {"log.txt", "result.json", "facts.json"}
     assert {name for name in left if "tfevents" not in name} == ({"last.ckpt"} if keep_checkpoints else set())

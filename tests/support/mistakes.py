@@ -322,6 +322,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["study", "--config=quickstart"], r"'model' is no known key"),
     (["study", "--config=studies/smoke", "--jobs=1e9"], r"jobs is '1e9'; expected a whole number of at"),
     (["study", "--config=studies/smoke", "--threads=0"], r"threads is '0'; expected a whole number of at"),
+    (["study", "--config=studies/smoke", "--finished=nowhere"], r"'nowhere' has no study.yaml; expected the"),
     (["study", "--config=studies/smoke", "--jobs=0"], r"jobs is '0'; expected a whole number of at least 1"),
     # Options whose values are arguments of their own.
     ([*DQN, "--data.env_id", "CartPool-v1"], r"CartPool-v1.*did you mean .*CartPole-v1"),
