@@ -37,6 +37,8 @@ class PathSensitiveInit(Callback):
             inputs apart; ``auto`` mirrors them if there is a chain and all its widths are even.
         head_gain: Gain of the layers whose output the module returns. A `LinearHead` uses its own gain.
         growth: Factor of the path energy at the outputs by all branches together, more than 1.
+        first_bias: Largest absolute bias of the first layer of each mirrored chain. The biases are drawn from
+            U(-first_bias, first_bias).
 
     Raises:
         UserError: If the module has no ``example_input_array`` or no layers, an option is out of range, or
@@ -48,11 +50,16 @@ class PathSensitiveInit(Callback):
     """
 
     def __init__(
-        self, mirrored: bool | Literal["auto"] = False, head_gain: float = 1.0, growth: float = 2.0
+        self,
+        mirrored: bool | Literal["auto"] = False,
+        head_gain: float = 1.0,
+        growth: float = 2.0,
+        first_bias: float = 0.0,
     ) -> None:
         self.mirrored = mirrored
         self.head_gain = head_gain
         self.growth = growth
+        self.first_bias = first_bias
         self.report: PathReport | None = None
         """The measured shares and the applied changes; ``None`` if the callback did not run."""
 
@@ -68,7 +75,9 @@ class PathSensitiveInit(Callback):
                 "is None; expected an example of what forward takes, such as torch.zeros(1, 8)"
             )
         with torch.random.fork_rng(devices=[]):
-            self.report = path_sensitive_(pl_module, example, self.mirrored, self.head_gain, self.growth)
+            self.report = path_sensitive_(
+                pl_module, example, self.mirrored, self.head_gain, self.growth, self.first_bias
+            )
         _broadcast(pl_module)
         after = getattr(pl_module, "on_weights_initialized", None)
         if callable(after):
@@ -95,6 +104,7 @@ class PathSensitiveInit(Callback):
             "optional_layers": float(sum(0 < share < 1 for share in report.shares.values())),
             "branch_scale": min(report.branch_scales.values(), default=1.0),
             "mirrored_layers": float(len(report.mirrored)),
+            "first_biases": float(len(report.first_biases)),
         }
 
 

@@ -48,6 +48,16 @@ def mirrored_layers(paths: Paths) -> tuple[set[nn.Parameter], set[nn.Parameter]]
     return sources & (readers | {source for source, _ in links}), readers
 
 
+def first_layers(paths: Paths) -> set[nn.Parameter]:
+    """Return the weights of the layers that begin plain chains: the writers that read no mirrored output.
+
+    Args:
+        paths: The measured paths of a module.
+    """
+    writers, readers = mirrored_layers(paths)
+    return writers - readers
+
+
 def can_mirror(paths: Paths) -> bool:
     """Return whether a module has a plain chain, and all writers in its chains have an even width.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.init.mirrored import can_mirror, mirror_
+from lit_gfs.init.mirrored import can_mirror, first_layers, mirror_
 from lit_gfs.init.path_network import modules_run
 from lit_gfs.init.paths import LAYERS, Chain, Paths, branch_scales, layer_weights, measure_paths
 from lit_gfs.init.plain_weights import plain_weights
@@ -34,6 +34,8 @@ class PathReport(NamedTuple):
     """The factor on the weight of each scaled optional layer."""
     mirrored: list[str]
     """The layers with mirrored outputs."""
+    first_biases: list[str]
+    """The first layers of mirrored chains whose biases were drawn."""
     left_alone: dict[str, str]
     """The trainable layers with unchanged weights, each with the reason."""
 
@@ -45,6 +47,7 @@ def path_sensitive_(
     mirrored: bool | Literal["auto"] = False,
     head_gain: float = 1.0,
     growth: float = 2.0,
+    first_bias: float = 0.0,
 ) -> PathReport:
     """Initialize a module by the energies of the paths through its layers, measured on its own forward.
 
@@ -83,21 +86,32 @@ def path_sensitive_(
         head_gain: Gain of the layers whose output the module returns. A `LinearHead` uses its own gain.
         growth: Factor of the energy by all branches together, more than 1. At 2 signals keep their size; a
             larger value gives the branches more weight.
+        first_bias: Largest absolute bias of the first layer of each mirrored chain. The biases are drawn from
+            U(-first_bias, first_bias), one for each unit. A mirrored chain without biases is a linear map of
+            its input; with them, the units of the first layer bend at different places. The weights do not
+            depend on this option.
 
     Returns:
         The measured shares and the applied changes.
 
     Raises:
         UserError: If an option is out of range, the module has no trainable layer, its forward does not run
-            on path energies, or ``mirrored`` does not apply.
+            on path energies, ``mirrored`` does not apply, or ``first_bias`` is set without it.
     """
     require_between(0, math.inf, head_gain=head_gain)
+    if not 0 <= first_bias < math.inf:
+        raise UserError(f"first_bias is {first_bias}; expected a finite number of at least 0")
     if mirrored not in (True, False, "auto"):
         raise UserError(f"mirrored is {mirrored!r}; expected True, False or 'auto'")
+    if first_bias and mirrored is False:
+        raise UserError(
+            f"first_bias is {first_bias}, but mirrored is False: biases are drawn in mirrored chains alone; "
+            "expected first_bias=0, mirrored=True or mirrored='auto'"
+        )
     if growth <= 1:
         raise UserError(f"growth is {growth}; expected a number above 1")
     with plain_weights(module, LAYERS) as fixed:
-        return _initialize_(module, example_input, fixed, mirrored, head_gain, growth)
+        return _initialize_(module, example_input, fixed, mirrored, head_gain, growth, first_bias)
 
 
 def _initialize_(
@@ -107,6 +121,7 @@ def _initialize_(
     mirrored: bool | Literal["auto"],
     head_gain: float,
     growth: float,
+    first_bias: float,
 ) -> PathReport:
     # Select the trainable layers that forward runs, and note the reason for all others.
     all_names = layer_weights(module)
@@ -147,10 +162,13 @@ def _initialize_(
     for weight, factor in (*scales.items(), *((head, gain / _GAIN) for head, gain in heads.items())):
         if weight.requires_grad:
             weight.mul_(factor)
+    # Last, so that the weights are the same for every range of biases.
+    first = first_layers(paths) if mirrored_names and first_bias else set()
     return PathReport(
         shares={name: paths.shares[weight] for weight, name in names.items()},
         branch_scales={name: scales[weight] for weight, name in names.items() if weight in scales},
         mirrored=mirrored_names,
+        first_biases=_draw_biases_(module, first, names, first_bias),
         left_alone=left_alone,
     )
 
@@ -214,6 +232,21 @@ def _equalize_chains_(paths: Paths, heads: dict[nn.Parameter, float]) -> None:
             common *= 2 ** (min(chain.activations / len(weights) - 1, 0) / 2)
         for weight, size in zip(weights, sizes, strict=True):
             weight.mul_(common / size)
+
+
+def _draw_biases_(
+    module: nn.Module, chosen: set[nn.Parameter], names: dict[nn.Parameter, str], largest: float
+) -> list[str]:
+    """Draw the biases of layers uniformly; return the names of those that have trainable biases."""
+    drawn: dict[nn.Parameter, str] = {}
+    for layer in module.modules():
+        if isinstance(layer, LAYERS) and _has_one_of(chosen, layer):
+            bias = layer.bias
+            if bias is not None and bias.requires_grad and bias not in drawn:
+                # On the CPU, for the same biases on every device.
+                bias.copy_(torch.empty(bias.shape).uniform_(-largest, largest))
+                drawn[bias] = names[layer.weight]
+    return list(drawn.values())
 
 
 def _orthogonal_(weight: Tensor, gain: float) -> None:

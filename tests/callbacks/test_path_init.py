@@ -68,6 +68,7 @@ def test_a_fresh_run_is_initialized_and_reported(make_trainer: MakeTrainer) -> N
     assert written["optional_layers"] == 6
     assert written["layers"] == 9
     assert written["mirrored_layers"] == 0
+    assert written["first_biases"] == 0
 
 
 def test_it_leaves_a_resumed_run_alone(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -145,6 +146,18 @@ def test_a_target_network_starts_equal_to_the_online_one(make_trainer: MakeTrain
     assert compare.equal
     assert init.report.mirrored == ["q_network.trunk.layers.0", "q_network.trunk.layers.3"]
     assert not torch.allclose(weights(agent.q_network), before, atol=0.05)
+
+
+def test_first_biases_are_drawn_and_counted(make_trainer: MakeTrainer) -> None:
+    records = Records()
+    model, callback = Regression(), PathSensitiveInit(mirrored=True, first_bias=0.5)
+    model.network = nn.Sequential(PlainTrunk(8, 3, 8), nn.Linear(8, 1))
+
+    make_trainer(max_epochs=1, logger=records, callbacks=[callback]).fit(model, data())
+
+    assert records.rows[0]["intervention/path_init/first_biases"] == 1
+    assert 0 < float(model.network[0].layers[0].bias.detach().abs().max()) <= 0.5
+    assert not model.network[0].layers[3].bias.any()
 
 
 TRUNKS = {

@@ -138,3 +138,68 @@ def test_auto_mirrors_what_can_be_mirrored_and_nothing_else() -> None:
     assert [path_sensitive_(module, example, mirrored="auto").mirrored for module in others] == [[]] * 4
     with pytest.raises(UserError, match="mirrored is 'atuo'; expected True, False or 'auto'"):
         path_sensitive_(PlainTrunk(8, 3, 8), example, mirrored="atuo")  # type: ignore[arg-type]
+
+
+class TwoChains(nn.Module):
+    """Two networks over one input, each a chain of its own, as an actor and a critic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = nn.Sequential(PlainTrunk(8, 3, 16), LinearHead(16, 2))
+        self.critic = nn.Sequential(PlainTrunk(8, 2, 16), LinearHead(16, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(x), self.critic(x)
+
+
+def test_first_layers_of_mirrored_chains_draw_their_biases() -> None:
+    module, example = TwoChains(), torch.zeros(1, 8)
+    torch.manual_seed(3)
+    path_sensitive_(module, example, mirrored=True)
+    plain = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    torch.manual_seed(3)
+
+    report = path_sensitive_(module, example, mirrored=True, first_bias=0.5)
+
+    firsts = ["actor.0.layers.0", "critic.0.layers.0"]
+    assert report.first_biases == firsts
+    changed = [name for name, value in module.named_parameters() if not torch.equal(value, plain[name])]
+    assert changed == [f"{name}.bias" for name in firsts]
+    for network in (module.actor, module.critic):
+        bias = network[0].layers[0].bias.detach()
+        assert 0.3 < float(bias.abs().max()) <= 0.5
+        assert len(bias.abs().unique()) == 16  # one draw for each unit, not mirrored
+    assert not torch.equal(module.actor[0].layers[0].bias, module.critic[0].layers[0].bias)
+
+
+def test_biases_of_a_first_convolution_are_drawn_and_the_seed_decides() -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        encoder = NatureCNN((4, 36, 36))
+        module = nn.Sequential(encoder, PlainTrunk(encoder.out_features, 2, 32), LinearHead(32, 5))
+        torch.manual_seed(seed)
+        report = path_sensitive_(module, torch.zeros(1, 4, 36, 36), mirrored="auto", first_bias=0.1)
+        assert report.first_biases == ["0.convolutions.0"]
+        drawn.append(module[0].convolutions[0].bias)
+
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_layers_without_a_trained_bias_and_modules_without_a_chain_draw_none() -> None:
+    without = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
+    frozen = PlainTrunk(8, 2, 8)
+    frozen.layers[0].bias.requires_grad_(False)
+    before = frozen.layers[0].bias.clone()
+
+    for module in (without, frozen, ResidualTrunk(8, 5, 8)):
+        assert path_sensitive_(module, torch.zeros(1, 8), "auto", first_bias=1.0).first_biases == []
+    assert torch.equal(frozen.layers[0].bias, before)
+
+
+def test_a_wrong_range_of_biases_is_told() -> None:
+    for wrong in (-0.5, math.inf, math.nan):
+        with pytest.raises(UserError, match=r"first_bias is .*; expected a finite number of at least 0"):
+            path_sensitive_(PlainTrunk(8, 2, 8), torch.zeros(1, 8), mirrored=True, first_bias=wrong)
+    with pytest.raises(UserError, match=r"first_bias is 0\.5, but mirrored is False.*mirrored='auto'"):
+        path_sensitive_(PlainTrunk(8, 2, 8), torch.zeros(1, 8), first_bias=0.5)
