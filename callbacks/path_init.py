@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lit_gfs.errors import UserError
 from lit_gfs.gradients.skipped_steps import listed
-from lit_gfs.init import PathReport, path_sensitive_
+from lit_gfs.init import Branching, PathReport, path_sensitive_
 from lit_gfs.metrics.module_protocol import write_scalars
 
 
@@ -30,7 +30,8 @@ class PathSensitiveInit(Callback):
     It writes at the first step, below ``intervention/path_init/``: ``layers``, the number of initialized
     layers; ``optional_layers``, the number of those that only some paths cross; ``branch_scale``, the
     smallest factor on optional layers, or 1 if none was scaled; ``mirrored_layers``, the number of layers
-    with mirrored outputs.
+    with mirrored outputs; ``first_biases``, the number of layers whose biases were drawn;
+    ``zero_branches``, the number of branches whose last layer became 0.
 
     Args:
         mirrored: Whether plain chains of layers start as linear maps, which keeps the directions of different
@@ -39,6 +40,8 @@ class PathSensitiveInit(Callback):
         growth: Factor of the path energy at the outputs by all branches together, more than 1.
         first_bias: Largest absolute bias of the first layer of each mirrored chain. The biases are drawn from
             U(-first_bias, first_bias).
+        branches: ``path`` gives all layers of branches one factor; ``zero`` starts the last layer of each
+            branch at 0 (Fixup) and scales the others.
 
     Raises:
         UserError: If the module has no ``example_input_array`` or no layers, an option is out of range, or
@@ -55,11 +58,13 @@ class PathSensitiveInit(Callback):
         head_gain: float = 1.0,
         growth: float = 2.0,
         first_bias: float = 0.0,
+        branches: Branching = "path",
     ) -> None:
         self.mirrored = mirrored
         self.head_gain = head_gain
         self.growth = growth
         self.first_bias = first_bias
+        self.branches: Branching = branches
         self.report: PathReport | None = None
         """The measured shares and the applied changes; ``None`` if the callback did not run."""
 
@@ -76,7 +81,13 @@ class PathSensitiveInit(Callback):
             )
         with torch.random.fork_rng(devices=[]):
             self.report = path_sensitive_(
-                pl_module, example, self.mirrored, self.head_gain, self.growth, self.first_bias
+                pl_module,
+                example,
+                self.mirrored,
+                self.head_gain,
+                self.growth,
+                self.first_bias,
+                self.branches,
             )
         _broadcast(pl_module)
         after = getattr(pl_module, "on_weights_initialized", None)
@@ -105,6 +116,7 @@ class PathSensitiveInit(Callback):
             "branch_scale": min(report.branch_scales.values(), default=1.0),
             "mirrored_layers": float(len(report.mirrored)),
             "first_biases": float(len(report.first_biases)),
+            "zero_branches": float(len(report.zero_branches)),
         }
 
 

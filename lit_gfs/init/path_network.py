@@ -45,6 +45,16 @@ class Origin(NamedTuple):
     activation: str | None = None
 
 
+class BranchEnd(NamedTuple):
+    """The end of a branch, or of what may be one: the last layer, and what scales its output."""
+
+    layer: nn.Parameter
+    """The weight of the last layer."""
+    scale: nn.Parameter
+    """The parameter that multiplies the output last: the weight of the layer, or of a normalization after
+    it."""
+
+
 class Energy(Tensor):
     """A tensor of path energies."""
 
@@ -54,6 +64,9 @@ class Energy(Tensor):
     """The layer that computed this tensor."""
     parts: tuple[Tensor, ...] = ()
     """The tensors that were concatenated along features into this one."""
+    end: BranchEnd | None = None
+    """The layer that computed this tensor, with nothing but views, products with constants and normalizations
+    since: if the scale is 0, so is the tensor, and gradients still reach the scale."""
 
 
 class Reading(NamedTuple):
@@ -115,6 +128,8 @@ class PathNetwork(TorchFunctionMode):
         """The inputs of all layers, in the order of their calls."""
         self.outputs: list[Energy] = []
         """The energies that the module returned."""
+        self.branch_ends: list[BranchEnd] = []
+        """The ends of all branches, in the order in which they are added to a stream."""
         self.half = torch.full((), 0.5, dtype=torch.float64, requires_grad=True)
         """The factor of every activation; derivatives by it count the activations on a path."""
         rules = (
@@ -122,7 +137,8 @@ class PathNetwork(TorchFunctionMode):
             (self._rectifier, _RECTIFIERS),
             (self._smooth, _SMOOTH + _SQUASHING),
             (self._norm, _NORMS),
-            (self._same, _CASTS + _LIMITS + _DROPOUTS),
+            (self._same, _CASTS + _DROPOUTS),
+            (self._limit, _LIMITS),
             (self._view, _VIEWS),
             (self._product, _PRODUCTS + _CONTRACTIONS),
             (self._sum, _SUMS),
@@ -188,6 +204,7 @@ class PathNetwork(TorchFunctionMode):
             result = result * factor
             self.readings.append(Reading(weight, energy.origin, energy.parts, factor))
             result.origin, result.depth = Origin(weight), energy.depth + 1
+            result.end = BranchEnd(weight, weight)
         return result
 
     def _rectifier(self, func: Callable[..., Any], energy: Energy, *args: Any, **kwargs: Any) -> Any:
@@ -211,25 +228,59 @@ class PathNetwork(TorchFunctionMode):
         if self.cuts is not None:
             result = result / result.mean().clamp(min=_TINY)
         result.origin = energy.origin
+        # The layer before a normalization cannot scale the output: a tiny weight has a unit output.
+        scale = kwargs.get("weight")
+        if energy.end is not None and isinstance(scale, nn.Parameter):
+            result.end = BranchEnd(energy.end.layer, scale)
         return result
 
     def _same(self, func: Callable[..., Any], energy: Energy, *args: Any, **kwargs: Any) -> Any:
         return energy
 
+    def _limit(self, func: Callable[..., Any], energy: Energy, *args: Any, **kwargs: Any) -> Any:
+        if energy.end is None:
+            return energy
+        result = _energy(_plain(energy) * 1)
+        result.origin, result.parts = energy.origin, energy.parts
+        return result
+
     def _view(self, func: Callable[..., Any], energy: Energy, *args: Any, **kwargs: Any) -> Any:
         result = func(energy, *args, **kwargs)
-        result.origin = energy.origin
+        result.origin, result.end = energy.origin, energy.end
         return result
 
     def _product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return func(*tree_map(self._squared, args), **kwargs)
+        result = func(*tree_map(self._squared, args), **kwargs)
+        energies = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Energy)]
+        if len(energies) == 1 and func.__name__.strip("_") in _PRODUCTS:
+            result.end = energies[0].end
+        return result
 
     def _sum(self, func: Callable[..., Any], first: Any, second: Any, **kwargs: Any) -> Any:
         # Energies add up in differences, too: signs are random.
+        energies = [each for each in (first, second) if isinstance(each, Energy)]
+        end = energies[0].end if len(energies) == 1 else None
+        if len(energies) == 2:
+            self._note_branch(*energies)
         second = second if isinstance(second, Energy) else second * 0
         if func.__name__ in ("add_", "sub_"):
-            return first.add_(second)
-        return torch.add(first if isinstance(first, Energy) else first * 0, second)
+            result = first.add_(second)
+            # The tensor itself changed: it is no longer the output of a layer.
+            result.origin, result.parts = (first.origin, first.parts) if len(energies) == 1 else (None, ())
+        else:
+            result = torch.add(first if isinstance(first, Energy) else first * 0, second)
+        result.end = end
+        return result
+
+    def _note_branch(self, first: Energy, second: Energy) -> None:
+        """Note the end of a branch: the summand with more layers on its longest path.
+
+        The other summand goes around the branch: it is the stream, or a layer that projects the stream. A
+        summand without energy is no branch to be noted, as it is shut by a factor of 0 already.
+        """
+        branch = max(first, second, key=lambda summand: summand.depth)
+        if first.depth != second.depth and branch.end is not None and bool(_plain(branch).sum() > 0):
+            self.branch_ends.append(branch.end)
 
     def _concatenation(self, func: Callable[..., Any], tensors: Iterable[Tensor], dim: int = 0) -> Any:
         parts = [part if isinstance(part, Energy) else _energy(part.double() * 0) for part in tensors]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ _GAIN = math.sqrt(2)
 """Gain of layers before an activation: a ReLU halves the mean square."""
 _SKIP_GROWTH = 2.0
 """Growth of the energy by all skips of a `MultiSkipTrunk` together."""
+Branching = Literal["path", "zero"]
+"""Start of branches: all layers with one factor (``path``), or the last layer at 0 (``zero``)."""
+
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -34,6 +37,8 @@ class PathReport(NamedTuple):
     """The factor on the weight of each scaled optional layer."""
     mirrored: list[str]
     """The layers with mirrored outputs."""
+    zero_branches: list[str]
+    """The layers and normalizations at the ends of branches whose weights became 0."""
     first_biases: list[str]
     """The first layers of mirrored chains whose biases were drawn."""
     left_alone: dict[str, str]
@@ -48,6 +53,7 @@ def path_sensitive_(
     head_gain: float = 1.0,
     growth: float = 2.0,
     first_bias: float = 0.0,
+    branches: Branching = "path",
 ) -> PathReport:
     """Initialize a module by the energies of the paths through its layers, measured on its own forward.
 
@@ -60,6 +66,14 @@ def path_sensitive_(
       of the paths around them, for any number of branches and of layers per branch. For L branches of m
       layers the factor is about ``(log(growth) / L)^(1 / 2m)`` (Fixup uses L^(-1 / (2m - 2)), Zhang et al.
       2019, arXiv 1901.09321). A layer keeps its scale if a normalization hides it.
+      With ``branches="zero"`` the last layer of each branch starts at 0, so the network starts as the paths
+      around its branches (Fixup). The factor is then of the other layers of the branches alone, and follows
+      from the same equation as if the last layers were not 0: about ``(log(growth) / L)^(1 / (2m - 2))``, the
+      factor of Fixup for growth = e. If a normalization ends the branch, its weight becomes 0 instead (Goyal
+      et al. 2017, arXiv 1706.02677). The last layer of a branch is an optional layer whose output is added to
+      a tensor that fewer layers computed. It keeps its weight if an activation follows it (its gradient might
+      be 0 for ever), a factor of 0 shuts the branch already, it is called elsewhere too, or its weight is
+      parametrized.
     - *Skips.* A `MultiSkipTrunk` adds the same vector once per branch, so amplitudes add up instead of
       energies. Its ``skip_scale`` becomes z with ``(1 + L z)^2 = 2``.
     - *Concatenations.* If n layers concatenate the same tensor to their input, as in a `DenseTrunk`, each
@@ -90,6 +104,8 @@ def path_sensitive_(
             U(-first_bias, first_bias), one for each unit. A mirrored chain without biases is a linear map of
             its input; with them, the units of the first layer bend at different places. The weights do not
             depend on this option.
+        branches: Whether all layers of branches get one factor (``path``), or the last one starts at 0
+            (``zero``).
 
     Returns:
         The measured shares and the applied changes.
@@ -108,10 +124,12 @@ def path_sensitive_(
             f"first_bias is {first_bias}, but mirrored is False: biases are drawn in mirrored chains alone; "
             "expected first_bias=0, mirrored=True or mirrored='auto'"
         )
+    if branches not in get_args(Branching):
+        raise UserError(f"branches is {branches!r}; expected 'path' or 'zero'")
     if growth <= 1:
         raise UserError(f"growth is {growth}; expected a number above 1")
     with plain_weights(module, LAYERS) as fixed:
-        return _initialize_(module, example_input, fixed, mirrored, head_gain, growth, first_bias)
+        return _initialize_(module, example_input, fixed, mirrored, head_gain, growth, first_bias, branches)
 
 
 def _initialize_(
@@ -122,6 +140,7 @@ def _initialize_(
     head_gain: float,
     growth: float,
     first_bias: float,
+    branches: Branching,
 ) -> PathReport:
     # Select the trainable layers that forward runs, and note the reason for all others.
     all_names = layer_weights(module)
@@ -146,7 +165,8 @@ def _initialize_(
     unchanged = computed.keys() | {each for each in module.modules() if _has_one_of(fixed, each)}
     _reset_layers_(module, names, run - unchanged)
     paths = measure_paths(module, example_input)
-    scales = branch_scales(module, example_input, paths, growth)
+    ends = _zeroable_ends(module, paths) if branches == "zero" else {}
+    scales = branch_scales(module, example_input, paths, growth, unscaled=ends)
     # Heads are the layers whose output the module returns without an activation.
     heads = {origin.weight: head_gain for origin in paths.outputs if origin and origin.activation is None}
     for layer in module.modules():
@@ -162,12 +182,15 @@ def _initialize_(
     for weight, factor in (*scales.items(), *((head, gain / _GAIN) for head, gain in heads.items())):
         if weight.requires_grad:
             weight.mul_(factor)
+    for parameter in ends:
+        parameter.zero_()
     # Last, so that the weights are the same for every range of biases.
     first = first_layers(paths) if mirrored_names and first_bias else set()
     return PathReport(
         shares={name: paths.shares[weight] for weight, name in names.items()},
         branch_scales={name: scales[weight] for weight, name in names.items() if weight in scales},
         mirrored=mirrored_names,
+        zero_branches=list(ends.values()),
         first_biases=_draw_biases_(module, first, names, first_bias),
         left_alone=left_alone,
     )
@@ -199,6 +222,19 @@ def _reset_layers_(module: nn.Module, names: dict[nn.Parameter, str], run: set[n
         if isinstance(layer, MultiSkipTrunk) and len(layer.branches):
             # Solves (1 + L z)^2 = growth for z.
             layer.skip_scale.fill_((math.sqrt(_SKIP_GROWTH) - 1) / len(layer.branches))
+
+
+def _zeroable_ends(module: nn.Module, paths: Paths) -> dict[nn.Parameter, str]:
+    """Return the weights at the ends of branches that may become 0, with the names of their modules.
+
+    A parametrized weight is none of them: weight and spectral normalization divide by its norm.
+    """
+    scales = {end.scale for end in paths.branch_ends if end.scale.requires_grad}
+    ends: dict[nn.Parameter, str] = {}
+    for name, layer in module.named_modules():
+        if _has_one_of(scales, layer) and not hasattr(layer, "parametrizations"):
+            ends.setdefault(cast(nn.Parameter, layer.weight), name)
+    return ends
 
 
 def _share_repeated_inputs_(paths: Paths) -> None:

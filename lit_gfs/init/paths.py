@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.init.path_network import End, Origin, PathNetwork, Reading
+from lit_gfs.init.path_network import BranchEnd, End, Origin, PathNetwork, Reading
 from lit_gfs.init.plain_weights import plain_weights
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -45,6 +47,9 @@ class Paths(NamedTuple):
     every path crosses the layer once, less if the layer is optional, 0 if it reaches no output."""
     branches: list[Branches]
     """Groups of optional layers; each group gets one factor."""
+    branch_ends: list[BranchEnd]
+    """The ends of branches that add the output of an optional layer to a stream. A layer that is also called
+    elsewhere is no end."""
     chains: list[Chain]
     """Groups of layers that all paths cross. Factors with a product of 1 do not change the outputs."""
     cuts: frozenset[int]
@@ -158,6 +163,7 @@ def measure_paths(module: nn.Module, example_input: Any) -> Paths:
     return Paths(
         shares=dict(zip(weights, torch.where(least.isinf(), 0, least).tolist(), strict=True)),
         branches=[Branches(*branch) for branch in branches.items()],
+        branch_ends=_branch_ends(uncut, optional),
         chains=chains,
         cuts=cuts,
         direct=torch.stack([end.total.detach() for end in direct.ends]),
@@ -168,7 +174,11 @@ def measure_paths(module: nn.Module, example_input: Any) -> Paths:
 
 @torch.enable_grad()
 def branch_scales(
-    module: nn.Module, example_input: Any, paths: Paths, growth: float
+    module: nn.Module,
+    example_input: Any,
+    paths: Paths,
+    growth: float,
+    unscaled: Collection[nn.Parameter] = (),
 ) -> dict[nn.Parameter, float]:
     """Find the factors on optional layers for which branches multiply the path energy by ``growth``.
 
@@ -181,24 +191,25 @@ def branch_scales(
         example_input: Input of its forward, as in `path_shares`.
         paths: The result of `measure_paths`.
         growth: The ratio of energies with and without branches, more than 1.
+        unscaled: The optional layers without a factor, such as the last layers of branches.
 
     Returns:
         The factors on the weights, at most 1. A layer of several groups gets their smallest factor.
     """
     device = paths.direct.device
-    logs = torch.zeros(len(paths.branches), dtype=torch.float64, device=device, requires_grad=True)
+    chosen = [(branch.weights.difference(unscaled), branch.ends) for branch in paths.branches]
+    branches = [Branches(weights, ends) for weights, ends in chosen if weights]
+    logs = torch.zeros(len(branches), dtype=torch.float64, device=device, requires_grad=True)
     # Newton's method for log((ratio - 1) / (growth - 1)) = 0 as a function of log s. The function is convex
     # and almost linear, so the iteration decreases from s = 1 without overshooting.
-    for _ in range(100 if paths.branches else 0):
+    for _ in range(100 if branches else 0):
         factors = {weight: _one(weight) for weight in paths.shares}
         # Energies have the factor s^2.
-        for branch, factor in zip(paths.branches, (2 * logs).exp(), strict=True):
+        for branch, factor in zip(branches, (2 * logs).exp(), strict=True):
             factors |= {weight: torch.minimum(factors[weight], factor) for weight in branch.weights}
         ends = PathNetwork(factors, paths.cuts).run(module, example_input).ends
         ratios = torch.stack([end.total for end in ends]) / paths.direct
-        excess = torch.stack(
-            [((ratios[branch.ends].max() - 1) / (growth - 1)).log() for branch in paths.branches]
-        )
+        excess = torch.stack([((ratios[branch.ends].max() - 1) / (growth - 1)).log() for branch in branches])
         # A group that adds too little energy at s = 1 keeps s = 1.
         is_done = ((excess <= 0) & (logs == 0)) | (excess.abs() < 1e-5)
         if is_done.all():
@@ -206,7 +217,7 @@ def branch_scales(
         (slopes,) = torch.autograd.grad(excess.sum(), logs)
         logs = torch.where(is_done, logs, (logs - excess / slopes).clamp(max=0)).detach().requires_grad_()
     scales: dict[nn.Parameter, float] = {}
-    for branch, scale in zip(paths.branches, logs.exp().tolist(), strict=True):
+    for branch, scale in zip(branches, logs.exp().tolist(), strict=True):
         scales |= {weight: min(scale, scales.get(weight, 1.0)) for weight in branch.weights}
     return scales
 
@@ -236,6 +247,17 @@ def _energy_shares(ends: list[End], factors: list[Tensor]) -> Tensor:
     for exact in (0.0, 1.0):
         shares = torch.where((shares - exact).abs() < _TOLERANCE, exact, shares)
     return shares
+
+
+def _branch_ends(network: PathNetwork, optional: Collection[nn.Parameter]) -> list[BranchEnd]:
+    """Return the ends of branches whose last layer is optional, and is the last in each of its calls."""
+    calls = Counter(reading.weight for reading in network.readings)
+    ends = Counter(end.layer for end in network.branch_ends)
+    return [
+        end
+        for end in dict.fromkeys(network.branch_ends)
+        if end.layer in optional and calls[end.layer] == ends[end.layer]
+    ]
 
 
 def _all_or_nothing(shares: Tensor) -> Tensor:

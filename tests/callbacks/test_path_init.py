@@ -68,7 +68,7 @@ def test_a_fresh_run_is_initialized_and_reported(make_trainer: MakeTrainer) -> N
     assert written["optional_layers"] == 6
     assert written["layers"] == 9
     assert written["mirrored_layers"] == 0
-    assert written["first_biases"] == 0
+    assert written["first_biases"] == written["zero_branches"] == 0
 
 
 def test_it_leaves_a_resumed_run_alone(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -158,6 +158,16 @@ def test_first_biases_are_drawn_and_counted(make_trainer: MakeTrainer) -> None:
     assert records.rows[0]["intervention/path_init/first_biases"] == 1
     assert 0 < float(model.network[0].layers[0].bias.detach().abs().max()) <= 0.5
     assert not model.network[0].layers[3].bias.any()
+
+
+def test_zero_branches_are_set_and_counted(make_trainer: MakeTrainer) -> None:
+    records = Records()
+    model, callback = Regression(), PathSensitiveInit(branches="zero")
+
+    make_trainer(max_epochs=1, logger=records, callbacks=[callback]).fit(model, data())
+
+    assert records.rows[0]["intervention/path_init/zero_branches"] == 3
+    assert not any(branch.second.weight.any() for branch in model.network[0].branches)
 
 
 TRUNKS = {
