@@ -1,5 +1,6 @@
 """Networks: an encoder for the observation, a trunk of variable depth, and heads for the outputs."""
 
+from lit_gfs.networks.branch_factors import BranchFactor, ConstantFactor, TrainedFactor
 from lit_gfs.networks.encoders import (
     Encoder,
     ImpalaCNN,
@@ -24,6 +25,8 @@ from lit_gfs.networks.trunks import (
 )
 
 __all__ = [
+    "BranchFactor",
+    "ConstantFactor",
     "DenseTrunk",
     "Encoder",
     "EncoderFactory",
@@ -40,6 +43,7 @@ __all__ = [
     "ResidualBranch",
     "ResidualTrunk",
     "RunningNorm",
+    "TrainedFactor",
     "Trunk",
     "TrunkFactory",
     "VectorEncoder",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
+from lit_gfs.networks.branch_factors import BranchFactor, make_branch_factor
 from lit_gfs.networks.components import Activation, Norm, make_activation, make_norm, require_choice
 from lit_gfs.utils.memory import require_memory
 
@@ -99,18 +100,22 @@ class ResidualBranch(nn.Module):
         width: Number of features of the stream and of the hidden layer.
         norm: Normalization over features, before the first layer.
         activation: Activation function between the layers.
+        factor: Multiplies the output; ``None`` is the identity.
     """
 
-    def __init__(self, width: int, norm: Norm, activation: Activation) -> None:
+    def __init__(
+        self, width: int, norm: Norm, activation: Activation, factor: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.norm = make_norm(norm, width)
         self.first = nn.Linear(width, width)
         self.activation = make_activation(activation)
         self.second = nn.Linear(width, width)
+        self.factor = factor or nn.Identity()
 
     def forward(self, stream: Tensor) -> Tensor:
         """Map the stream ``(*batch, width)`` to the residual, of the same shape."""
-        return self.second(self.activation(self.first(self.norm(stream))))
+        return self.factor(self.second(self.activation(self.first(self.norm(stream)))))
 
 
 class ResidualTrunk(Trunk):
@@ -128,6 +133,8 @@ class ResidualTrunk(Trunk):
         width: Number of units of each layer.
         norm: Normalization over features, before each branch and each closing activation.
         activation: Activation function.
+        branch_factor: Factor on the output of each of L branches: 1 (``none``), L^-1/2 (``inverse_sqrt``),
+            L^-1 (``inverse``), or a trained number that starts at 0 (``trained``, ReZero).
 
     Raises:
         UserError: If an argument is out of range.
@@ -140,11 +147,15 @@ class ResidualTrunk(Trunk):
         width: int = 64,
         norm: Norm = "none",
         activation: Activation = "relu",
+        branch_factor: BranchFactor = "none",
     ) -> None:
         super().__init__(in_features, depth, width, norm, activation)
+        require_choice(type(self).__name__, "branch_factor", branch_factor, BranchFactor)
         self.input = nn.Linear(in_features, width)
+        count = (depth - 1) // 2
         self.branches = nn.ModuleList(
-            ResidualBranch(width, norm, activation) for _ in range((depth - 1) // 2)
+            ResidualBranch(width, norm, activation, make_branch_factor(branch_factor, count))
+            for _ in range(count)
         )
         self.output = _closing_layers(depth, width, norm, activation)
 
@@ -163,19 +174,23 @@ class MultiSkipBranch(nn.Module):
         width: Number of features of the stream and of the hidden layer.
         norm: Normalization over features, after each linear layer.
         activation: Activation function before each linear layer.
+        factor: Multiplies the output; ``None`` is the identity.
     """
 
-    def __init__(self, width: int, norm: Norm, activation: Activation) -> None:
+    def __init__(
+        self, width: int, norm: Norm, activation: Activation, factor: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential()
         for _ in range(2):
             self.layers.append(make_activation(activation))
             self.layers.append(nn.Linear(width, width))
             self.layers.append(make_norm(norm, width))
+        self.factor = factor or nn.Identity()
 
     def forward(self, stream: Tensor) -> Tensor:
         """Map the stream ``(*batch, width)`` to the residual, of the same shape."""
-        return self.layers(stream)
+        return self.factor(self.layers(stream))
 
 
 class MultiSkipTrunk(Trunk):
@@ -196,6 +211,7 @@ class MultiSkipTrunk(Trunk):
         norm: Normalization over features, after the input layer, each linear layer of a branch, and before
             each closing activation.
         activation: Activation function.
+        branch_factor: Factor on the output of each branch F, as in `ResidualTrunk`; not on the skips.
 
     Raises:
         UserError: If an argument is out of range.
@@ -210,11 +226,15 @@ class MultiSkipTrunk(Trunk):
         width: int = 64,
         norm: Norm = "layer",
         activation: Activation = "relu",
+        branch_factor: BranchFactor = "none",
     ) -> None:
         super().__init__(in_features, depth, width, norm, activation)
+        require_choice(type(self).__name__, "branch_factor", branch_factor, BranchFactor)
         self.input = nn.Sequential(nn.Linear(in_features, width), make_norm(norm, width))
+        count = (depth - 1) // 2
         self.branches = nn.ModuleList(
-            MultiSkipBranch(width, norm, activation) for _ in range((depth - 1) // 2)
+            MultiSkipBranch(width, norm, activation, make_branch_factor(branch_factor, count))
+            for _ in range(count)
         )
         self.output = _closing_layers(depth, width, norm, activation)
         self.register_buffer("skip_scale", torch.ones(()))
