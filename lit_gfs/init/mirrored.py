@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
+from lit_gfs.init.path_network import Origin
 from lit_gfs.init.paths import Paths
 
-_MIRRORABLE = ("relu", "gelu", "silu")
-"""Activations f with f(a) - f(-a) = a."""
+_MIRRORABLE = ("relu", "gelu", "silu", "leaky_relu")
+"""Activations f with f(a) - f(-a) = (1 + s) a, where s is the slope of a leaky ReLU, and else 0."""
 
 
 def mirrored_layers(paths: Paths) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
@@ -34,13 +35,11 @@ def mirrored_layers(paths: Paths) -> tuple[set[nn.Parameter], set[nn.Parameter]]
     for reading in paths.readings:
         origin = reading.origin
         if origin is not None and not (
-            origin.activation in _MIRRORABLE
-            and reading.weight in plain
-            and _reads_all(reading.weight, origin.weight)
+            _is_mirrorable(origin) and reading.weight in plain and _reads_all(reading.weight, origin.weight)
         ):
             sources.discard(origin.weight)
     for origin in paths.outputs:
-        if origin is not None and origin.activation not in _MIRRORABLE:
+        if origin is not None and not _is_mirrorable(origin):
             sources.discard(origin.weight)
     # Writers and readers come in pairs.
     links = [(r.origin.weight, r.weight) for r in paths.readings if r.origin and r.origin.weight in sources]
@@ -58,6 +57,17 @@ def first_layers(paths: Paths) -> set[nn.Parameter]:
     return writers - readers
 
 
+def mirrored_slopes(paths: Paths) -> dict[nn.Parameter, float]:
+    """Return the slope below 0 of the activation that follows each layer with mirrored outputs.
+
+    Args:
+        paths: The measured paths of a module.
+    """
+    writers, _ = mirrored_layers(paths)
+    origins = (*(reading.origin for reading in paths.readings), *paths.outputs)
+    return {origin.weight: origin.slope for origin in origins if origin and origin.weight in writers}
+
+
 def can_mirror(paths: Paths) -> bool:
     """Return whether a module has a plain chain, and all writers in its chains have an even width.
 
@@ -72,11 +82,11 @@ def can_mirror(paths: Paths) -> bool:
 def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[str]:
     """Initialize plain chains as "looks linear" networks (Balduzzi et al. 2017, arXiv 1702.08591).
 
-    The output of a layer consists of two halves a and -a. An activation f with f(a) - f(-a) = a (ReLU, GELU,
-    SiLU) follows, so the next layer can recover a from f(a) and f(-a). The weight of the first layer of a
-    chain is ``[W; -W]``, of a middle layer ``[[W, -W], [-W, W]]``, and of the last layer ``[W, -W]``. The
-    chain keeps the distances between its inputs, because W is orthogonal, with gain 1 except in the last
-    layer.
+    The output of a layer consists of two halves a and -a. An activation f with f(a) - f(-a) = (1 + s) a
+    follows; s is the slope of a leaky ReLU below 0, and 0 for ReLU, GELU and SiLU. So the next layer can
+    recover a from f(a) and f(-a). The weight of the first layer of a chain is ``[W; -W]``, of a middle layer
+    ``[[W, -W], [-W, W]] / (1 + s)``, and of the last layer ``[W, -W] / (1 + s)``. The chain keeps the
+    distances between its inputs, because W is orthogonal, with gain 1 except in the last layer.
 
     Args:
         paths: The measured paths of the module.
@@ -92,8 +102,8 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
     writers, readers = mirrored_layers(paths)
     if not _has_chain(paths, writers):
         raise UserError(
-            "mirrored initialization needs a plain chain of linear or convolutional layers with ReLU, GELU "
-            "or SiLU between, of which the module has none; expected mirrored=False"
+            "mirrored initialization needs a plain chain of linear or convolutional layers with ReLU, "
+            "leaky ReLU, GELU or SiLU between, of which the module has none; expected mirrored=False"
         )
     for weight in names:
         if weight in writers and len(weight) % 2:
@@ -101,6 +111,8 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
                 f"mirrored initialization needs layers of even width, but {names[weight]!r} has "
                 f"{len(weight)} outputs; expected {len(weight) - 1} or {len(weight) + 1}"
             )
+    slopes = mirrored_slopes(paths)
+    read = {r.weight: slopes[r.origin.weight] for r in paths.readings if r.origin and r.weight in readers}
     for weight in names:
         if weight not in writers | readers:
             continue
@@ -109,9 +121,14 @@ def mirror_(paths: Paths, names: dict[nn.Parameter, str], gain: float) -> list[s
         block = torch.empty(
             outputs // (1 + (weight in writers)), inputs // (1 + (weight in readers)), *kernel
         )
-        nn.init.orthogonal_(block, 1.0 if weight in writers else gain)
+        scale = 1.0 if weight in writers else gain
+        nn.init.orthogonal_(block, scale / (1 + read.get(weight, 0.0)))
         weight.copy_(_mirrored(_mirrored(block, 1, weight in readers), 0, weight in writers))
     return [name for weight, name in names.items() if weight in writers]
+
+
+def _is_mirrorable(origin: Origin) -> bool:
+    return origin.activation in _MIRRORABLE and origin.slope > -1
 
 
 def _has_chain(paths: Paths, writers: set[nn.Parameter]) -> bool:

@@ -8,6 +8,7 @@ of squared weights this is the saliency of SynFlow (Tanaka et al. 2020, arXiv 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -43,6 +44,8 @@ class Origin(NamedTuple):
 
     weight: nn.Parameter
     activation: str | None = None
+    slope: float = 0.0
+    """Slope of a rectifier below 0."""
 
 
 class BranchEnd(NamedTuple):
@@ -94,7 +97,8 @@ class PathNetwork(TorchFunctionMode):
     """Replaces functions of signals by functions of path energies while a module runs.
 
     - Linear maps and convolutions use the squared weight and no bias.
-    - An activation halves the energy. The gain sqrt(2) of the layer before it compensates for that.
+    - An activation halves the energy. The gain sqrt(2) of the layer before it compensates for that. A leaky
+      rectifier with the slope s passes on (1 + s^2) / 2; it counts as the power of 1/2 that equals that.
     - A normalization divides by the mean. While ``cuts`` is ``None``, it is the identity.
     - A concatenation continues the paths of the part with the longest path, and ends those of the others.
     - A product with a constant multiplies by the square of the constant. A sum ignores constants.
@@ -208,10 +212,13 @@ class PathNetwork(TorchFunctionMode):
         return result
 
     def _rectifier(self, func: Callable[..., Any], energy: Energy, *args: Any, **kwargs: Any) -> Any:
-        result: Any = energy * self.half.to(energy.device)
+        name = func.__name__.strip("_")
+        slope = _negative_slope(name, *args, **kwargs)
+        half = self.half.to(energy.device)
+        result: Any = energy * (half if slope == 0 else half ** (1 - math.log2(1 + slope**2)))
         # Only the first activation after a layer becomes a part of the origin.
         if energy.origin is not None and energy.origin.activation is None:
-            result.origin = Origin(energy.origin.weight, func.__name__.strip("_"))
+            result.origin = Origin(energy.origin.weight, name, slope)
         return result
 
     def _smooth(self, func: Callable[..., Any], energy: Energy, *args: Any, **kwargs: Any) -> Any:
@@ -358,6 +365,15 @@ def _call(module: nn.Module, example_input: Any) -> Any:
     if isinstance(example_input, dict):
         return module(**example_input)
     return module(*example_input) if isinstance(example_input, tuple) else module(example_input)
+
+
+def _negative_slope(name: str, slope: Any = 0.01, *args: Any, **kwargs: Any) -> float:
+    """Return the slope of a leaky rectifier below 0, the root mean square over channels; 0 of others."""
+    if name == "leaky_relu":
+        return float(kwargs.get("negative_slope", slope))
+    if name == "prelu":
+        return float(kwargs.get("weight", slope).detach().double().square().mean().sqrt())
+    return 0.0
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.init.mirrored import can_mirror, first_layers, mirror_
+from lit_gfs.init.mirrored import can_mirror, first_layers, mirror_, mirrored_slopes
 from lit_gfs.init.path_network import modules_run
 from lit_gfs.init.paths import LAYERS, Chain, Paths, branch_scales, layer_weights, measure_paths
 from lit_gfs.init.plain_weights import plain_weights
@@ -177,7 +177,7 @@ def _initialize_(
     _share_repeated_inputs_(paths)
     should_mirror = can_mirror(paths) if mirrored == "auto" else mirrored
     mirrored_names = mirror_(paths, names, _GAIN) if should_mirror else []
-    _equalize_chains_(paths, heads)
+    _equalize_chains_(paths, heads, mirrored_slopes(paths) if should_mirror else {})
     # Branches and heads get their factors last, so the chains do not spread them over other layers.
     for weight, factor in (*scales.items(), *((head, gain / _GAIN) for head, gain in heads.items())):
         if weight.requires_grad:
@@ -250,13 +250,15 @@ def _share_repeated_inputs_(paths: Paths) -> None:
             _orthogonal_(block, _GAIN / math.sqrt(count))
 
 
-def _equalize_chains_(paths: Paths, heads: dict[nn.Parameter, float]) -> None:
+def _equalize_chains_(
+    paths: Paths, heads: dict[nn.Parameter, float], mirrored_slopes: dict[nn.Parameter, float]
+) -> None:
     """Give the layers of each chain the same mean square weight."""
     # All chains whose scale a normalization hides are treated as one.
     normalized = [chain.weights for chain in paths.chains if chain.is_normalized]
     unnormalized = [chain for chain in paths.chains if not chain.is_normalized]
     for chain in (Chain(frozenset().union(*normalized), 0.0, True), *unnormalized):
-        members = (weight for weight in paths.shares if weight in chain.weights)
+        members = [weight for weight in paths.shares if weight in chain.weights]
         weights = [weight for weight in members if weight.requires_grad and weight not in heads]
         if not weights:
             continue
@@ -265,7 +267,10 @@ def _equalize_chains_(paths: Paths, heads: dict[nn.Parameter, float]) -> None:
         common = sizes.log().mean().exp()
         if not chain.is_normalized:
             # The gain sqrt(2) compensates for an activation. Take it back for layers without one.
-            common *= 2 ** (min(chain.activations / len(weights) - 1, 0) / 2)
+            # A leaky ReLU is a part of an activation; mirrored layers have accounted for the rest of it.
+            rests = (math.log2(1 + mirrored_slopes.get(weight, 0.0) ** 2) for weight in members)
+            activations = chain.activations + sum(rests)
+            common *= 2 ** (min(activations / len(weights) - 1, 0) / 2)
         for weight, size in zip(weights, sizes, strict=True):
             weight.mul_(common / size)
 

@@ -26,7 +26,8 @@ class Chain(NamedTuple):
 
     weights: Weights
     activations: float
-    """Number of activations on a path of the chain that crosses no branch."""
+    """Number of activations on a path of the chain that crosses no branch. A leaky ReLU counts as the part of
+    an activation by which it reduces the energy, in powers of 1/2."""
     is_normalized: bool
     """Whether a normalization hides the scale of the chain's output."""
 

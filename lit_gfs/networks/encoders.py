@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
-from lit_gfs.networks.components import require_choice
+from lit_gfs.networks.components import activation_gain, make_activation, require_choice, require_slope
 from lit_gfs.utils.memory import require_memory
 
 ImageNorm = Literal["layer", "none"]
@@ -29,6 +29,9 @@ class Encoder(nn.Module):
 
     out_features: int
     """Number of features per observation."""
+
+    gain: float = math.sqrt(2)
+    """Gain of orthogonal layers in front of the activation."""
 
     def __init__(self, observation_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -81,6 +84,7 @@ class PixelEncoder(Encoder):
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
         norm: Normalization after each convolution.
+        negative_slope: Slope of the activation below 0, from 0 (ReLU) to 1.
 
     Raises:
         UserError: If the observations are not images or are too small, or the normalization is unknown.
@@ -92,10 +96,14 @@ class PixelEncoder(Encoder):
     convolutions: nn.Module
     """Maps ``(batch, channels, height, width)`` to ``(batch, features, rows, columns)``."""
 
-    def __init__(self, observation_shape: tuple[int, ...], norm: ImageNorm = "none") -> None:
+    def __init__(
+        self, observation_shape: tuple[int, ...], norm: ImageNorm = "none", negative_slope: float = 0.0
+    ) -> None:
         super().__init__(observation_shape)
         name = type(self).__name__
         require_choice(name, "norm", norm, ImageNorm)
+        require_slope(name, negative_slope)
+        self.gain = activation_gain("leaky_relu", negative_slope)
         if len(observation_shape) != 3:
             raise UserError(
                 f"{name} reads images (channels, height, width), but the observations have shape "
@@ -133,6 +141,7 @@ class NatureCNN(PixelEncoder):
     Args:
         observation_shape: ``(channels, height, width)``; stacked frames are channels.
         norm: Normalization after each convolution, before its activation.
+        negative_slope: Slope of the activation below 0, from 0 (ReLU) to 1.
 
     Raises:
         UserError: If the observations are not images or are smaller than 36 x 36, or the normalization is
@@ -141,15 +150,17 @@ class NatureCNN(PixelEncoder):
 
     smallest_image = 36
 
-    def __init__(self, observation_shape: tuple[int, ...], norm: ImageNorm = "none") -> None:
-        super().__init__(observation_shape, norm)
+    def __init__(
+        self, observation_shape: tuple[int, ...], norm: ImageNorm = "none", negative_slope: float = 0.0
+    ) -> None:
+        super().__init__(observation_shape, norm, negative_slope)
         self.convolutions = nn.Sequential(
             *_normalized(nn.Conv2d(observation_shape[0], 32, kernel_size=8, stride=4), norm),
-            nn.ReLU(),
+            _rectifier(negative_slope),
             *_normalized(nn.Conv2d(32, 64, kernel_size=4, stride=2), norm),
-            nn.ReLU(),
+            _rectifier(negative_slope),
             *_normalized(nn.Conv2d(64, 64, kernel_size=3, stride=1), norm),
-            nn.ReLU(),
+            _rectifier(negative_slope),
         )
         self.out_features = self._count_features()
 
@@ -161,6 +172,7 @@ class MinAtarCNN(PixelEncoder):
         observation_shape: ``(channels, height, width)``, at least 3 x 3.
         channels: Output channels.
         norm: Normalization after the convolution, before its activation.
+        negative_slope: Slope of the activation below 0, from 0 (ReLU) to 1.
 
     Raises:
         UserError: If the observations are not images or are smaller than 3 x 3, the number of channels is not
@@ -170,9 +182,13 @@ class MinAtarCNN(PixelEncoder):
     smallest_image = 3
 
     def __init__(
-        self, observation_shape: tuple[int, ...], channels: int = 16, norm: ImageNorm = "none"
+        self,
+        observation_shape: tuple[int, ...],
+        channels: int = 16,
+        norm: ImageNorm = "none",
+        negative_slope: float = 0.0,
     ) -> None:
-        super().__init__(observation_shape, norm)
+        super().__init__(observation_shape, norm, negative_slope)
         if channels < 1:
             raise UserError(f"channels is {channels}; expected a whole number of at least 1")
         require_memory(
@@ -180,7 +196,7 @@ class MinAtarCNN(PixelEncoder):
         )
         self.convolutions = nn.Sequential(
             *_normalized(nn.Conv2d(observation_shape[0], channels, kernel_size=3, stride=1), norm),
-            nn.ReLU(),
+            _rectifier(negative_slope),
         )
         self.out_features = self._count_features()
 
@@ -195,6 +211,7 @@ class ImpalaCNN(PixelEncoder):
         channels: Output channels of each stage.
         width_scale: Factor on all of ``channels``.
         norm: Normalization after each convolution; in a residual block, before the addition to the stream.
+        negative_slope: Slope of the activation below 0, from 0 (ReLU) to 1.
 
     Raises:
         UserError: If the observations are not images, a number of channels is not positive, or the
@@ -207,8 +224,9 @@ class ImpalaCNN(PixelEncoder):
         channels: tuple[int, ...] = (16, 32, 32),
         width_scale: int = 1,
         norm: ImageNorm = "none",
+        negative_slope: float = 0.0,
     ) -> None:
-        super().__init__(observation_shape, norm)
+        super().__init__(observation_shape, norm, negative_slope)
         widths = [width_scale * count for count in channels]
         if not widths or min(widths) < 1:
             raise UserError(
@@ -221,19 +239,20 @@ class ImpalaCNN(PixelEncoder):
             4 * weights,
         )
         stages = [
-            _impala_stage(before, after, norm) for before, after in pairwise([observation_shape[0], *widths])
+            _impala_stage(before, after, norm, negative_slope)
+            for before, after in pairwise([observation_shape[0], *widths])
         ]
-        self.convolutions = nn.Sequential(*stages, nn.ReLU())
+        self.convolutions = nn.Sequential(*stages, _rectifier(negative_slope))
         self.out_features = self._count_features()
 
 
 class _ImpalaBlock(nn.Module):
-    def __init__(self, channels: int, norm: ImageNorm) -> None:
+    def __init__(self, channels: int, norm: ImageNorm, negative_slope: float) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            nn.ReLU(),
+            _rectifier(negative_slope),
             *_normalized(nn.Conv2d(channels, channels, kernel_size=3, padding=1), norm),
-            nn.ReLU(),
+            _rectifier(negative_slope),
             *_normalized(nn.Conv2d(channels, channels, kernel_size=3, padding=1), norm),
         )
 
@@ -241,13 +260,17 @@ class _ImpalaBlock(nn.Module):
         return images + self.branch(images)
 
 
-def _impala_stage(in_channels: int, out_channels: int, norm: ImageNorm) -> nn.Module:
+def _impala_stage(in_channels: int, out_channels: int, norm: ImageNorm, negative_slope: float) -> nn.Module:
     return nn.Sequential(
         *_normalized(nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1), norm),
         nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-        _ImpalaBlock(out_channels, norm),
-        _ImpalaBlock(out_channels, norm),
+        _ImpalaBlock(out_channels, norm, negative_slope),
+        _ImpalaBlock(out_channels, norm, negative_slope),
     )
+
+
+def _rectifier(negative_slope: float) -> nn.Module:
+    return make_activation("leaky_relu", negative_slope) if negative_slope else nn.ReLU()
 
 
 def _normalized(convolution: nn.Conv2d, norm: ImageNorm) -> list[nn.Module]:

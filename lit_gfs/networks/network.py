@@ -18,7 +18,7 @@ TrunkFactory = Callable[[int], Trunk]
 """A function from the number of encoder features to a trunk; in YAML a ``class_path`` with ``init_args``."""
 
 Initialization = Literal["orthogonal", "torch"]
-"""``orthogonal``: gain sqrt(2) and zero biases; ``torch``: the default of each PyTorch layer."""
+"""``orthogonal``: zero biases and gain sqrt(2), less for leaky ReLUs; ``torch``: PyTorch's defaults."""
 
 
 class Network(nn.Module):
@@ -42,7 +42,8 @@ class Network(nn.Module):
         self.encoder = (encoder or default_encoder)(observation_shape)
         self.trunk = trunk(self.encoder.out_features)
         if initialization == "orthogonal":
-            orthogonal_(self)
+            orthogonal_(self.encoder, self.encoder.gain)
+            orthogonal_(self.trunk, self.trunk.gain)
 
     @property
     def out_features(self) -> int:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
 from lit_gfs.networks.branch_factors import BranchFactor, make_branch_factor
-from lit_gfs.networks.components import Activation, Norm, make_activation, make_norm, require_choice
+from lit_gfs.networks.components import (
+    DEFAULT_SLOPE,
+    Activation,
+    Norm,
+    activation_gain,
+    make_activation,
+    make_norm,
+    require_choice,
+    require_slope,
+)
 from lit_gfs.utils.memory import require_memory
 
 LARGEST_DEPTH = 10_000
@@ -27,9 +38,10 @@ class Trunk(nn.Module):
         width: Number of hidden units.
         norm: Normalization over features.
         activation: Activation function.
+        negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1; other activations have none.
 
     Raises:
-        UserError: If an argument is out of range.
+        UserError: If an argument is out of range, or there is a slope without a leaky ReLU.
     """
 
     smallest_depth = 1
@@ -38,7 +50,18 @@ class Trunk(nn.Module):
     out_features: int
     """Number of output features."""
 
-    def __init__(self, in_features: int, depth: int, width: int, norm: Norm, activation: Activation) -> None:
+    gain: float = math.sqrt(2)
+    """Gain of orthogonal layers in front of the activation."""
+
+    def __init__(
+        self,
+        in_features: int,
+        depth: int,
+        width: int,
+        norm: Norm,
+        activation: Activation,
+        negative_slope: float = DEFAULT_SLOPE,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if depth < self.smallest_depth:
@@ -51,6 +74,13 @@ class Trunk(nn.Module):
         require_memory(f"weights of {name} with depth {depth} and width {width}", 4 * weights)
         require_choice(name, "norm", norm, Norm)
         require_choice(name, "activation", activation, Activation)
+        require_slope(name, negative_slope)
+        if activation != "leaky_relu" and negative_slope != DEFAULT_SLOPE:
+            raise UserError(
+                f"{name} has negative_slope {negative_slope}, but its activation is {activation}; expected "
+                "activation leaky_relu"
+            )
+        self.gain = activation_gain(activation, negative_slope)
         self.in_features = in_features
         self.out_features = width if depth else in_features
         self.depth = depth
@@ -66,6 +96,7 @@ class PlainTrunk(Trunk):
         width: Number of units of each layer.
         norm: Normalization over features, before each activation.
         activation: Activation function.
+        negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1.
 
     Raises:
         UserError: If an argument is out of range.
@@ -80,13 +111,14 @@ class PlainTrunk(Trunk):
         width: int = 64,
         norm: Norm = "none",
         activation: Activation = "relu",
+        negative_slope: float = DEFAULT_SLOPE,
     ) -> None:
-        super().__init__(in_features, depth, width, norm, activation)
+        super().__init__(in_features, depth, width, norm, activation, negative_slope)
         self.layers = nn.Sequential()
         for index in range(depth):
             self.layers.append(nn.Linear(width if index else in_features, width))
             self.layers.append(make_norm(norm, width))
-            self.layers.append(make_activation(activation))
+            self.layers.append(make_activation(activation, negative_slope))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
@@ -101,15 +133,21 @@ class ResidualBranch(nn.Module):
         norm: Normalization over features, before the first layer.
         activation: Activation function between the layers.
         factor: Multiplies the output; ``None`` is the identity.
+        negative_slope: Slope of ``leaky_relu`` below 0.
     """
 
     def __init__(
-        self, width: int, norm: Norm, activation: Activation, factor: nn.Module | None = None
+        self,
+        width: int,
+        norm: Norm,
+        activation: Activation,
+        factor: nn.Module | None = None,
+        negative_slope: float = DEFAULT_SLOPE,
     ) -> None:
         super().__init__()
         self.norm = make_norm(norm, width)
         self.first = nn.Linear(width, width)
-        self.activation = make_activation(activation)
+        self.activation = make_activation(activation, negative_slope)
         self.second = nn.Linear(width, width)
         self.factor = factor or nn.Identity()
 
@@ -135,6 +173,7 @@ class ResidualTrunk(Trunk):
         activation: Activation function.
         branch_factor: Factor on the output of each of L branches: 1 (``none``), L^-1/2 (``inverse_sqrt``),
             L^-1 (``inverse``), or a trained number that starts at 0 (``trained``, ReZero).
+        negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1.
 
     Raises:
         UserError: If an argument is out of range.
@@ -148,16 +187,17 @@ class ResidualTrunk(Trunk):
         norm: Norm = "none",
         activation: Activation = "relu",
         branch_factor: BranchFactor = "none",
+        negative_slope: float = DEFAULT_SLOPE,
     ) -> None:
-        super().__init__(in_features, depth, width, norm, activation)
+        super().__init__(in_features, depth, width, norm, activation, negative_slope)
         require_choice(type(self).__name__, "branch_factor", branch_factor, BranchFactor)
         self.input = nn.Linear(in_features, width)
         count = (depth - 1) // 2
         self.branches = nn.ModuleList(
-            ResidualBranch(width, norm, activation, make_branch_factor(branch_factor, count))
+            ResidualBranch(width, norm, activation, make_branch_factor(branch_factor, count), negative_slope)
             for _ in range(count)
         )
-        self.output = _closing_layers(depth, width, norm, activation)
+        self.output = _closing_layers(depth, width, norm, activation, negative_slope)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
@@ -175,15 +215,21 @@ class MultiSkipBranch(nn.Module):
         norm: Normalization over features, after each linear layer.
         activation: Activation function before each linear layer.
         factor: Multiplies the output; ``None`` is the identity.
+        negative_slope: Slope of ``leaky_relu`` below 0.
     """
 
     def __init__(
-        self, width: int, norm: Norm, activation: Activation, factor: nn.Module | None = None
+        self,
+        width: int,
+        norm: Norm,
+        activation: Activation,
+        factor: nn.Module | None = None,
+        negative_slope: float = DEFAULT_SLOPE,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential()
         for _ in range(2):
-            self.layers.append(make_activation(activation))
+            self.layers.append(make_activation(activation, negative_slope))
             self.layers.append(nn.Linear(width, width))
             self.layers.append(make_norm(norm, width))
         self.factor = factor or nn.Identity()
@@ -212,6 +258,7 @@ class MultiSkipTrunk(Trunk):
             each closing activation.
         activation: Activation function.
         branch_factor: Factor on the output of each branch F, as in `ResidualTrunk`; not on the skips.
+        negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1.
 
     Raises:
         UserError: If an argument is out of range.
@@ -227,16 +274,17 @@ class MultiSkipTrunk(Trunk):
         norm: Norm = "layer",
         activation: Activation = "relu",
         branch_factor: BranchFactor = "none",
+        negative_slope: float = DEFAULT_SLOPE,
     ) -> None:
-        super().__init__(in_features, depth, width, norm, activation)
+        super().__init__(in_features, depth, width, norm, activation, negative_slope)
         require_choice(type(self).__name__, "branch_factor", branch_factor, BranchFactor)
         self.input = nn.Sequential(nn.Linear(in_features, width), make_norm(norm, width))
         count = (depth - 1) // 2
         self.branches = nn.ModuleList(
-            MultiSkipBranch(width, norm, activation, make_branch_factor(branch_factor, count))
+            MultiSkipBranch(width, norm, activation, make_branch_factor(branch_factor, count), negative_slope)
             for _ in range(count)
         )
-        self.output = _closing_layers(depth, width, norm, activation)
+        self.output = _closing_layers(depth, width, norm, activation, negative_slope)
         self.register_buffer("skip_scale", torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -259,6 +307,7 @@ class DenseTrunk(Trunk):
         width: Number of units of each layer.
         norm: Normalization over features, before each activation.
         activation: Activation function.
+        negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1.
 
     Raises:
         UserError: If an argument is out of range.
@@ -271,13 +320,14 @@ class DenseTrunk(Trunk):
         width: int = 64,
         norm: Norm = "none",
         activation: Activation = "relu",
+        negative_slope: float = DEFAULT_SLOPE,
     ) -> None:
-        super().__init__(in_features, depth, width, norm, activation)
+        super().__init__(in_features, depth, width, norm, activation, negative_slope)
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(in_features + (width if index else 0), width),
                 make_norm(norm, width),
-                make_activation(activation),
+                make_activation(activation, negative_slope),
             )
             for index in range(depth)
         )
@@ -290,9 +340,13 @@ class DenseTrunk(Trunk):
         return hidden
 
 
-def _closing_layers(depth: int, width: int, norm: Norm, activation: Activation) -> nn.Sequential:
+def _closing_layers(
+    depth: int, width: int, norm: Norm, activation: Activation, negative_slope: float
+) -> nn.Sequential:
     """Build the layers after the branches; an even depth needs one more linear layer."""
-    closing = nn.Sequential(make_norm(norm, width), make_activation(activation))
+    closing = nn.Sequential(make_norm(norm, width), make_activation(activation, negative_slope))
     if depth % 2 == 0:
-        closing.extend([nn.Linear(width, width), make_norm(norm, width), make_activation(activation)])
+        closing.extend(
+            [nn.Linear(width, width), make_norm(norm, width), make_activation(activation, negative_slope)]
+        )
     return closing

@@ -32,6 +32,28 @@ def test_a_chain_computes_a_linear_isometry(depth: int, activation: str) -> None
     assert len(report.mirrored) == depth
 
 
+@pytest.mark.parametrize("slope", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_a_leaky_chain_computes_a_linear_isometry_too(depth: int, slope: float) -> None:
+    trunk = PlainTrunk(8, depth, 16, activation="leaky_relu", negative_slope=slope)
+    module = nn.Sequential(trunk, LinearHead(16, 8, gain=1.0))
+
+    report = path_sensitive_(module, torch.zeros(1, 8), mirrored=True)
+
+    matrix = module(torch.eye(8)).T.detach()
+    inputs = 3 * torch.randn(32, 8)
+    torch.testing.assert_close(module(inputs), inputs @ matrix.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(8), rtol=1e-4, atol=1e-4)
+    assert len(report.mirrored) == depth
+
+
+def test_an_absolute_value_cannot_be_mirrored() -> None:
+    module = nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(-1.0), nn.Linear(8, 2))
+
+    with pytest.raises(UserError, match="needs a plain chain"):
+        path_sensitive_(module, torch.zeros(1, 8), mirrored=True)
+
+
 def test_weights_are_mirrored_blocks() -> None:
     module = nn.Sequential(PlainTrunk(8, 2, 16), LinearHead(16, 3, gain=0.5))
 

@@ -124,6 +124,35 @@ def test_layers_without_an_activation_behind_them_have_gain_one() -> None:
     torch.testing.assert_close(product @ product.T, 2 * torch.eye(8))
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["module", "trained"])
+def test_layers_before_leaky_rectifiers_keep_the_scale(kind: str, slope: float) -> None:
+    def activation() -> nn.Module:
+        return nn.LeakyReLU(slope) if kind == "module" else nn.PReLU(init=slope)
+
+    module = nn.Sequential(*(part for _ in range(20) for part in (nn.Linear(256, 256), activation())))
+    inputs = torch.randn(64, 256)
+
+    path_sensitive_(module, inputs[:1])
+
+    weight = module[0].weight.detach()
+    torch.testing.assert_close(weight @ weight.T, 2 / (1 + slope**2) * torch.eye(256), rtol=1e-4, atol=1e-4)
+    assert 0.3 < float(module(inputs).detach().square().mean()) < 3
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.5])
+@pytest.mark.parametrize("trunk", BOUNDS, ids=lambda trunk: trunk.__name__)
+def test_gradients_and_signals_keep_their_size_with_leaky_slopes(trunk: type, slope: float) -> None:
+    torch.manual_seed(0)
+    module = trunk(64, 16, 64, "none", activation="leaky_relu", negative_slope=slope)
+    path_sensitive_(module, torch.zeros(1, 64))
+
+    ratio, size = spread(module, torch.randn(128, 64), 0)
+
+    assert ratio <= BOUNDS[trunk]
+    assert 0.1 <= size <= 2
+
+
 def test_heads_keep_their_own_gain() -> None:
     module = nn.Sequential(PlainTrunk(4, 2, 8), LinearHead(8, 3, gain=0.01))
 

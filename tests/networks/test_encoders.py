@@ -15,6 +15,8 @@ from lit_gfs.networks import (
     ImpalaCNN,
     MinAtarCNN,
     NatureCNN,
+    Network,
+    PlainTrunk,
     VectorEncoder,
     default_encoder,
     named_layers,
@@ -284,3 +286,21 @@ def test_minatar_refuses_channels_that_are_not_positive() -> None:
 def test_observations_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected observations .*got \(7, 4\)"):
         VectorEncoder((5,))(torch.zeros(7, 4))
+
+
+@pytest.mark.parametrize("build", [NatureCNN, ImpalaCNN, MinAtarCNN])
+def test_a_leaky_encoder_has_its_slope_everywhere_and_the_gain_of_it(build: type[Encoder]) -> None:
+    relu = build((4, 36, 36))
+    network = Network((4, 36, 36), partial(build, negative_slope=0.5), PlainTrunk, "orthogonal")
+
+    slopes = [each.negative_slope for each in network.encoder.modules() if isinstance(each, nn.LeakyReLU)]
+
+    assert slopes == [0.5] * sum(isinstance(each, nn.ReLU) for each in relu.modules())
+    assert not any(isinstance(each, nn.ReLU) for each in network.encoder.modules())
+    for part, gain in ((network.encoder, 1.6**0.5), (network.trunk, 2**0.5)):
+        for layer in part.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                singular = torch.linalg.svdvals(layer.weight.detach().flatten(1))
+                torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=0)
+    with pytest.raises(UserError, match=r"negative_slope 2\.0; expected a number from 0 to 1"):
+        build((4, 36, 36), negative_slope=2.0)

@@ -270,3 +270,24 @@ def test_the_command_line_configures_all_but_the_input(name: str) -> None:
     assert (type(trunk).__name__, trunk.in_features, trunk.depth, trunk.width) == (name, 5, 3, 8)
     assert any(isinstance(module, nn.RMSNorm) for module in trunk.modules())
     assert any(isinstance(module, nn.ELU) for module in trunk.modules())
+
+
+@pytest.mark.parametrize("build", TRUNKS)
+def test_a_leaky_trunk_has_its_slope_everywhere(build: type[Trunk]) -> None:
+    trunk = build(5, depth=8, width=8, activation="leaky_relu", negative_slope=0.5)
+    relu = build(5, depth=8, width=8)
+
+    slopes = [layer.negative_slope for layer in trunk.modules() if isinstance(layer, nn.LeakyReLU)]
+
+    assert slopes == [0.5] * sum(isinstance(layer, nn.ReLU) for layer in relu.modules())
+    assert not any(isinstance(layer, nn.ReLU) for layer in trunk.modules())
+    assert (trunk.gain, relu.gain) == (pytest.approx((2 / 1.25) ** 0.5), 2**0.5)
+
+
+def test_a_slope_is_between_0_and_1_and_belongs_to_a_leaky_relu() -> None:
+    with pytest.raises(
+        UserError, match=r"PlainTrunk has negative_slope -0\.1; expected a number from 0 to 1"
+    ):
+        PlainTrunk(5, activation="leaky_relu", negative_slope=-0.1)
+    with pytest.raises(UserError, match=r"negative_slope 0\.5, but its activation is relu; expected activ"):
+        PlainTrunk(5, negative_slope=0.5)
