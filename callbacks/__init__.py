@@ -6,6 +6,7 @@ from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.path_init import PathSensitiveInit
 from lit_gfs.callbacks.representation import RepresentationMonitor
@@ -16,6 +17,7 @@ __all__ = [
     "EMAWeights",
     "GradientFlowMonitor",
     "GradientNormalization",
+    "LayerwiseLearningRates",
     "NaNGuard",
     "PathSensitiveInit",
     "RepresentationMonitor",

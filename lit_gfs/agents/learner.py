@@ -19,6 +19,7 @@ from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.metrics.recorded_means import RecordedMeans
 from lit_gfs.networks import EncoderFactory, Initialization, PlainTrunk, TrunkFactory, named_layers
 from lit_gfs.optim.factory import OptimizerFactory
+from lit_gfs.optim.layer_rates import base_rate
 from lit_gfs.runs.exact_resume import ExactResume
 from lit_gfs.runs.resume_checks import require_same_class
 from lit_gfs.utils.lightning_overhead import LeanModule, drop_empty_hooks
@@ -155,8 +156,11 @@ class Learner(LeanModule):
             self.recorded.add(values)
 
     def schedule_values(self) -> dict[str, float]:
-        """Return the learning rates, for ``schedule/*``; those of further optimizers are numbered."""
-        rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
+        """Return the learning rates, for ``schedule/*``; those of further optimizers are numbered.
+
+        A rate is without the factors that `LayerwiseLearningRates` gives to layers.
+        """
+        rates = [base_rate(optimizer.param_groups[0]) for optimizer in self.trainer.optimizers]
         names = ["learning_rate", *(f"learning_rate_{index}" for index in range(1, len(rates)))]
         return {f"schedule/{name}": rate for name, rate in zip(names, rates, strict=False)}
 

@@ -279,14 +279,14 @@ def _draw_biases_(
     module: nn.Module, chosen: set[nn.Parameter], names: dict[nn.Parameter, str], largest: float
 ) -> list[str]:
     """Draw the biases of layers uniformly; return the names of those that have trainable biases."""
-    drawn: dict[nn.Parameter, str] = {}
+    drawn: dict[Tensor, str] = {}
     for layer in module.modules():
         if isinstance(layer, LAYERS) and _has_one_of(chosen, layer):
             bias = layer.bias
             if bias is not None and bias.requires_grad and bias not in drawn:
                 # On the CPU, for the same biases on every device.
                 bias.copy_(torch.empty(bias.shape).uniform_(-largest, largest))
-                drawn[bias] = names[layer.weight]
+                drawn[bias] = names[cast(nn.Parameter, layer.weight)]
     return list(drawn.values())
 
 

@@ -12,15 +12,18 @@ BranchFactor = Literal["none", "inverse_sqrt", "inverse", "trained"]
 
 
 class ConstantFactor(nn.Module):
-    """Multiplies by a constant.
+    """Multiplies by the constant L^-exponent.
 
     Args:
-        value: The constant.
+        branches: L, the number of branches of the network.
+        exponent: 1/2 or 1.
     """
 
-    def __init__(self, value: float) -> None:
+    def __init__(self, branches: int, exponent: float) -> None:
         super().__init__()
-        self.value = value
+        self.branches = branches
+        self.exponent = exponent
+        self.value = branches**-exponent
 
     def forward(self, residual: Tensor) -> Tensor:
         """Scale a residual of any shape."""
@@ -28,7 +31,7 @@ class ConstantFactor(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the constant."""
-        return f"{self.value:g}"
+        return f"{self.branches}^-{self.exponent:g}"
 
 
 class TrainedFactor(nn.Module):
@@ -62,4 +65,4 @@ def make_branch_factor(kind: BranchFactor, branches: int) -> nn.Module:
         return TrainedFactor()
     if kind == "none":
         return nn.Identity()
-    return ConstantFactor(branches**-0.5 if kind == "inverse_sqrt" else 1 / branches)
+    return ConstantFactor(branches, 0.5 if kind == "inverse_sqrt" else 1.0)
