@@ -282,11 +282,10 @@ class PathNetwork(TorchFunctionMode):
     def _note_branch(self, first: Energy, second: Energy) -> None:
         """Note the end of a branch: the summand with more layers on its longest path.
 
-        The other summand goes around the branch: it is the stream, or a layer that projects the stream. A
-        summand without energy is no branch to be noted, as it is shut by a factor of 0 already.
+        The other summand goes around the branch: it is the stream, or a layer that projects the stream.
         """
         branch = max(first, second, key=lambda summand: summand.depth)
-        if first.depth != second.depth and branch.end is not None and bool(_plain(branch).sum() > 0):
+        if first.depth != second.depth and branch.end is not None:
             self.branch_ends.append(branch.end)
 
     def _concatenation(self, func: Callable[..., Any], tensors: Iterable[Tensor], dim: int = 0) -> Any:

@@ -251,7 +251,10 @@ def _energy_shares(ends: list[End], factors: list[Tensor]) -> Tensor:
 
 
 def _branch_ends(network: PathNetwork, optional: Collection[nn.Parameter]) -> list[BranchEnd]:
-    """Return the ends of branches whose last layer is optional, and is the last in each of its calls."""
+    """Return the ends of branches whose last layer is optional, and is the last in each of its calls.
+
+    A branch that a factor of 0 shuts has no energy, so its layers are not optional.
+    """
     calls = Counter(reading.weight for reading in network.readings)
     ends = Counter(end.layer for end in network.branch_ends)
     return [

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
 
 from lit_gfs.errors import UserError
 from lit_gfs.networks import LinearHead, MultiSkipTrunk, PlainTrunk, ResidualTrunk
-from lit_gfs.optim import Kron
+from lit_gfs.optim import Kron, MuonWithAdam
 from lit_gfs.optim.layer_positions import layer_positions
 from lit_gfs.optim.layer_rates import base_rate, rate_factors, scale_rates_
 
@@ -68,7 +68,7 @@ def test_the_rule_complete_p_follows_the_branch_factor(trunk: type, kind: str, d
         assert found.get(name, 1.0) == pytest.approx(expected), name
 
 
-@pytest.mark.parametrize("build", [Adam, SGD, RAdam, Kron])
+@pytest.mark.parametrize("build", [Adam, SGD, RAdam, Kron, MuonWithAdam])
 def test_groups_are_split_and_the_optimizer_steps_as_one_built_over_them(build: Any) -> None:
     torch.manual_seed(0)
     network = network_of()
