@@ -2,6 +2,7 @@
 
 Lightning trains networks with DQN's loss on fixed random batches: the Nature CNN on stacked frames with
 batches of 32 transitions, 12 x 384 linear layers on vectors with 128, and the quickstart's 2 x 256 with 64.
+Two more have large batches of 256: the Nature CNN with a trunk of 4 x 512, and 12 x 384 linear layers.
 Within one run, callbacks are switched on and off in turn, and each step with them is compared with the
 neighbouring step without them, so that other work on the machine affects both. The figure is the median over
 pairs of steps. A monitor measures in every step, and its cost is divided by its default interval.
@@ -43,9 +44,27 @@ from lit_gfs.utils.library_noise import silence_library_noise
 
 ACTIONS = 6
 WARMUP = 6  # steps that do not count, an even number
-SHAPES = {"nature_cnn": (4, 84, 84), "mlp_12x384": (17,), "mlp_2x256": (4,)}
-BATCH_SIZES = {"nature_cnn": 32, "mlp_12x384": 128, "mlp_2x256": 64}
-TRUNKS = {"nature_cnn": (1, 512), "mlp_12x384": (12, 384), "mlp_2x256": (2, 256)}
+SHAPES = {
+    "nature_cnn": (4, 84, 84),
+    "mlp_12x384": (17,),
+    "mlp_2x256": (4,),
+    "nature_cnn_4x512": (4, 84, 84),
+    "mlp_12x384_batch_256": (17,),
+}
+BATCH_SIZES = {
+    "nature_cnn": 32,
+    "mlp_12x384": 128,
+    "mlp_2x256": 64,
+    "nature_cnn_4x512": 256,
+    "mlp_12x384_batch_256": 256,
+}
+TRUNKS = {
+    "nature_cnn": (1, 512),
+    "mlp_12x384": (12, 384),
+    "mlp_2x256": (2, 256),
+    "nature_cnn_4x512": (4, 512),
+    "mlp_12x384_batch_256": (12, 384),
+}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MONITORS: dict[str, Callable[..., Any]] = {
     "gradient_flow": GradientFlowMonitor,
@@ -57,6 +76,13 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "temporal_clipping": lambda: [TemporalGradientClipping()],
     "gradient_normalization": lambda: [GradientNormalization()],
     "both": lambda: [TemporalGradientClipping(), GradientNormalization()],
+    "spectral_norm": lambda: [GradientNormalization(1.0, "spectral_norm")],
+    "spectral": lambda: [GradientNormalization(1.0, "spectral")],
+    "spectral_blocks": lambda: [GradientNormalization(1.0, "spectral", block=48)],
+    "clipping_and_spectral_blocks": lambda: [
+        TemporalGradientClipping(),
+        GradientNormalization(1.0, "spectral", block=48),
+    ],
 }
 
 
@@ -129,7 +155,7 @@ def make_agent(network: str) -> DQN:
     spec = EnvSpec(
         env_id=network,
         observation_shape=SHAPES[network],
-        observation_dtype="uint8" if network == "nature_cnn" else "float32",
+        observation_dtype="uint8" if network.startswith("nature_cnn") else "float32",
         num_actions=ACTIONS,
         action_low=None,
         action_high=None,

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
-from lit_gfs.gradients import GradientNormalizer
-from lit_gfs.gradients.normalization import Reference
+from lit_gfs.errors import UserError, nearest
+from lit_gfs.gradients import GradientNormalizer, SpectralNormalizer
+from lit_gfs.gradients.normalization import Reference, SpectralReference
+
+REFERENCES = (*get_args(Reference), *get_args(SpectralReference))
 
 
 class GradientNormalization(GradientIntervention):
-    """Brings the gradient norms n_l of all layers l closer together: g_l <- g_l (r / n_l)^strength.
+    """Evens out gradients before the optimizer: the norms of all layers, or the spectrum of each layer.
 
-    See `lit_gfs.gradients.GradientNormalizer` for the algorithm. Put it after `TemporalGradientClipping`, so
-    the reference r does not include spikes.
+    With a reference norm r, the norms n_l of all layers l come closer together: g_l <- g_l (r /
+    n_l)^strength; see `lit_gfs.gradients.GradientNormalizer`. With ``spectral``, all singular values of a
+    hidden matrix's gradient become 1; see `lit_gfs.gradients.SpectralNormalizer`. First layers, heads and
+    vectors then keep their gradients. Put it after `TemporalGradientClipping`, so the reference r does not
+    include spikes.
 
     It writes below ``intervention/<name>/``: ``scale``, ``smallest_scale`` and ``largest_scale``, the mean,
-    the smallest and the largest of the layers' mean factors.
+    the smallest and the largest of the layers' mean factors on the norm.
 
     Args:
-        strength: From 0 (off) to 1 (all layers get gradients of norm r).
+        strength: From 0 (off) to 1: all layers get gradients of norm r, or of singular values 1.
         reference: The reference norm r: the geometric mean over the layers, averaged over time (``running``)
             or not (``instant``); 1 (``unit``); or the norm of the layer's parameters (``weight``).
-        decay: Decay of the running reference, per optimizer step.
+            ``spectral`` evens out the spectrum of hidden matrices. ``spectral_norm`` only scales their
+            largest singular value to 1, at a small part of the price.
+        decay: Decay of the running reference, per optimizer step (``running``).
+        block: Rows of a matrix that are orthogonalized together; ``null`` for all (``spectral``). The price
+            grows with it.
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
@@ -32,24 +44,33 @@ class GradientNormalization(GradientIntervention):
 
     Example::
 
-        trainer = Trainer(callbacks=[GradientNormalization(strength=1.0)])
+        trainer = Trainer(callbacks=[GradientNormalization(strength=1.0, reference="spectral")])
     """
 
     def __init__(
         self,
         strength: float = 0.5,
-        reference: Reference = "running",
+        reference: Literal["running", "instant", "unit", "weight", "spectral", "spectral_norm"] = "running",
         decay: float = 0.99,
+        block: int | None = None,
         name: str = "gradient_normalization",
     ) -> None:
         super().__init__(name)
+        if reference not in REFERENCES:
+            raise UserError(
+                f"reference is {reference!r}; expected one of {', '.join(REFERENCES)}"
+                f"{nearest(reference, REFERENCES)}"
+            )
         self.strength = strength
-        self.reference: Reference = reference
+        self.reference = reference
         self.decay = decay
+        self.block = block
         self.make_algorithm()  # checks the arguments
 
     @override
-    def make_algorithm(self) -> GradientNormalizer:
+    def make_algorithm(self) -> GradientNormalizer | SpectralNormalizer:
+        if self.reference == "spectral" or self.reference == "spectral_norm":
+            return SpectralNormalizer(self.strength, self.reference, self.block)
         return GradientNormalizer(self.strength, self.reference, self.decay)
 
     @override

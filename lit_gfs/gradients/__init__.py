@@ -2,13 +2,14 @@
 
 from lit_gfs.gradients.clipping import PercentileClipper, TemporalClipper, ZScoreClipper
 from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
-from lit_gfs.gradients.normalization import GradientNormalizer
+from lit_gfs.gradients.normalization import GradientNormalizer, SpectralNormalizer
 
 __all__ = [
     "GradientNormalizer",
     "LayerwiseScaling",
     "PercentileClipper",
     "ScaledGradients",
+    "SpectralNormalizer",
     "TemporalClipper",
     "ZScoreClipper",
 ]

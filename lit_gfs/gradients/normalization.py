@@ -1,4 +1,4 @@
-"""Gradient normalization: bring the gradient norms of all layers closer together."""
+"""Gradient normalization: even out the norms of all layers' gradients, or the spectrum of each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from lit_gfs.errors import UserError, nearest, require_between
-from lit_gfs.gradients.layerwise import LayerwiseScaling
+from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
+from lit_gfs.gradients.spectrum import STEPS, largest_singular_value, polar_factor
+from lit_gfs.metrics.gradient_flow import LayerGradients, layer_norms
+from lit_gfs.networks.layers import is_hidden_matrix
 
 Reference = Literal["running", "instant", "unit", "weight"]
 """Reference norm: the running or the current geometric mean over the layers, 1, or the norm of the layer's
 parameters."""
+
+SpectralReference = Literal["spectral", "spectral_norm"]
+"""What a gradient's spectrum is brought to: all singular values 1, or the largest of them 1."""
 
 _MAX_FACTOR = 1e8
 """Largest factor before the exponent. A gradient smaller than this allows consists of rounding errors."""
@@ -84,3 +90,97 @@ class GradientNormalizer(LayerwiseScaling):
     def _fresh_state(self, norms: Tensor) -> dict[str, Tensor]:
         keys = ("log_reference", "steps") if self.reference == "running" else ()
         return {key: norms.new_zeros(()) for key in keys}
+
+
+class SpectralNormalizer(LayerwiseScaling):
+    """Evens out the spectrum of each hidden layer's gradient matrix: all its singular values become 1.
+
+    The gradient of a deep layer usually points in few directions: a few singular values are orders of
+    magnitude larger than the others. A step then learns from those directions alone. With ``spectral`` the
+    gradient G becomes its polar factor U V' (see `lit_gfs.gradients.spectrum.polar_factor`); at a strength
+    below 1 it becomes the mixture (1 - strength) G + strength U V'. With ``spectral_norm`` it becomes
+    G / ||G||_2^strength, whose largest singular value is 1 at full strength.
+
+    Hidden matrices are told by their shape (`lit_gfs.networks.is_hidden_matrix`); convolutions count as
+    matrices. First layers, heads and vectors keep their gradients, so clipping can act on them.
+
+    Args:
+        strength: From 0 (off) to 1.
+        reference: ``spectral`` evens out the whole spectrum; ``spectral_norm`` is cheaper, and scales it.
+        block: Rows of a matrix that are orthogonalized together; ``None`` for all rows. With b rows, the
+            price grows with b instead of with the matrix.
+        steps: Newton-Schulz steps of ``spectral``.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        reference: SpectralReference = "spectral",
+        block: int | None = None,
+        steps: int = STEPS,
+    ) -> None:
+        super().__init__()
+        require_between(0, 1, strength=strength)
+        require_between(1, 99, steps=steps)
+        if block is not None:
+            require_between(1, float("inf"), block=block)
+        self.strength = strength
+        self.reference = reference
+        self.block = block
+        self.steps = steps
+
+    @torch.no_grad()
+    def apply(self, gradients: LayerGradients, weights: LayerGradients | None = None) -> ScaledGradients:
+        """Normalize gradients in place; see `LayerwiseScaling.apply`.
+
+        The returned factors are the ratios of the layers' norms.
+        """
+        norms = layer_norms(gradients)
+        self.layers = list(gradients)
+        usable = norms.isfinite().all()
+        if norms.device.type == "cpu" and not usable:
+            return ScaledGradients(norms, torch.ones_like(norms))
+        for stack in _stacks(gradients):
+            matrices = torch.stack([gradient.flatten(1) for gradient in stack])
+            even = self._normalized(matrices)
+            if norms.device.type != "cpu":  # the device decides, so the host need not wait for it
+                even = torch.where(usable, even, matrices)
+            torch._foreach_copy_(
+                stack, [new.view_as(old) for new, old in zip(even.unbind(), stack, strict=True)]
+            )
+        changed = usable & (norms > 0)
+        scales = torch.where(changed, layer_norms(gradients) / torch.where(changed, norms, 1.0), 1.0)
+        return ScaledGradients(norms, scales)
+
+    def _normalized(self, matrices: Tensor) -> Tensor:
+        if self.reference == "spectral_norm":
+            sizes = largest_singular_value(matrices)[:, None, None]
+            factors = (1 / sizes).clamp(max=_MAX_FACTOR) ** self.strength
+            return matrices * torch.where(sizes > 0, factors, 1.0)
+        even = polar_factor(_in_blocks(matrices, self.block), self.steps).view_as(matrices)
+        return even if self.strength == 1 else matrices.lerp(even, self.strength)
+
+
+def _in_blocks(matrices: Tensor, block: int | None) -> Tensor:
+    """View matrices ``(L, rows, columns)`` as ``(L, blocks, rows of a block, columns)``.
+
+    The number of blocks is the smallest that divides the rows and leaves at most ``block`` rows in each.
+    """
+    rows = matrices.shape[1]
+    limit = rows if block is None else block
+    count = next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= limit)
+    return matrices.unflatten(1, (count, rows // count))
+
+
+def _stacks(gradients: LayerGradients) -> list[list[Tensor]]:
+    """Group the gradients of hidden matrices by shape, dtype and device, so that each group is one batch."""
+    stacks: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+    for layer in gradients.values():
+        for gradient in layer:
+            if gradient is not None and is_hidden_matrix(gradient):
+                key = (gradient.flatten(1).shape, gradient.dtype, gradient.device)
+                stacks.setdefault(key, []).append(gradient)
+    return list(stacks.values())

@@ -11,7 +11,7 @@ from lit_gfs.networks.encoders import (
     default_encoder,
 )
 from lit_gfs.networks.heads import LinearHead
-from lit_gfs.networks.layers import named_layers
+from lit_gfs.networks.layers import is_hidden_matrix, named_layers
 from lit_gfs.networks.network import EncoderFactory, Initialization, Network, TrunkFactory
 from lit_gfs.networks.normalization import RunningNorm
 from lit_gfs.networks.trunks import (
@@ -48,5 +48,6 @@ __all__ = [
     "TrunkFactory",
     "VectorEncoder",
     "default_encoder",
+    "is_hidden_matrix",
     "named_layers",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 
@@ -44,3 +44,25 @@ def named_layers(module: nn.Module) -> dict[str, nn.Module]:
             layers[name or type(module).__name__] = child
             seen.update(owned)
     return layers
+
+
+SMALLEST_HIDDEN_SIDE = 32
+"""Units on both sides from which a matrix that is not square counts as hidden."""
+
+
+def is_hidden_matrix(parameter: Tensor, smallest_side: int = SMALLEST_HIDDEN_SIDE) -> bool:
+    """Return whether a parameter is the matrix of a hidden layer, told by its shape.
+
+    A hidden layer maps features to features: its matrix is square, or both of its sides are wide. First
+    layers and heads have a side that the task sets, and it is usually small: the numbers of an observation,
+    the actions, a value.
+
+    Args:
+        parameter: Any parameter. A convolution's kernel counts as the matrix ``(out_channels, in_channels *
+            kernel positions)``.
+        smallest_side: Units that both sides of a matrix need unless it is square.
+    """
+    if parameter.ndim < 2:
+        return False
+    rows, columns = parameter.shape[0], parameter.shape[1:].numel()
+    return rows == columns > 1 or min(rows, columns) >= smallest_side

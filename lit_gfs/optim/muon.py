@@ -11,6 +11,7 @@ from torch.optim import Adam, Muon, Optimizer, RAdam
 from torch.optim.optimizer import ParamsT
 
 from lit_gfs.errors import UserError, nearest, require_between
+from lit_gfs.networks.layers import SMALLEST_HIDDEN_SIDE, is_hidden_matrix
 
 _OTHERS: dict[str, type[Adam] | type[RAdam]] = {"Adam": Adam, "RAdam": RAdam}
 
@@ -61,7 +62,7 @@ class MuonWithAdam(Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
-        smallest_side: int = 128,
+        smallest_side: int = SMALLEST_HIDDEN_SIDE,
         other: Literal["Adam", "RAdam"] = "Adam",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -143,16 +144,16 @@ def _split(params: ParamsT, smallest_side: int) -> tuple[list[dict[str, Any]], l
         members: Any = group["params"]
         parameters: list[Tensor] = [members] if isinstance(members, Tensor) else list(members)
         for chosen, part in ((True, hidden), (False, rest)):
-            if owned := [p for p in parameters if _is_hidden(p, smallest_side) == chosen]:
+            if owned := [
+                p for p in parameters if (p.dim() == 2 and is_hidden_matrix(p, smallest_side)) == chosen
+            ]:
                 part.append({**group, "params": owned})
     return hidden, rest
 
 
-def _is_hidden(parameter: Tensor, smallest_side: int) -> bool:
-    if parameter.dim() != 2:
-        return False
-    rows, columns = parameter.shape
-    return rows == columns or min(rows, columns) >= smallest_side
+def _is_for_muon(parameter: Tensor, smallest_side: int) -> bool:
+    # torch.optim.Muon takes nothing but matrices.
+    return parameter.dim() == 2 and is_hidden_matrix(parameter, smallest_side)
 
 
 def _is_of_muon(group: dict[str, Any]) -> bool:

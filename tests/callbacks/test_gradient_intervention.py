@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lit_gfs.callbacks import GradientNormalization, NaNGuard, TemporalGradientClipping
 from lit_gfs.errors import UserError
-from lit_gfs.gradients import GradientNormalizer, PercentileClipper, ZScoreClipper
+from lit_gfs.gradients import GradientNormalizer, PercentileClipper, SpectralNormalizer, ZScoreClipper
 from lit_gfs.metrics.gradient_flow import gradients_by_layer, parameters_by_layer
 from support.intervened import Net, both_interventions, fit, make_net
 from support.training import quiet_trainer, regression_batches, weights
@@ -43,8 +43,17 @@ def train_by_hand(module: Net, algorithm: Any, steps: int) -> None:
     [
         (TemporalGradientClipping(warmup=3, z_threshold=1.0), ZScoreClipper(z_threshold=1.0, warmup=3)),
         (GradientNormalization(strength=1.0), GradientNormalizer(strength=1.0)),
+        (GradientNormalization(strength=1.0, reference="spectral"), SpectralNormalizer()),
+        (
+            GradientNormalization(strength=1.0, reference="spectral", block=2),
+            SpectralNormalizer(block=2),
+        ),
+        (
+            GradientNormalization(strength=0.5, reference="spectral_norm"),
+            SpectralNormalizer(0.5, "spectral_norm"),
+        ),
     ],
-    ids=["clipping", "normalization"],
+    ids=["clipping", "normalization", "spectral", "blocks", "spectral norm"],
 )
 def test_the_callback_does_what_the_algorithm_does_without_lightning(callback, algorithm) -> None:
     module, by_hand, untouched = make_net(), make_net(), make_net()

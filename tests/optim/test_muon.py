@@ -206,7 +206,7 @@ def test_bad_arguments_are_refused(options: dict[str, Any], words: str) -> None:
 
 
 def test_a_network_without_hidden_matrices_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no hidden matrix; expected a square one.* smallest_side = 128"):
+    with pytest.raises(UserError, match=r"no hidden matrix; expected a square one.* smallest_side = 32"):
         MuonWithAdam(nn.Linear(4, 2).parameters())
 
 

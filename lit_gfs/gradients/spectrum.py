@@ -1,0 +1,107 @@
+"""The spectrum of a gradient matrix: its polar factor by Newton-Schulz steps, its largest singular value.
+
+Let a matrix have the singular value decomposition U S V'. Its *polar factor* is U V': the directions stay,
+and every singular value becomes 1. Among all steps of spectral norm 1 it is the steepest (Bernstein and
+Newhouse 2024, arXiv 2409.20325). The Muon optimizer applies it to the momentum (Jordan et al. 2024).
+
+A decomposition is slow. An odd polynomial p(X) = (a + b X X' + c (X X')^2) X acts on each singular value by
+itself, so a few such steps bring all of them close to 1 with matrix products alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+STEPS = 5
+"""Default number of polynomial steps."""
+
+_COEFFICIENTS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845749518, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945908, 0.37680408948524996),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+"""Polynomials whose composition is closest to 1 on [0.001, 1] (Amsel et al. 2025, arXiv 2505.16932)."""
+
+
+def polar_factor(matrices: Tensor, steps: int = STEPS) -> Tensor:
+    """Return the polar factors of matrices, nearly: all singular values are pushed towards 1.
+
+    A singular value s of X with s / ||X||_F of at least 0.001 ends between 0.87 and 1.13 after 5 steps, and
+    between 0.998 and 1.002 after 6. A smaller one grows about a hundredfold or more, and zero stays zero. The
+    singular vectors stay, and the result does not depend on the scale of X.
+
+    Args:
+        matrices: A batch of matrices ``(*batch, rows, columns)``, of any floating dtype.
+        steps: Number of polynomial steps.
+
+    Returns:
+        Matrices of the same shape and dtype; a zero matrix stays zero.
+    """
+    *batch, rows, columns = matrices.shape
+    stack = matrices.reshape(-1, rows, columns)
+    wide = stack.mT if rows > columns else stack
+    # The Frobenius norm is at least the largest singular value.
+    norms = torch.linalg.matrix_norm(wide, keepdim=True)
+    wide = wide / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    # Products of the small Gram matrix are cheaper if the matrix is at least twice as wide as high. They need
+    # float32, because the Gram matrix squares the singular values.
+    is_wide = 2 * wide.shape[1] <= wide.shape[2] and wide.dtype in (torch.float32, torch.float64)
+    iterate = _iterate_gram if is_wide else _iterate
+    polynomials = [_COEFFICIENTS[min(step, len(_COEFFICIENTS) - 1)] for step in range(steps)]
+    result = iterate(wide, polynomials)
+    return (result.mT if rows > columns else result).reshape(*batch, rows, columns)
+
+
+def largest_singular_value(matrices: Tensor, steps: int = 3) -> Tensor:
+    """Estimate the spectral norms of matrices by a power iteration, from below.
+
+    The iteration starts at the row of the largest norm, so it needs neither random numbers nor a memory of
+    earlier gradients. With three steps the estimate of a Gaussian matrix is about 5% too small.
+
+    Args:
+        matrices: A batch of matrices ``(*batch, rows, columns)``.
+        steps: Number of products of X' X and a vector.
+
+    Returns:
+        Estimates ``(*batch,)``, between the largest norm of a row and the largest singular value.
+    """
+    if matrices.device.type == "cpu" and matrices.ndim > 2:
+        # On a CPU, batched products of matrices and vectors take several times as long as single ones.
+        return torch.stack([largest_singular_value(matrix, steps) for matrix in matrices.unbind()])
+    largest = torch.linalg.vector_norm(matrices, dim=-1).argmax(-1)[..., None, None]
+    rows = largest.expand(*largest.shape[:-1], matrices.shape[-1])
+    vector = matrices.gather(-2, rows).mT  # (*batch, columns, 1)
+    tiny = torch.finfo(matrices.dtype).tiny
+    for _ in range(steps):
+        vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp(min=tiny)
+        vector = matrices.mT @ (matrices @ vector)
+    # For a unit vector v, ||X v||^2 = v' X' X v <= ||X' X v|| <= s_max^2.
+    return torch.linalg.vector_norm(vector, dim=(-2, -1)).sqrt()
+
+
+def _iterate(wide: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+    """Apply polynomials to matrices ``(batch, rows, columns)``: three products a step."""
+    for a, b, c in polynomials:
+        gram = wide @ wide.mT
+        even = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b XX' + c (XX')^2
+        wide = torch.baddbmm(wide, even, wide, beta=a)
+    return wide
+
+
+def _iterate_gram(wide: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+    """Do the same on the Gram matrices, ``(batch, rows, rows)``: p(X) = q(XX') X, so X is needed once."""
+    gram = wide @ wide.mT
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+    total = identity
+    for index, (a, b, c) in enumerate(polynomials):
+        even = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
+        total = even @ total if index else even
+        if index + 1 < len(polynomials):
+            gram = even @ gram @ even
+    return total @ wide

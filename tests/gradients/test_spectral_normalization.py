@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_gfs.errors import UserError
+from lit_gfs.gradients import SpectralNormalizer
+from lit_gfs.networks import is_hidden_matrix
+
+Gradients = dict[str, list[Tensor | None]]
+
+
+def gradients_of(**shapes: tuple[int, ...]) -> Gradients:
+    generator = torch.Generator().manual_seed(0)
+    return {name: [torch.randn(shape, generator=generator), torch.randn(3)] for name, shape in shapes.items()}
+
+
+def copies(gradients: Gradients) -> Gradients:
+    return {name: [None if g is None else g.clone() for g in layer] for name, layer in gradients.items()}
+
+
+def matrix(gradients: Gradients, name: str) -> Tensor:
+    gradient = gradients[name][0]
+    assert gradient is not None
+    return gradient
+
+
+def singular_values(gradient: Tensor) -> Tensor:
+    return torch.linalg.svdvals(gradient.flatten(1))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (40, 36), (33, 64), (32, 8, 3, 3), (40, 4, 3, 3, 3)])
+def test_hidden_matrices_and_convolutions_get_a_flat_spectrum(shape: tuple[int, ...]) -> None:
+    gradients = gradients_of(hidden=shape)
+
+    SpectralNormalizer(steps=7).apply(gradients)
+
+    values = singular_values(matrix(gradients, "hidden"))
+    torch.testing.assert_close(values, torch.ones_like(values), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(96, 6), (3, 96), (32, 3, 3, 3), (1, 1), (96,), ()])
+def test_first_layers_heads_and_vectors_keep_their_gradients(shape: tuple[int, ...]) -> None:
+    gradients = gradients_of(edge=shape)
+    before = copies(gradients)
+
+    SpectralNormalizer().apply(gradients)
+
+    assert torch.equal(matrix(gradients, "edge"), matrix(before, "edge"))
+    assert not is_hidden_matrix(matrix(gradients, "edge"))
+
+
+def test_layers_of_one_shape_do_not_mix() -> None:
+    together = gradients_of(a=(8, 8), b=(8, 8), c=(40, 32))
+    apart = copies(together)
+
+    SpectralNormalizer().apply(together)
+    for name, layer in apart.items():
+        SpectralNormalizer().apply({name: layer})
+
+    for name in together:
+        torch.testing.assert_close(matrix(together, name), matrix(apart, name))
+
+
+def test_blocks_are_orthogonalized_by_themselves() -> None:
+    gradients = gradients_of(hidden=(24, 24))
+
+    SpectralNormalizer(block=8, steps=8).apply(gradients)
+
+    blocks = matrix(gradients, "hidden").unflatten(0, (3, 8))
+    torch.testing.assert_close(blocks @ blocks.mT, torch.eye(8).expand(3, 8, 8), atol=1e-3, rtol=0)
+    assert singular_values(matrix(gradients, "hidden")).max() > 1.1
+
+
+@pytest.mark.parametrize(("block", "size"), [(100, 24), (24, 24), (23, 12), (7, 6), (5, 4), (1, 1)])
+def test_blocks_are_equal_and_at_most_as_large_as_asked_for(block: int, size: int) -> None:
+    gradients = gradients_of(hidden=(24, 24))
+
+    SpectralNormalizer(block=block, steps=8).apply(gradients)
+
+    blocks = matrix(gradients, "hidden").unflatten(0, (-1, size))
+    torch.testing.assert_close(
+        blocks @ blocks.mT, torch.eye(size).expand_as(blocks @ blocks.mT), atol=1e-3, rtol=0
+    )
+
+
+def test_a_strength_below_1_mixes() -> None:
+    gradients, full = gradients_of(hidden=(8, 8)), gradients_of(hidden=(8, 8))
+    before = copies(gradients)
+
+    SpectralNormalizer(strength=0.25).apply(gradients)
+    SpectralNormalizer().apply(full)
+
+    expected = 0.75 * matrix(before, "hidden") + 0.25 * matrix(full, "hidden")
+    torch.testing.assert_close(matrix(gradients, "hidden"), expected)
+
+
+@pytest.mark.parametrize("reference", ["spectral", "spectral_norm"])
+def test_strength_0_changes_nothing(reference) -> None:
+    gradients = gradients_of(hidden=(8, 8))
+    before = copies(gradients)
+
+    SpectralNormalizer(0.0, reference).apply(gradients)
+
+    assert torch.equal(matrix(gradients, "hidden"), matrix(before, "hidden"))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_the_spectral_norm_scales_and_keeps_directions(strength: float) -> None:
+    gradients = gradients_of(hidden=(32, 8, 2, 2))
+    before = copies(gradients)
+
+    SpectralNormalizer(strength, "spectral_norm").apply(gradients)
+
+    largest = singular_values(matrix(before, "hidden"))[0]
+    assert float(singular_values(matrix(gradients, "hidden"))[0]) == pytest.approx(
+        float(largest) ** (1 - strength), rel=0.15
+    )
+    ratios = matrix(gradients, "hidden") / matrix(before, "hidden")
+    torch.testing.assert_close(ratios, torch.full_like(ratios, float(ratios.mean())))
+
+
+@pytest.mark.parametrize("reference", ["spectral", "spectral_norm"])
+def test_zero_gradients_and_missing_ones_stay(reference) -> None:
+    gradients: Gradients = {"zero": [torch.zeros(8, 8)], "none": [None], "other": [torch.eye(8) * 3]}
+
+    done = SpectralNormalizer(reference=reference).apply(gradients)
+
+    assert torch.equal(matrix(gradients, "zero"), torch.zeros(8, 8))
+    assert gradients["none"] == [None]
+    assert done.scales[:2].tolist() == [1.0, 1.0]
+    assert float(done.scales[2]) == pytest.approx(1 / 3, rel=0.13)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_nothing_changes_if_a_gradient_is_not_finite(value: float, place: int) -> None:
+    gradients = gradients_of(first=(8, 8), second=(8, 8))
+    spoiled = gradients["second"][place]
+    assert spoiled is not None
+    spoiled.view(-1)[0] = value
+    before = copies(gradients)
+
+    done = SpectralNormalizer().apply(gradients)
+
+    assert torch.equal(matrix(gradients, "first"), matrix(before, "first"))
+    assert done.scales.tolist() == [1.0, 1.0]
+
+
+def test_factors_are_the_ratios_of_the_norms() -> None:
+    gradients = gradients_of(hidden=(8, 8), edge=(8, 3))
+    before = copies(gradients)
+
+    done = SpectralNormalizer().apply(gradients)
+
+    def norm(layers: Gradients) -> Tensor:
+        return torch.cat([g.flatten() for g in layers["hidden"] if g is not None]).norm()
+
+    assert float(done.scales[0]) == pytest.approx(float(norm(gradients) / norm(before)), rel=1e-5)
+    assert float(done.scales[1]) == 1.0
+    assert float(done.norms[0]) == pytest.approx(float(norm(before)), rel=1e-5)
+
+
+def test_gradients_of_several_dtypes_work_together() -> None:
+    gradients: Gradients = {"a": [torch.randn(8, 8, dtype=torch.float64)], "b": [torch.randn(8, 8)]}
+
+    SpectralNormalizer(steps=7).apply(gradients)
+
+    for name, dtype in (("a", torch.float64), ("b", torch.float32)):
+        assert matrix(gradients, name).dtype == dtype
+        assert float(singular_values(matrix(gradients, name)).min()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"strength": 1.5}, "strength"), ({"block": 0}, "block"), ({"steps": 0}, "steps")],
+)
+def test_arguments_out_of_range_are_refused(options: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        SpectralNormalizer(**options)  # type: ignore[arg-type]

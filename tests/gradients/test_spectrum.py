@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_gfs.gradients.spectrum import largest_singular_value, polar_factor
+
+
+def exact(matrices: Tensor) -> Tensor:
+    """Return the polar factors by a singular value decomposition; zero singular values stay zero."""
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    return left * (values > 1e-10).to(values)[..., None, :] @ right
+
+
+def with_singular_values(values: list[float], rows: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = len(values)
+    left = torch.linalg.qr(torch.randn(rows, size, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(columns, size, generator=generator, dtype=torch.float64)).Q
+    return left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right.mT
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (3, 8, 8), (2, 5, 9), (9, 5), (2, 3, 4, 32), (32, 4), (1, 7), (7, 1)]
+)
+def test_the_polar_factor_is_that_of_the_decomposition(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    torch.testing.assert_close(polar_factor(matrices, steps=9), exact(matrices), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("steps", "error"), [(5, 0.13), (6, 0.002)])
+@pytest.mark.parametrize("columns", [6, 40])  # by products, and by Gram matrices
+def test_singular_values_over_three_orders_of_magnitude_meet_at_1(steps, error, columns) -> None:
+    values = [1.0, 0.5, 0.1, 0.01, 0.002, 0.0012]
+
+    result = torch.linalg.svdvals(polar_factor(with_singular_values(values, 6, columns), steps))
+
+    assert (result - 1).abs().max() < error
+
+
+def test_singular_vectors_stay() -> None:
+    matrix = with_singular_values([3.0, 2.0, 1.0], 5, 4)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+
+    rotated = left[:, :3].mT @ polar_factor(matrix) @ right[:3].mT
+
+    assert (rotated - torch.diag(rotated.diagonal())).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("columns", [6, 40])
+def test_a_deficient_rank_stays(columns: int) -> None:
+    matrix = with_singular_values([1.0, 0.3], 6, columns)
+
+    values = torch.linalg.svdvals(polar_factor(matrix, steps=7))
+
+    assert values[:2].tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert values[2:].max() < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e6, 1e15])
+def test_the_scale_does_not_matter(scale: float) -> None:
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
+
+    torch.testing.assert_close(polar_factor(scale * matrix), polar_factor(matrix), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 12)])
+def test_zero_stays_zero(shape: tuple[int, ...]) -> None:
+    zeros = torch.zeros(shape)
+
+    assert torch.equal(polar_factor(zeros), zeros)
+    assert torch.equal(largest_singular_value(zeros), torch.zeros(shape[:-2]))
+
+
+def test_bfloat16_is_exact_to_a_few_percent() -> None:
+    matrix = with_singular_values([1.0, 0.7, 0.5, 0.3, 0.2, 0.1], 6, 40).float()
+
+    error = polar_factor(matrix.bfloat16()).float() - polar_factor(matrix)
+
+    assert error.norm() / polar_factor(matrix).norm() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (3, 5, 9), (9, 5)])
+def test_the_spectral_norm_is_estimated_from_below(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    largest = torch.linalg.svdvals(matrices)[..., 0]
+
+    assert (largest_singular_value(matrices) <= largest + 1e-12).all()
+    assert (largest_singular_value(matrices) >= 0.8 * largest).all()
+    torch.testing.assert_close(largest_singular_value(matrices, steps=200), largest)
+
+
+def test_the_spectral_norm_of_one_row_is_exact() -> None:
+    row = torch.tensor([[3.0, 4.0]])
+
+    assert float(largest_singular_value(row)) == pytest.approx(5.0)
+    assert float(largest_singular_value(row.mT)) == pytest.approx(5.0)
