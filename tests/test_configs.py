@@ -72,13 +72,15 @@ def test_every_recipe_trains_on_top_of(name: str, recipe: str, empty_directory: 
 
 
 # What each recipe may change: these keys and those below them.
-INTERVENTIONS = {"gfs.path_init", "gfs.temporal_clipping", "gfs.gradient_normalization"}
+INTERVENTIONS = {"gfs.path_init", "gfs.temporal_clipping", "gfs.gradient_normalization", "gfs.layer_rates"}
 CHANGES = {
     "recipes/baseline": INTERVENTIONS,
     "recipes/gfs": {*INTERVENTIONS, "trainer.gradient_clip_val"},
+    "recipes/gfs_first_order": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/multiskip_kron": {
         "model.init_args.trunk.class_path",
         "model.init_args.trunk.init_args.norm",
+        "model.init_args.trunk.init_args.branch_factor",  # plain trunks have none
         "model.init_args.optimizer",
     },
 }
@@ -389,7 +391,8 @@ def test_the_multi_skip_recipe_keeps_depth_width_and_activation(fit_parser: Argu
     agent = fit_parser.parse_args(arguments).model.init_args
 
     assert agent.trunk.class_path == "lit_gfs.networks.MultiSkipTrunk"
-    assert agent.trunk.init_args.as_dict() == {"depth": 8, "width": 64, "norm": "layer", "activation": "tanh"}
+    kept = {"depth": 8, "width": 64, "norm": "layer", "activation": "tanh"}
+    assert agent.trunk.init_args.as_dict() == {**kept, "negative_slope": 0.01, "branch_factor": "none"}
     assert agent.optimizer.class_path == "lit_gfs.optim.Kron"
     assert agent.optimizer.init_args.lr == 1.7e-4
 
@@ -434,5 +437,6 @@ def test_the_promised_configs_are_shipped() -> None:
         "pqn_minatar",
         "recipes/baseline",
         "recipes/gfs",
+        "recipes/gfs_first_order",
         "recipes/multiskip_kron",
     }
