@@ -97,11 +97,11 @@ def _iterate(wide: Tensor, polynomials: list[tuple[float, float, float]]) -> Ten
 def _iterate_gram(wide: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
     """Do the same on the Gram matrices, ``(batch, rows, rows)``: p(X) = q(XX') X, so X is needed once."""
     gram = wide @ wide.mT
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
-    total = identity
+    total: Tensor | None = None
     for index, (a, b, c) in enumerate(polynomials):
-        even = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
-        total = even @ total if index else even
+        even = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        even.diagonal(dim1=-2, dim2=-1).add_(a)  # a I + b XX' + c (XX')^2
+        total = even if total is None else even @ total
         if index + 1 < len(polynomials):
             gram = even @ gram @ even
-    return total @ wide
+    return wide if total is None else total @ wide
