@@ -77,6 +77,7 @@ CHANGES = {
     "recipes/baseline": INTERVENTIONS,
     "recipes/gfs": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/gfs_first_order": {*INTERVENTIONS, "trainer.gradient_clip_val"},
+    "recipes/gfs_ppo": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/multiskip_kron": {
         "model.init_args.trunk.class_path",
         "model.init_args.trunk.init_args.norm",
@@ -438,5 +439,6 @@ def test_the_promised_configs_are_shipped() -> None:
         "recipes/baseline",
         "recipes/gfs",
         "recipes/gfs_first_order",
+        "recipes/gfs_ppo",
         "recipes/multiskip_kron",
     }
