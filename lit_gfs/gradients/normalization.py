@@ -160,8 +160,15 @@ class SpectralNormalizer(LayerwiseScaling):
             sizes = largest_singular_value(matrices)[:, None, None]
             factors = (1 / sizes).clamp(max=_MAX_FACTOR) ** self.strength
             return matrices * torch.where(sizes > 0, factors, 1.0)
-        even = polar_factor(_in_blocks(matrices, self.block), self.steps).view_as(matrices)
+        even = polar_factor(_in_blocks(matrices, self.block), self.steps, _dtype_of_products(matrices))
+        even = even.view_as(matrices)
         return even if self.strength == 1 else matrices.lerp(even, self.strength)
+
+
+def _dtype_of_products(matrices: Tensor) -> torch.dtype:
+    """Return bfloat16 where a device multiplies it much faster than float32, else the matrices' own dtype."""
+    is_fast = matrices.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_fast and matrices.dtype == torch.float32 else matrices.dtype
 
 
 def _in_blocks(matrices: Tensor, block: int | None) -> Tensor:

@@ -29,7 +29,7 @@ _COEFFICIENTS = (
 """Polynomials whose composition is closest to 1 on [0.001, 1] (Amsel et al. 2025, arXiv 2505.16932)."""
 
 
-def polar_factor(matrices: Tensor, steps: int = STEPS) -> Tensor:
+def polar_factor(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
     """Return the polar factors of matrices, nearly: all singular values are pushed towards 1.
 
     A singular value s of X with s / ||X||_F of at least 0.001 ends between 0.87 and 1.13 after 5 steps, and
@@ -39,6 +39,8 @@ def polar_factor(matrices: Tensor, steps: int = STEPS) -> Tensor:
     Args:
         matrices: A batch of matrices ``(*batch, rows, columns)``, of any floating dtype.
         steps: Number of polynomial steps.
+        dtype: Type of the products; ``None`` for that of the matrices. In bfloat16 the result differs by a
+            few percent, less than five steps leave of the differences between singular values.
 
     Returns:
         Matrices of the same shape and dtype; a zero matrix stays zero.
@@ -49,13 +51,14 @@ def polar_factor(matrices: Tensor, steps: int = STEPS) -> Tensor:
     # The Frobenius norm is at least the largest singular value.
     norms = torch.linalg.matrix_norm(wide, keepdim=True)
     wide = wide / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    wide = wide if dtype is None else wide.to(dtype)
     # Products of the small Gram matrix are cheaper if the matrix is at least twice as wide as high. They need
     # float32, because the Gram matrix squares the singular values.
     is_wide = 2 * wide.shape[1] <= wide.shape[2] and wide.dtype in (torch.float32, torch.float64)
     iterate = _iterate_gram if is_wide else _iterate
     polynomials = [_COEFFICIENTS[min(step, len(_COEFFICIENTS) - 1)] for step in range(steps)]
     result = iterate(wide, polynomials)
-    return (result.mT if rows > columns else result).reshape(*batch, rows, columns)
+    return (result.mT if rows > columns else result).reshape(*batch, rows, columns).to(matrices.dtype)
 
 
 def largest_singular_value(matrices: Tensor, steps: int = 3) -> Tensor:
