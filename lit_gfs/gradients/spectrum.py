@@ -34,7 +34,7 @@ def polar_factor(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None
 
     A singular value s of X with s / ||X||_F of at least 0.001 ends between 0.87 and 1.13 after 5 steps, and
     between 0.998 and 1.002 after 6. A smaller one grows about a hundredfold or more, and zero stays zero. The
-    singular vectors stay, and the result does not depend on the scale of X.
+    singular vectors stay, and the result depends on the scale of X only below a norm of 1e-19.
 
     Args:
         matrices: A batch of matrices ``(*batch, rows, columns)``, of any floating dtype.
@@ -48,9 +48,10 @@ def polar_factor(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None
     *batch, rows, columns = matrices.shape
     stack = matrices.reshape(-1, rows, columns)
     wide = stack.mT if rows > columns else stack
-    # The Frobenius norm is at least the largest singular value.
+    # The Frobenius norm is at least the largest singular value. Below the lower limit its squares underflow,
+    # so a smaller divisor could turn a vanishing gradient into an infinite one.
     norms = torch.linalg.matrix_norm(wide, keepdim=True)
-    wide = wide / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    wide = wide / norms.clamp(min=torch.finfo(norms.dtype).tiny ** 0.5)
     wide = wide if dtype is None else wide.to(dtype)
     # Products of the small Gram matrix are cheaper if the matrix is at least twice as wide as high. They need
     # float32, because the Gram matrix squares the singular values.

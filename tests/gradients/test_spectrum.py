@@ -59,11 +59,19 @@ def test_a_deficient_rank_stays(columns: int) -> None:
     assert values[2:].max() < 1e-9
 
 
-@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e6, 1e15])
+@pytest.mark.parametrize("scale", [1e-17, 1e-6, 1e6, 1e15])
 def test_the_scale_does_not_matter(scale: float) -> None:
     matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
 
     torch.testing.assert_close(polar_factor(scale * matrix), polar_factor(matrix), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-30, 1e-40])
+@pytest.mark.parametrize("columns", [6, 40])
+def test_a_vanishing_matrix_stays_bounded(scale: float, columns: int) -> None:
+    matrix = scale * torch.randn(6, columns, generator=torch.Generator().manual_seed(5))
+
+    assert torch.linalg.svdvals(polar_factor(matrix)).max() < 1.2
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 3, 12)])
