@@ -19,15 +19,22 @@ Floats = NDArray[np.float64]
 STUDY = Path(__file__).resolve().parents[2] / "docs/results/control"
 RESAMPLES, SEED, SHARE, MOST_POINTS = 2_000, 0, 0.1, 100
 ENDS = {"acrobot": (-500, -80), "cartpole": (9, 500)}
-TUNED = ["pqn_acrobot", "dqn_acrobot", "pqn_cartpole", "dqn_cartpole"]
-TUNED += ["ppo_cartpole_swingup", "ppo_walker_walk"]
-HELD_OUT = ["ppo_cartpole", "ppo_cheetah_run"]
 
 
 @functools.cache
 def rows(name: str) -> list[dict[str, str]]:
     with (STUDY / name).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def runs_of_the_study() -> list[dict[str, str]]:
+    """Return the runs that were run; the study is not complete."""
+    return [run for run in rows("runs.csv") if run["status"] != "missing"]
+
+
+def tasks_run() -> list[str]:
+    """Return the tasks with runs of the recipe, in the order of the table."""
+    return list(dict.fromkeys(run["task"] for run in runs_of_the_study() if run["recipe"] == "gfs"))
 
 
 def ends(task: str) -> tuple[float, float]:
@@ -45,7 +52,9 @@ class Group:
     def __init__(self, task: str, scale: str, recipe: str) -> None:
         self.floor, self.reference = ends(task)
         wanted = (task, scale, recipe)
-        self.runs = [run for run in rows("runs.csv") if (run["task"], run["scale"], run["recipe"]) == wanted]
+        self.runs = [
+            run for run in runs_of_the_study() if (run["task"], run["scale"], run["recipe"]) == wanted
+        ]
         self.generator = np.random.default_rng([SEED, zlib.crc32("\n".join(wanted).encode())])
         self.drawn = self.draw(len(self.runs))
         scores = np.array([float(run["final_score"]) for run in self.runs])
@@ -136,19 +145,17 @@ def recomputed(tasks: list[str]) -> dict[str, list[float]]:
     for axis, name in enumerate(("speed_up", "speed_up_seconds")):
         factors = [speed_up(*pair, axis) for pair in zip(ours, own, strict=True)]
         defined = [each for each in factors if not np.isnan(each[0])]
-        figures[name] = interval(np.median(defined, axis=0), worst=0)
+        if defined:
+            figures[name] = interval(np.median(defined, axis=0), worst=0)
     return figures
 
 
 @pytest.mark.parametrize(
-    ("name", "stratum", "tasks"),
-    [
-        ("stratum", "dqn_acrobot", ["dqn_acrobot"]),
-        ("held-out tasks", "", HELD_OUT),
-        ("tuned tasks", "", TUNED),
-    ],
+    ("name", "stratum"),
+    [("stratum", "dqn_acrobot"), ("stratum", "pqn_acrobot"), ("stratum", "dqn_cartpole"), ("all tasks", "")],
 )
-def test_figures_of_the_control_study(name: str, stratum: str, tasks: list[str]) -> None:
+def test_figures_of_the_control_study(name: str, stratum: str) -> None:
+    tasks = [stratum] if stratum else tasks_run()
     summary = json.loads((STUDY / "summary.json").read_text())
     wanted = (name, stratum, "12x96", "gfs")
     (committed,) = [
@@ -169,7 +176,7 @@ def test_final_scores_and_instabilities_follow_from_the_curves() -> None:
     for row in rows("curves.csv"):
         curves[row["cell"]].append((float(row["step"]), float(row["value"])))
     unstable = 0
-    for run in rows("runs.csv"):
+    for run in runs_of_the_study():
         steps, scores = map(np.array, zip(*curves[run["cell"]], strict=True))
         assert float(run["final_score"]) == pytest.approx(scores[steps > 0.9 * steps[-1]].mean())
         start = ends(run["task"])[0]
@@ -181,10 +188,10 @@ def test_final_scores_and_instabilities_follow_from_the_curves() -> None:
         lost = np.divide(best - curve, best - start, out=np.zeros(len(curve)), where=best > start)
         assert float(run["instability"]) == pytest.approx(np.minimum(lost, 1).mean(), abs=1e-9)
         unstable += 1
-    assert 0 < unstable < len(rows("runs.csv"))
+    assert 0 < unstable < len(runs_of_the_study())
 
 
-def test_intervals_would_be_wider_if_runs_were_left_out_after_the_draw() -> None:
+def test_intervals_would_differ_if_runs_were_left_out_after_the_draw() -> None:
     ours, own = (group("dqn_acrobot", "12x96", recipe) for recipe in ("gfs", "baseline"))
 
     def figures(runs: Group) -> Floats:
@@ -192,8 +199,11 @@ def test_intervals_would_be_wider_if_runs_were_left_out_after_the_draw() -> None
         kept = [resample[~np.isnan(resample)] for resample in values[runs.drawn]]
         return np.array([trim_mean(each, 0.25) if each.size else np.nan for each in kept])
 
-    value, low, high = interval(1 - figures(ours) / figures(own), best=1)
+    _, low, high = interval(1 - figures(ours) / figures(own), best=1)
 
     page = (STUDY.parents[1] / "statistics.md").read_text()
-    assert value == pytest.approx(0.431234, rel=1e-5)
-    assert f"[{low:.0%}, {high:.0%}]" in page
+    _, *own_ends = recomputed(["dqn_acrobot"])["stability_gain"]
+    for ends_of_interval in ((low, high), own_ends):
+        # Adding 0 turns a rounded -0 into 0.
+        shown = ", ".join(f"{round(end, 2) + 0:.0%}" for end in ends_of_interval)
+        assert f"[{shown}]" in page
