@@ -126,7 +126,7 @@ class MuonWithAdam(Optimizer):
             UserError: If it is a group of neither.
         """
         if not ({"ns_steps", "betas"} & param_group.keys()):
-            raise UserError("MuonWithAdam takes no parameter group after its construction")
+            raise UserError("MuonWithAdam got another parameter group; expected all of them when it is built")
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:

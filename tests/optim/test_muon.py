@@ -212,7 +212,7 @@ def test_a_network_without_hidden_matrices_is_refused() -> None:
 
 def test_a_group_that_comes_later_is_refused() -> None:
     optimizer = MuonWithAdam(small_network().parameters())
-    with pytest.raises(UserError, match="no parameter group after its construction"):
+    with pytest.raises(UserError, match="got another parameter group; expected all of them"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
 
 
