@@ -8,9 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
-from lit_gfs.errors import UserError, nearest
 from lit_gfs.gradients import GradientNormalizer, SpectralNormalizer
-from lit_gfs.gradients.normalization import Reference, SpectralReference
+from lit_gfs.gradients.normalization import Reference, SpectralReference, require_reference
 
 REFERENCES = (*get_args(Reference), *get_args(SpectralReference))
 
@@ -56,11 +55,7 @@ class GradientNormalization(GradientIntervention):
         name: str = "gradient_normalization",
     ) -> None:
         super().__init__(name)
-        if reference not in REFERENCES:
-            raise UserError(
-                f"reference is {reference!r}; expected one of {', '.join(REFERENCES)}"
-                f"{nearest(reference, REFERENCES)}"
-            )
+        require_reference(reference, REFERENCES)
         self.strength = strength
         self.reference = reference
         self.decay = decay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -51,11 +52,7 @@ class GradientNormalizer(LayerwiseScaling):
     def __init__(self, strength: float = 0.5, reference: Reference = "running", decay: float = 0.99) -> None:
         super().__init__()
         require_between(0, 1, strength=strength, decay=decay)
-        if reference not in get_args(Reference):
-            raise UserError(
-                f"reference is {reference!r}; expected one of {', '.join(get_args(Reference))}"
-                f"{nearest(reference, get_args(Reference))}"
-            )
+        require_reference(reference, get_args(Reference))
         self.strength = strength
         self.reference = reference
         self.decay = decay
@@ -123,6 +120,7 @@ class SpectralNormalizer(LayerwiseScaling):
         steps: int = STEPS,
     ) -> None:
         super().__init__()
+        require_reference(reference, get_args(SpectralReference))
         require_between(0, 1, strength=strength)
         require_between(1, 99, steps=steps)
         if block is not None:
@@ -163,6 +161,18 @@ class SpectralNormalizer(LayerwiseScaling):
         even = polar_factor(_in_blocks(matrices, self.block), self.steps, _dtype_of_products(matrices))
         even = even.view_as(matrices)
         return even if self.strength == 1 else matrices.lerp(even, self.strength)
+
+
+def require_reference(reference: str, choices: Sequence[str]) -> None:
+    """Check a reference.
+
+    Raises:
+        UserError: If it is none of the choices.
+    """
+    if reference not in choices:
+        raise UserError(
+            f"reference is {reference!r}; expected one of {', '.join(choices)}{nearest(reference, choices)}"
+        )
 
 
 def _dtype_of_products(matrices: Tensor) -> torch.dtype:

@@ -9,8 +9,7 @@ of squared weights this is the saliency of SynFlow (Tanaka et al. 2020, arXiv 20
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_gfs.errors import UserError
+from lit_gfs.networks.example_run import call, device_of, evaluating
 
 _LINEAR = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _RECTIFIERS = ("relu", "relu6", "leaky_relu", "rrelu", "prelu", "threshold")
@@ -164,9 +164,9 @@ class PathNetwork(TorchFunctionMode):
         Raises:
             UserError: If the forward does not run on energies.
         """
-        with _evaluating(module), torch.enable_grad(), self:
+        with evaluating(module), torch.enable_grad(), self:
             try:
-                output = _call(module, tree_map(partial(_ones, device=_device(module)), example_input))
+                output = call(module, tree_map(partial(_ones, device=device_of(module)), example_input))
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
                 raise UserError(
                     f"{type(module).__name__} does not run on path energies, which path-sensitive "
@@ -347,25 +347,6 @@ def modules_run(
     return called, {reading.weight for reading in network.readings}
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Set a module to evaluation mode, and restore the mode of each submodule on exit."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
-
-
-def _call(module: nn.Module, example_input: Any) -> Any:
-    """Call a module with a tensor, a tuple of arguments or a dict of keywords."""
-    if isinstance(example_input, dict):
-        return module(**example_input)
-    return module(*example_input) if isinstance(example_input, tuple) else module(example_input)
-
-
 def _negative_slope(name: str, slope: Any = 0.01, *args: Any, **kwargs: Any) -> float:
     """Return the slope of a leaky rectifier below 0, the root mean square over channels; 0 of others."""
     if name == "leaky_relu":
@@ -381,10 +362,6 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _energy(tensor: Tensor) -> Energy:
     return tensor.as_subclass(Energy)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _ones(value: Any, device: torch.device) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lit_gfs.networks.example_run import call, device_of, evaluating
 from lit_gfs.networks.layers import own_parameters
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,8 +59,9 @@ def layer_positions(module: nn.Module, example_input: Any) -> dict[nn.Module, Po
     handles = [layer.register_forward_pre_hook(note_input, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(note_output) for layer in layers]
     try:
-        with _recorded(module), torch.enable_grad():
-            _call(module, tree_map(partial(_with_gradient, device=_device(module)), example_input))
+        # The generators forget what forward draws.
+        with evaluating(module), torch.random.fork_rng(), torch.enable_grad():
+            call(module, tree_map(partial(_with_gradient, device=device_of(module)), example_input))
     finally:
         for handle in handles:
             handle.remove()
@@ -117,26 +117,3 @@ def _with_gradient(value: Any, device: torch.device) -> Any:
     # Behind frozen layers there is a graph too then. The product is no leaf, so it may change in place.
     value = value.detach().to(device)
     return value.clone().requires_grad_() * 1 if value.is_floating_point() else value
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-
-
-def _call(module: nn.Module, example_input: Any) -> Any:
-    if isinstance(example_input, dict):
-        return module(**example_input)
-    return module(*example_input) if isinstance(example_input, tuple) else module(example_input)
-
-
-@contextmanager
-def _recorded(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and let the generators forget what it draws."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for each, training in modes:
-            each.training = training

@@ -174,8 +174,13 @@ def test_gradients_of_several_dtypes_work_together() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"strength": 1.5}, "strength"), ({"block": 0}, "block"), ({"steps": 0}, "steps")],
+    [
+        ({"strength": 1.5}, "strength"),
+        ({"block": 0}, "block"),
+        ({"steps": 0}, "steps"),
+        ({"reference": "unit"}, "reference is 'unit'; expected"),
+    ],
 )
-def test_arguments_out_of_range_are_refused(options: dict[str, float], words: str) -> None:
+def test_arguments_out_of_range_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         SpectralNormalizer(**options)  # type: ignore[arg-type]
