@@ -15,7 +15,7 @@ from lit_gfs.metrics.intervals import (
     optimality_gaps,
     probabilities_of_improvement,
 )
-from lit_gfs.study.curves import needed, own_target, speed_up
+from lit_gfs.study.curves import least_speed_up, needed, own_target, speed_up
 from lit_gfs.study.groups import Group, Stratum
 from lit_gfs.study.plan import Compare, Score
 
@@ -43,7 +43,8 @@ class Comparison(NamedTuple):
     steps_to_reach: Floats | None
     """Steps to the final score of ``own``; NaN if that did not learn, ``None`` if it has no curve."""
     speed_ups: dict[str, Floats | None]
-    """Speed-ups by name of the figure; NaN if the baseline did not learn, ``None`` without a baseline."""
+    """Speed-ups by name of the figure; NaN if the baseline whose score is to be reached did not learn,
+    ``None`` without a baseline."""
 
 
 def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, score: Score) -> Comparison:
@@ -74,11 +75,23 @@ def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, score: Sco
             if baseline is own and group.by_steps is not None:
                 steps_to_reach = np.where(target.learned, needed(group.by_steps, target.score), math.nan)
         speeds |= {name: in_steps, f"{name}_seconds": in_seconds}
+    speeds["speed_up_to_base_score"] = _to_base_score(stratum, group, own, base, score)
     # Resampled curves of a whole study would fill the memory, and no other figure needs them.
     small = [group and group._replace(by_steps=None, by_seconds=None) for group in (own, base)]
     return Comparison(
         group._replace(by_steps=None, by_seconds=None), small[0], small[1], steps_to_reach, speeds
     )
+
+
+def _to_base_score(
+    stratum: Stratum, group: Group, own: Group | None, base: Group | None, score: Score
+) -> Floats | None:
+    if own is None or base is None or not score.measures_speed:
+        return None
+    if base.by_steps is None:  # all of its runs failed
+        return np.array([math.nan])
+    target = own_target(base.by_steps, score.final_share, stratum.lowest, stratum.highest)
+    return least_speed_up(group.by_steps, own.by_steps, target)
 
 
 def size_hurts(own: Group | None, base: Group | None) -> bool | None:
@@ -141,6 +154,7 @@ def against(
         ),
         "speed_up": _median_speed_up(strata, "speed_up", own_speed),
         "speed_up_seconds": _median_speed_up(strata, "speed_up_seconds", own_speed),
+        "speed_up_to_base_score": _median_speed_up(strata, "speed_up_to_base_score", own_speed),
         "speed_up_over_base": _median_speed_up(strata, "speed_up_over_base", base_speed),
         "speed_up_over_base_seconds": _median_speed_up(strata, "speed_up_over_base_seconds", base_speed),
         "probability_of_improvement": _over(
@@ -154,6 +168,7 @@ def against(
         "stability_gain",
         "speed_up",
         "speed_up_seconds",
+        "speed_up_to_base_score",
         "probability_of_improvement",
     ]
     if scale == plan.base_scale:
@@ -250,7 +265,7 @@ def _median_speed_up(strata: Sequence[Comparison], name: str, unknown: str) -> F
     defined = [(factors, c) for factors, c in known if not math.isnan(factors[0])]
     if not defined:
         return missing("baseline did not learn" if known else unknown)
-    baselines = [c.base if "over_base" in name else c.own for _, c in defined]
+    baselines = [c.base if "base" in name else c.own for _, c in defined]
     runs = min(len(group.runs) for group in [*(c.group for _, c in defined), *baselines] if group)
     medians = np.median(np.stack([factors for factors, _ in defined]), axis=0)
     return figure(medians, runs, len(defined), worst=0.0)

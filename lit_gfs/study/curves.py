@@ -113,3 +113,24 @@ def speed_up(curve: GroupCurve | None, baseline: GroupCurve, target: Target) -> 
     own = needed(baseline, score)
     factor = np.zeros_like(own) if curve is None else own / needed(curve, score)
     return np.where(target.learned, factor, np.nan)
+
+
+def least_speed_up(curve: GroupCurve | None, baseline: GroupCurve | None, target: Target) -> Floats:
+    """Divide a baseline's steps to a score that another group set by a group's steps to it.
+
+    A baseline that never reaches the score counts as if its last step did, so the true factor may be larger.
+
+    Args:
+        curve: The group's curve; ``None`` if all its runs failed.
+        baseline: The baseline's curve against steps; ``None`` if all its runs failed.
+        target: The score, and whether the group that set it learned.
+
+    Returns:
+        Factors ``(1 + resamples,)``: 0 if the group never reaches the score, NaN if the one that set it did
+        not learn.
+    """
+    if curve is None:
+        return np.where(target.learned, 0.0, np.nan)
+    last = (curve if baseline is None else baseline).x[-1]
+    own = last if baseline is None else np.minimum(needed(baseline, target.score), last)
+    return np.where(target.learned, own / needed(curve, target.score), np.nan)

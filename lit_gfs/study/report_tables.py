@@ -82,6 +82,7 @@ def _headline_tables(summary: Summary, sets: Sequence[tuple[str, Sequence[dict[s
 _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "speed_up": ("speed-up, steps", decimals),
     "speed_up_seconds": ("speed-up, wall time", decimals),
+    "speed_up_to_base_score": ("to the small baseline's score, steps", decimals),
     "speed_up_over_base": ("over small baseline, steps", decimals),
     "speed_up_over_base_seconds": ("over small baseline, wall time", decimals),
 }
@@ -123,7 +124,9 @@ def _explanation(summary: Summary) -> str:
         "of what was learned that is lost again, averaged over the run; <i>stability gain</i>: by how much "
         "it is lower than the baseline's at the same scale. <i>Speed-up</i>: what the baseline of the same "
         "scale needs to its own final score over what the recipe needs to that score, 0 if it never gets "
-        "there; median over the tasks on which that baseline learned. <i>P(better)</i>: how likely a run "
+        "there; median over the tasks on which that baseline learned. <i>To the small baseline's score</i>: "
+        "the same with the small baseline's final score; a baseline that never gets there counts as if its "
+        "last step did. <i>P(better)</i>: how likely a run "
         f"scores higher than one of the baseline at the same scale. {remark}"
     )
 
@@ -159,6 +162,7 @@ def _headline_rows(summary: Summary, rows: Sequence[dict[str, Any]]) -> list[lis
                 for name in (
                     "speed_up",
                     "speed_up_seconds",
+                    "speed_up_to_base_score",
                     "speed_up_over_base",
                     "speed_up_over_base_seconds",
                     "optimality_gap",

@@ -55,7 +55,13 @@ def test_a_curve_that_does_not_measure_speed_gives_no_speed_up() -> None:
     summary = summarize(plan, table(plan, SPEED))
 
     for recipe in ("gfs", "baseline"):
-        for name in ("speed_up", "speed_up_seconds", "speed_up_over_base", "speed_up_over_base_seconds"):
+        for name in (
+            "speed_up",
+            "speed_up_seconds",
+            "speed_up_to_base_score",
+            "speed_up_over_base",
+            "speed_up_over_base_seconds",
+        ):
             assert headline(summary, recipe)[name]["value"] is None
         assert group(summary, recipe)["steps_to_reach"]["note"] == "the objective changes by design"
     assert headline(summary, "gfs")["speed_up"]["note"] == "the objective changes by design"
@@ -225,6 +231,27 @@ def test_a_baseline_that_did_not_learn_has_no_speed() -> None:
     assert figures["verdicts"]["speed_up"] == "undefined"
     assert figures["speed_up_over_base"]["value"] == pytest.approx(1.8, rel=0.05)
     assert group(summary, "gfs")["steps_to_reach"]["note"] == "baseline did not learn"
+
+
+def test_a_large_baseline_that_did_not_learn_took_all_its_steps_to_the_small_ones_score() -> None:
+    plan = study()
+    learning = headline(summarize(plan, table(plan, SPEED), resamples=50), "gfs")
+    known = table(plan, {**SPEED, ("baseline", "large"): (1.0, 0.01)})
+    figures = headline(summarize(plan, known, resamples=50), "gfs")
+
+    # Both baselines of this table learn alike, so their final scores are the same.
+    assert learning["speed_up_to_base_score"] == learning["speed_up"]
+    # Without noise, gfs needs the same steps to the same score as beside a baseline that learns.
+    reached = group(summarize(plan, table(plan, SPEED), resamples=50), "gfs")["steps_to_reach"]["value"]
+    assert figures["speed_up_to_base_score"]["value"] == pytest.approx(STEPS[-1] / reached, rel=1e-5)
+    assert figures["speed_up_to_base_score"]["value"] > learning["speed_up"]["value"]
+
+
+def test_a_recipe_that_never_reaches_the_small_baselines_score_has_speed_0() -> None:
+    plan = study()
+    known = table(plan, {**SPEED, ("baseline", "large"): (1.0, 0.01), ("gfs", "large"): (5.0, 0.8)})
+
+    assert headline(summarize(plan, known, resamples=50), "gfs")["speed_up_to_base_score"]["value"] == 0
 
 
 def test_a_recipe_that_never_gets_there_has_speed_0() -> None:
