@@ -66,7 +66,7 @@ from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
 from lit_gfs.utils.formats import format_return, relative_path
 from lit_gfs.utils.lightning_overhead import Untimed, drop_empty_hooks
 from lit_gfs.utils.memory import ReleaseFreedMemory, keep_freed_memory
-from lit_gfs.utils.torch_setup import set_threads
+from lit_gfs.utils.torch_setup import MatmulPrecision, set_matmul_precision, set_threads
 from lit_gfs.utils.working_directory import absolute_path, keeping_working_directory, working_directory
 
 # The datamodule hands over the whole spec; it is not a group of options.
@@ -166,6 +166,13 @@ class GradientFlowCLI(LightningCLI):
             "--threads",
             type=PositiveInt | None,
             help="Threads that PyTorch uses; null takes OMP_NUM_THREADS, else one for a small network.",
+        )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=MatmulPrecision,
+            default="high",
+            help="Products of float32 matrices: highest; high uses TF32 on GPUs and changes nothing on CPUs; "
+            "medium also allows bfloat16 on CPUs.",
         )
         for name, intervention in self.interventions.items():
             parser.add_lightning_class_args(intervention, f"gfs.{name}", subclass_mode=True, required=False)
@@ -288,6 +295,9 @@ class GradientFlowCLI(LightningCLI):
         except Exception as error:  # an error of the Trainer is about its options
             run.discard()
             raise UserError(f"trainer: {error}") from error
+        set_matmul_precision(
+            self._get(self.config_init, "float32_matmul_precision"), trainer.strategy.root_device
+        )
         drop_empty_hooks(cast(Any, trainer).callbacks)
         switch_off_requeueing(trainer)
         return trainer

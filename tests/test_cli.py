@@ -12,10 +12,11 @@ import pytest
 import torch
 import yaml
 
+from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.runs.run_directory import RunDirectory
-from support.command_line import DQN, PPO, stopped
+from support.command_line import DQN, PPO, BuiltOnly, stopped
 from support.event_files import read_scalars
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
@@ -219,3 +220,13 @@ def test_errors_that_are_no_mistake_of_the_user_keep_their_traceback(monkeypatch
 def test_user_errors_are_not_value_errors() -> None:
     """jsonargparse would take those for its own and bury them."""
     assert not issubclass(UserError, (ValueError, TypeError))
+
+
+def test_the_precision_of_products_is_high_unless_another_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr("lit_gfs.cli.set_matmul_precision", lambda precision, _: chosen.append(precision))
+
+    BuiltOnly(complete_arguments(DQN))
+    BuiltOnly(complete_arguments([*DQN, "--float32_matmul_precision=medium"]))
+
+    assert chosen == ["high", "medium"]

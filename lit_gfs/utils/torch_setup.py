@@ -1,9 +1,10 @@
-"""PyTorch on this machine: its threads, and the compiler for `torch.compile`."""
+"""PyTorch on this machine: threads, precision of matrix products, and the compiler for `torch.compile`."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ SMALL_NETWORK = 1_000_000
 
 LARGEST_COUNT = 1024
 """Maximum number of threads: no machine could start more."""
+
+MatmulPrecision = Literal["highest", "high", "medium"]
+"""Precision of products of float32 matrices, as ``torch.set_float32_matmul_precision`` names them."""
 
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 
@@ -38,6 +42,21 @@ def set_threads(requested: int | None, module: nn.Module) -> None:
         parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         if parameters < SMALL_NETWORK:
             torch.set_num_threads(1)
+
+
+def set_matmul_precision(precision: MatmulPrecision, device: torch.device) -> None:
+    """Choose how precisely PyTorch multiplies float32 matrices in this process.
+
+    On the CPU, ``high`` means ``highest``. PyTorch would hand TF32 on to oneDNN, which has it on some
+    processors, and the results of a run would depend on the machine.
+
+    Args:
+        precision: ``highest``, ``high`` (TF32 on GPUs), or ``medium`` (TF32 on GPUs, bfloat16 on CPUs with
+            instructions for it).
+        device: The device that trains.
+    """
+    is_cpu = device.type == "cpu"
+    torch.set_float32_matmul_precision("highest" if is_cpu and precision == "high" else precision)
 
 
 def require_compiler(device: torch.device) -> None:

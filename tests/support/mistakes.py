@@ -156,6 +156,11 @@ OPTIONS: list[tuple[str, str]] = [
     ("--run.vers=x", r"--run.vers is no known option; did you mean '--run.version'"),
     ("--threads=0", r"threads is '0'; expected a whole number of at least 1"),
     ("--threads=1000000", r"threads is 1000000; expected at most 1024"),
+    (
+        "--float32_matmul_precision=hihg",
+        r"float32_matmul_precision is 'hihg'; expected one of .*; did you mean 'high'",
+    ),
+    ("--float32_matmul_precision=null", r"float32_matmul_precision is 'None'; expected one of 'highest'"),
     ("--treads=1", r"--treads is no known option; did you mean '--threads'"),
     ("--weights_only=false", r"--weights_only is no known option"),
     ("--config=adir", r"--config 'adir' is a directory"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gfs.utils.torch_setup import set_threads
+from lit_gfs.utils.torch_setup import MatmulPrecision, set_matmul_precision, set_threads
 
 SMALL, LARGE = nn.Linear(10, 10), nn.Linear(1_000, 1_000)
 
@@ -37,3 +37,22 @@ def test_the_environment_is_left_in_charge(monkeypatch: pytest.MonkeyPatch) -> N
     set_threads(None, SMALL)
 
     assert torch.get_num_threads() == 2
+
+
+@pytest.fixture
+def _precision_restored() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_precision_restored")
+@pytest.mark.parametrize(
+    ("precision", "on_cpu"), [("highest", "highest"), ("high", "highest"), ("medium", "medium")]
+)
+def test_high_precision_is_the_highest_on_a_cpu(precision: MatmulPrecision, on_cpu: str) -> None:
+    set_matmul_precision(precision, torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == on_cpu
+
+    set_matmul_precision(precision, torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == precision
