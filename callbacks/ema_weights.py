@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
 from lit_gfs.errors import require_between
@@ -63,8 +63,7 @@ class EMAWeights(EMAWeightAveraging):
             update_starting_at_step=update_starting_at_step,
             update_starting_at_epoch=update_starting_at_epoch,
         )
-        # For PyTorch's AveragedModel; Lightning's own choice loops over the tensors.
-        self._kwargs: dict[str, Any] = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
+        self.decay = decay
         self._is_swapped = False
         """Whether the module has the average, and the average's place holds the weights that are trained."""
 
@@ -88,9 +87,7 @@ class EMAWeights(EMAWeightAveraging):
             pl_module.configure_model()
             # Lightning would copy the module as a whole, with factories that cannot be copied, and leave the
             # copy where the module is before the strategy moves it.
-            self._average_model = AveragedModel(
-                _modules_of(pl_module), trainer.strategy.root_device, **self._kwargs
-            )
+            self._average_model = _Average(_modules_of(pl_module), trainer.strategy.root_device, self.decay)
 
     @override
     def on_validation_batch_end(
@@ -157,6 +154,35 @@ class EMAWeights(EMAWeightAveraging):
                 mean.copy_(weight)
         for copied, buffer in zip(average.buffers(), pl_module.buffers(), strict=True):
             copied.copy_(buffer)
+
+
+class _Average(AveragedModel):
+    """PyTorch's exponential average, without its waiting: it reads its count of updates from the device.
+
+    Args:
+        module: The module whose weights are averaged.
+        device: Where the average is.
+        decay: Share of the average that an update keeps.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, decay: float) -> None:
+        super().__init__(module, device)
+        self.n_averaged = self.n_averaged.cpu()
+        self.decay = decay
+
+    @override
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the weights of a module on the same device, or to them the first time."""
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        if self.n_averaged == 0:
+            torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        for copied, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            copied.copy_(buffer)
+        self.n_averaged += 1
 
 
 def _modules_of(pl_module: LightningModule) -> nn.Module:

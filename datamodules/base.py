@@ -41,6 +41,7 @@ from lit_gfs.runs.trainer_checks import (
 from lit_gfs.utils.memory import require_memory
 from lit_gfs.utils.ranks import gather, share
 from lit_gfs.utils.seeding import derive_seed, isolated_generators, run_seed, seed_generators
+from lit_gfs.utils.transfers import send
 from lit_gfs.utils.video import write_video
 from lit_gfs.utils.working_directory import working_directory
 
@@ -284,9 +285,7 @@ class EnvDataModule(LightningDataModule):
         An `Evaluation` and ``None`` stay, and so do transitions for the CPU, where they were made: checking
         them would take as long as a small layer.
         """
-        if device.type != "cpu" and isinstance(batch, TensorDictBase):
-            return batch.to(device, non_blocking=True)
-        return batch
+        return send(batch, device) if device.type != "cpu" and isinstance(batch, TensorDictBase) else batch
 
     def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that must not change when a run is resumed."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lit_gfs.datamodules.base import require_positive
 from lit_gfs.datamodules.image_sets import CLASSES, load_images
-from lit_gfs.datamodules.shuffled_labels import EpochLoader, EvaluationLoader, ShuffledLabels
+from lit_gfs.datamodules.shuffled_labels import Batch, EpochLoader, EvaluationLoader, ShuffledLabels
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.gradients.objective_shift import announce_objective_shift
@@ -19,6 +20,7 @@ from lit_gfs.runs.trainer_checks import (
     require_whole_passes,
 )
 from lit_gfs.utils.seeding import run_seed
+from lit_gfs.utils.transfers import send
 
 
 class LabelShuffleDataModule(LightningDataModule):
@@ -144,6 +146,11 @@ class LabelShuffleDataModule(LightningDataModule):
     def test_dataloader(self) -> EvaluationLoader:
         """Return the same loader as for validation."""
         return self.val_dataloader()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Send images and labels to another device, without waiting for the copy."""
+        images, labels = batch
+        return send(images, device), send(labels, device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the training loader, which also determines the labels of an evaluation."""

@@ -14,6 +14,7 @@ from lit_gfs.datamodules.base import EnvDataModule, require_positive
 from lit_gfs.errors import UserError
 from lit_gfs.utils.memory import require_memory
 from lit_gfs.utils.ranks import gather
+from lit_gfs.utils.transfers import send
 
 
 class OnPolicyAgent(CollectingAgent, Protocol):
@@ -85,14 +86,15 @@ class RolloutLoader:
         assert self._transitions is not None
         part = self._position % self._minibatches
         if part == 0:
-            order = torch.randperm(len(self._transitions))
+            # The same order on every device, sent once for all minibatches of the pass.
+            order = send(torch.randperm(len(self._transitions)), self._agent.device)
             self._order = order.tensor_split(self._parts(len(order)))
         self._position += 1
         if self._position == len(self):
             self._on_last_batch()
         if self._agent.rollout_exhausted or part >= len(self._order):
             return None
-        return self._transitions[self._order[part].to(self._transitions.device)]
+        return self._transitions[self._order[part]]
 
     @property
     def _rollout_steps(self) -> int:
@@ -114,7 +116,7 @@ class RolloutLoader:
             assert self._transitions is not None
             rollout = {
                 "transitions": {str(key): value.cpu() for key, value in self._transitions.items()},
-                "order": list(self._order),
+                "order": [part.cpu() for part in self._order],
             }
             state["rollouts"] = gather(rollout)
             state["exhausted"] = self._agent.rollout_exhausted
@@ -127,10 +129,9 @@ class RolloutLoader:
         if "rollouts" in state_dict:
             rollout = state_dict["rollouts"][self._runner.rank]
             columns = rollout["transitions"]
-            self._transitions = TensorDict(columns, [len(next(iter(columns.values())))]).to(
-                cast(Any, self._agent).device
-            )
-            self._order = tuple(rollout["order"])
+            device = self._agent.device
+            self._transitions = TensorDict(columns, [len(next(iter(columns.values())))]).to(device)
+            self._order = tuple(part.to(device) for part in rollout["order"])
             self._agent.rollout_exhausted = state_dict["exhausted"]
 
 

@@ -20,6 +20,7 @@ from lit_gfs.metrics.recent_observations import RecentObservations
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Network
 from lit_gfs.utils.ranks import gather
+from lit_gfs.utils.transfers import send
 
 _PROBE_SIZE = 256
 """Observations that monitors probe the networks with."""
@@ -156,7 +157,7 @@ class Agent(Learner):
     def probe_batch(self) -> Tensor | None:
         """Return up to 256 recent observations on the agent's device, or ``None`` before the first."""
         observations = self._observations.latest()
-        return None if observations is None else observations.to(self.device)
+        return None if observations is None else send(observations, self.device)
 
     # -- reporting ---------------------------------------------------------------------------------------
 

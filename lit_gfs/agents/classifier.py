@@ -16,6 +16,7 @@ from lit_gfs.errors import UserError
 from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.networks import LinearHead, Network, named_layers
 from lit_gfs.optim.factory import make_optimizer
+from lit_gfs.utils.transfers import send
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(batch, *shape)`` and labels ``(batch,)``."""
@@ -91,7 +92,7 @@ class Classifier(Learner):
 
     def probe_batch(self) -> Tensor:
         """Return up to 256 images, always the same ones, on the module's device."""
-        return self.source.probe_images().to(self.device)
+        return send(self.source.probe_images(), self.device)
 
     # -- learning ----------------------------------------------------------------------------------------
 

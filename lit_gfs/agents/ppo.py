@@ -43,6 +43,7 @@ from lit_gfs.networks import (
     named_layers,
 )
 from lit_gfs.optim.factory import make_optimizer
+from lit_gfs.utils.transfers import send
 
 
 def policy_outputs(spec: EnvSpec) -> int:
@@ -121,7 +122,8 @@ class PPO(Agent):
             are part of the model: saved, and frozen in evaluation.
         anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
         target_kl: Approximate KL divergence from the collecting policy after which the rest of a rollout's
-            minibatches is skipped; ``null`` never stops.
+            minibatches is skipped; ``null`` never stops. With a number, the host waits for the device in
+            every update, because the divergence decides whether there is another one.
         sample_in_evaluation: Whether evaluation samples from the policy instead of taking its mode; usual on
             Atari, where a mode that never presses FIRE again waits for the time limit.
         options: Rewards and discount, see `Agent`; networks and optimizer, see `Learner`.
@@ -273,10 +275,10 @@ class PPO(Agent):
         Returns:
             The transitions that minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.
         """
-        rollout = rollout.to(self.device)
-        next_, value = rollout["next"], rollout["value"]
+        next_, value = rollout["next"], send(rollout["value"], self.device)
 
-        # 1. The rewards as the learner sees them. A lost life may count as the end of the episode.
+        # 1. The rewards as the learner sees them. A lost life may count as the end of the episode. They stay
+        #    on the CPU until the ends of episodes have told which states are to be computed.
         reward, done, terminated = learner_reward(
             next_, self.reward_scale, self.clip_reward, self.end_of_life_is_terminal
         )
@@ -284,15 +286,16 @@ class PPO(Agent):
         #    truncated episodes and of the rollout were never acted in, and are computed now.
         next_value = next_values(value, next_["observation"], done, terminated, self.actor_critic.value)
         # 3. How much better each action was than the policy's average, and the values' targets.
+        reward, done, terminated = (send(part, self.device) for part in (reward, done, terminated))
         advantage, value_target = generalized_advantage(
             reward, value, next_value, done, terminated, self.gamma, self.lambda_
         )
+        transitions = send(rollout.select("observation", "sample", "log_prob", "value"), self.device)
         # 4. The statistics of observations take these in before the next rollout, see `on_collection_start`.
         if self.actor_critic.observation_norm is not None:
-            self.actor_critic.observation_norm.observe(rollout["observation"].flatten(0, 1))
+            self.actor_critic.observation_norm.observe(transitions["observation"].flatten(0, 1))
 
         self.record({"loss/explained_variance": explained_variance(value, value_target)})
-        transitions = rollout.select("observation", "sample", "log_prob", "value")
         transitions["advantage"], transitions["value_target"] = advantage, value_target
         return transitions.flatten(0, 1)
 
@@ -317,9 +320,7 @@ class PPO(Agent):
 
         # 5. A policy that has moved too far from the one that acted skips the rest of the rollout.
         if self.target_kl is not None and not self.is_probed:
-            # All ranks must agree, or they would wait for each other's gradients.
-            approx_kl = self.trainer.strategy.reduce(policy.approx_kl.detach(), reduce_op="mean")
-            self.rollout_exhausted = bool(approx_kl > self.target_kl)
+            self.rollout_exhausted = self._is_beyond(self.target_kl, policy.approx_kl.detach())
 
         self.record(
             {
@@ -331,6 +332,11 @@ class PPO(Agent):
             }
         )
         return loss
+
+    def _is_beyond(self, target_kl: float, approx_kl: Tensor) -> bool:
+        """Compare the divergence ``()`` with its limit: the host waits for the device here."""
+        # All ranks must agree, or they would wait for each other's gradients.
+        return bool(self.trainer.strategy.reduce(approx_kl, reduce_op="mean") > target_kl)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations ``(*batch, *shape)`` to logits or means, and values ``(*batch,)``."""

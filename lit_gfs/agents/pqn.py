@@ -25,6 +25,7 @@ from lit_gfs.functional.losses import max_q_value, q_loss
 from lit_gfs.functional.returns import lambda_return, learner_reward, next_values
 from lit_gfs.networks import PlainTrunk, TrunkFactory
 from lit_gfs.optim.factory import OptimizerFactory, make_optimizer
+from lit_gfs.utils.transfers import send
 
 
 class PQN(QLearningAgent):
@@ -89,26 +90,27 @@ class PQN(QLearningAgent):
         Returns:
             The transitions that minibatches are drawn from, ``(num_envs * T,)``, on the agent's device.
         """
-        rollout = rollout.to(self.device)
-        next_ = rollout["next"]
+        next_, value = rollout["next"], send(rollout["value"], self.device)
 
-        # 1. The rewards as the learner sees them. A lost life may count as the end of the episode.
+        # 1. The rewards as the learner sees them. A lost life may count as the end of the episode. They stay
+        #    on the CPU until the ends of episodes have told which states are to be computed.
         reward, done, terminated = learner_reward(
             next_, self.reward_scale, self.clip_reward, self.end_of_life_is_terminal
         )
         # 2. The value of each next state: within an episode, that of the next step. Only the last states of
         #    truncated episodes and of the rollout were never acted in, and are computed now.
         next_value = next_values(
-            rollout["value"],
+            value,
             next_["observation"],
             done,
             terminated,
             lambda observation: max_q_value(self.q_network(observation)),
         )
         # 3. The targets, G = r + gamma ((1 - lambda) v(s') + lambda G').
+        reward, done, terminated = (send(part, self.device) for part in (reward, done, terminated))
         target = lambda_return(reward, next_value, done, terminated, self.gamma, self.lambda_)
 
-        transitions = rollout.select("observation", "action")
+        transitions = send(rollout.select("observation", "action"), self.device)
         transitions["target"] = target
         return transitions.flatten(0, 1)
 

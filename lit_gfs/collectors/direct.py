@@ -59,13 +59,15 @@ class DirectCollector(Collector):
     that asks for more (such as ``track_traj_ids``, TorchRL's default), the collector uses TorchRL's rollout.
     `is_direct` says which of the two it uses.
 
-    A direct rollout has the same numbers as TorchRL's, on the CPU: ``observation``, the policy's outputs, and
-    under ``next`` the observations, ``reward``, ``done``, ``terminated``, ``truncated``, ``episode_return``
-    and ``episode_length``. It omits all other entries of the environment before a step. With
-    ``return_same_td``, the next rollout overwrites it. Set `steps` for shorter rollouts.
+    A direct rollout has the same numbers as TorchRL's: ``observation``, the policy's outputs, and under
+    ``next`` the observations, ``reward``, ``done``, ``terminated``, ``truncated``, ``episode_return`` and
+    ``episode_length``. It omits all other entries of the environment before a step. With ``return_same_td``,
+    the next rollout overwrites it. Set `steps` for shorter rollouts.
 
-    A policy on another device takes one transfer per step each way: observations to it, actions back. Its
-    other outputs are transferred at the end of the rollout.
+    A policy on another device takes one transfer per step each way: observations to it, actions back. The
+    host waits for the actions and for nothing else. All entries of the rollout are on the CPU, except for the
+    policy's other outputs, which stay on its device. For a policy on a GPU, the rollout's observations are in
+    page-locked memory, from which they are sent back without waiting.
 
     Args:
         create_env_fn: The environment, or anything else from which TorchRL's collector makes one.
@@ -102,7 +104,10 @@ class DirectCollector(Collector):
         super().__init__(create_env_fn, policy, **options)
         if not self.is_direct:
             return
-        self._recorder = _Recorder(create_env_fn, self.frames_per_batch, only_final_observations)
+        sends_to_cuda = self.policy_device is not None and self.policy_device.type == "cuda"
+        self._recorder = _Recorder(
+            create_env_fn, self.frames_per_batch, only_final_observations, sends_to_cuda
+        )
         self.steps = self.frames_per_batch
         """Vector steps of the next direct rollouts, at most ``frames_per_batch`` for each environment."""
         self._act = cast(Policy, policy).act
@@ -111,9 +116,7 @@ class DirectCollector(Collector):
         self._has_remote_policy = self.policy_device not in (None, _CPU)
         if self._has_remote_policy:
             spec = create_env_fn.observation_spec["observation"]
-            self._transfer_buffer = torch.empty(
-                spec.shape, dtype=spec.dtype, pin_memory=self.policy_device.type == "cuda"
-            )
+            self._transfer_buffer = torch.empty(spec.shape, dtype=spec.dtype, pin_memory=sends_to_cuda)
         # A direct rollout has no private keys. The search for them takes longer than a step of CartPole.
         self._exclude_private_keys = False
 
@@ -136,7 +139,7 @@ class DirectCollector(Collector):
             return recorder.rollout()
 
     def _get_sync_fn(self, device: torch.device | None) -> Callable[[], None]:
-        """Return a function that does nothing: a finished direct rollout is on the CPU already.
+        """Return a function that does nothing: a direct rollout waits for its actions itself.
 
         TorchRL's own function fails for devices that it does not know.
         """
@@ -147,7 +150,9 @@ class DirectCollector(Collector):
         env = cast(BatchedEnv, self.env)
         observation = env.observations["observation"]
         outputs = self._act(self._to_policy(observation))
-        env.begin(self._from_policy(outputs["action"]))
+        if self._has_remote_policy:
+            outputs = {**outputs, "action": self._fetch_action(outputs["action"])}
+        env.begin(outputs["action"].numpy())
         return _BegunStep(observation, outputs)
 
     def reset(self, *arguments: Any, **options: Any) -> None:
@@ -176,9 +181,10 @@ class DirectCollector(Collector):
         is_same = env.restore(snapshot)
         self._begun = None
         if is_same and "begun" in snapshot and self._runs_ahead:
-            outputs = {key: value.to(self.policy_device) for key, value in snapshot["begun"].items()}
-            self._begun = _BegunStep(env.observations["observation"], outputs)
-            env.begin(snapshot["begun"]["action"].numpy())
+            action = snapshot["begun"]["action"]
+            others = {key: value.to(self.policy_device) for key, value in snapshot["begun"].items()}
+            self._begun = _BegunStep(env.observations["observation"], {**others, "action": action})
+            env.begin(action.numpy())
         return is_same
 
     def _to_policy(self, array: NDArray[Any]) -> Tensor:
@@ -188,12 +194,16 @@ class DirectCollector(Collector):
         # The next step may overwrite the buffer: by then this step's action has arrived, and so the copy too.
         return self._transfer_buffer.copy_(observation).to(self.policy_device, non_blocking=True)
 
-    def _from_policy(self, action: Tensor) -> NDArray[Any]:
-        return (action.cpu() if self._has_remote_policy else action).numpy()
+    def _fetch_action(self, action: Tensor) -> Tensor:
+        """Fetch actions for the simulators: here, once in a step, the host waits for the policy's device."""
+        return action.cpu()
 
 
 class _BegunStep(NamedTuple):
-    """A step that simulators have begun: the observation before it, and the policy's outputs for it."""
+    """A step that simulators have begun: the observation before it, and the policy's outputs for it.
+
+    The action is on the CPU, the other outputs are on the policy's device.
+    """
 
     observation: NDArray[Any]
     outputs: Mapping[str, Tensor]
@@ -206,9 +216,10 @@ class _Recorder:
         env: The environment.
         steps: Most vector steps in a rollout, ``T``.
         only_final_observations: As for `DirectCollector`.
+        is_pinned: Whether observations are in page-locked memory.
     """
 
-    def __init__(self, env: BatchedEnv, steps: int, only_final_observations: bool) -> None:
+    def __init__(self, env: BatchedEnv, steps: int, only_final_observations: bool, is_pinned: bool) -> None:
         self._num_envs = env.num_envs
         self._only_final = only_final_observations
         specs: dict[str, TensorSpec] = dict(env.observation_spec.items())
@@ -220,7 +231,9 @@ class _Recorder:
         }
         by_field = {key: torch.zeros(env.num_envs, steps, dtype=dtype) for key, dtype in _STEP_FIELDS.items()}
         spec = specs["observation"]
-        self._observation = torch.zeros(env.num_envs, steps, *spec.shape[1:], dtype=spec.dtype)
+        self._observation = torch.zeros(
+            env.num_envs, steps, *spec.shape[1:], dtype=spec.dtype, pin_memory=is_pinned
+        )
         self._next: dict[str, Any] = {
             **by_name,
             **{key: rows.unsqueeze(-1) for key, rows in by_field.items()},
@@ -258,16 +271,17 @@ class _Recorder:
     def rollout(self) -> TensorDict:
         """Return the rollout ``(num_envs, T)``."""
         steps = self._batch_size[1]
+        outputs = {key: torch.stack(values, 1) for key, values in self._outputs.items()}
         next_ = {key: rows[:, :steps] for key, rows in self._next.items()}
         if self._only_final:
             next_["observation"] = NonTensorData(self._final_observations(), batch_size=self._batch_size)
         return self._tensordict(
             {
                 "observation": self._observation[:, :steps],
-                # One transfer for each output, from whatever device the policy is on.
-                **{key: torch.stack(values, 1).cpu() for key, values in self._outputs.items()},
+                **outputs,
                 "next": self._tensordict(next_),
-            }
+            },
+            device=_CPU if all(value.device == _CPU for value in outputs.values()) else None,
         )
 
     def _final_observations(self) -> FinalObservations:
@@ -276,6 +290,6 @@ class _Recorder:
         observation = np.concatenate([rows for _, _, rows in self._final])
         return FinalObservations(*(torch.from_numpy(part) for part in (env, time, observation)))
 
-    def _tensordict(self, entries: dict[str, Any]) -> TensorDict:
+    def _tensordict(self, entries: dict[str, Any], device: torch.device | None = _CPU) -> TensorDict:
         # The public constructor checks every entry, which takes longer than a step of CartPole.
-        return TensorDict._new_unsafe(source=entries, batch_size=self._batch_size, device=_CPU)
+        return TensorDict._new_unsafe(source=entries, batch_size=self._batch_size, device=device)

@@ -227,7 +227,8 @@ class EnvRunner:
             steps: Vector steps, at most ``steps_per_env``, which is the default.
 
         Returns:
-            A rollout ``(num_envs, steps)`` on the CPU; the next call overwrites it.
+            A rollout ``(num_envs, steps)``; the next call overwrites it. All of it is on the CPU, except for
+            the policy's outputs other than the action, which may be on the policy's device.
 
         Raises:
             EnvironmentFault: If an environment fails. The rollout does not count: a checkpoint that is

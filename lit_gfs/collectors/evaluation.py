@@ -9,6 +9,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
+from lit_gfs.utils.transfers import send
+
+_CPU = torch.device("cpu")
+
 DEFAULT_LIMIT = 10_000
 """Steps after which an evaluation cuts an episode, where the environment's time limit is not known."""
 
@@ -18,7 +22,7 @@ def run_episodes(
     env: EnvBase,
     policy: nn.Module,
     episodes: int,
-    device: torch.device | str = "cpu",
+    device: torch.device = _CPU,
     on_frame: Callable[[Tensor], None] | None = None,
     before_step: Callable[[], None] = lambda: None,
     limit: int = DEFAULT_LIMIT,
@@ -54,7 +58,7 @@ def run_episodes(
         before_step()
         if on_frame is not None:
             on_frame(state["pixels"][0])
-        outputs = policy(TensorDict({"observation": state["observation"].to(device)}, [num_envs]))
+        outputs = policy(TensorDict({"observation": send(state["observation"], device)}, [num_envs]))
         state["action"] = outputs["action"].to("cpu")
         step, state = env.step_and_maybe_reset(state)
         next_ = step["next"]

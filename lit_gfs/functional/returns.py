@@ -25,6 +25,8 @@ from torchrl.objectives.value.functional import (
     td_lambda_return_estimate,
 )
 
+from lit_gfs.utils.transfers import send
+
 
 class FinalObservations(Protocol):
     """The next observations of a rollout: a tensor, or an object that stores only the final ones."""
@@ -160,9 +162,11 @@ def next_values(
         value: Values of the states, ``(num_envs, T)``.
         next_observation: Next observations ``(num_envs, T, *shape)``, the true final one where an episode
             ended; only the final ones and those after the last step are read.
-        done: Whether the step ended the episode, terminated or truncated, boolean ``(num_envs, T)``.
+        done: Whether the step ended the episode, terminated or truncated, boolean ``(num_envs, T)``. Where
+            the values are on another device, leave this and ``terminated`` on the CPU: they decide which
+            observations are evaluated, and the host would have to wait for them.
         terminated: Whether the step terminated the episode, boolean ``(num_envs, T)``.
-        value_of: Maps observations ``(n, *shape)`` to values ``(n,)``.
+        value_of: Maps observations ``(n, *shape)``, on the device of ``value``, to values ``(n,)``.
 
     Returns:
         Values, ``(num_envs, T)``; the entries of terminated steps are meaningless.
@@ -172,8 +176,10 @@ def next_values(
     # A terminated step does not bootstrap, so its next value is never needed.
     is_unknown = done & ~terminated
     is_unknown[:, -1] = ~terminated[:, -1]
-    if is_unknown.any():
-        next_value[is_unknown] = value_of(next_observation[is_unknown])
+    env, time = is_unknown.nonzero(as_tuple=True)
+    if len(env):
+        at = send(env, value.device), send(time, value.device)
+        next_value[at] = value_of(send(next_observation[is_unknown], value.device))
     return next_value
 
 

@@ -68,12 +68,12 @@ class RunningNorm(nn.Module):
                 f"expected observations (*batch, *{tuple(self.shape)}), got {tuple(batch.shape)}"
             )
         rows = batch.reshape(-1, *self.shape).to(self.mean)
-        count, total = _sum_over_ranks(self.count.new_tensor(len(rows)), rows.sum(0))
-        if not count:
-            return
-        mean = total / count
+        # Filling a tensor does not wait for the device, unlike copying a number to it.
+        count, total = _sum_over_ranks(self.count.new_full((), len(rows)), rows.sum(0))
+        divisor = count.clamp(min=1)  # no data merge as zeros, which change nothing
+        mean = total / divisor
         (squares,) = _sum_over_ranks((rows - mean).square().sum(0))
-        self._merge("pending_", count, mean, squares / count)
+        self._merge("pending_", count, mean, squares / divisor)
 
     @torch.no_grad()
     def commit(self) -> None:
