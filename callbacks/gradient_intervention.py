@@ -193,8 +193,9 @@ class GradientIntervention(Callback):
         for part in self._parts:
             if part.steps:
                 layers += part.algorithm.layers
-                scales.append(part.totals[0].cpu() / part.steps)
-                clipped.append(part.totals[1].cpu() / part.steps)
+                mean_scales, mean_clipped = part.totals.cpu() / part.steps  # a single transfer to the host
+                scales.append(mean_scales)
+                clipped.append(mean_clipped)
                 part.forget()
         if not layers:
             return

@@ -63,7 +63,7 @@ class TemporalClipper(LayerwiseScaling):
         # The history used for clipping does not include the current gradient.
         target = torch.where(watch > 0, norms, self.target_norms(norms))
         self.observe(norms, usable)
-        watch -= (usable & (watch > 0)).to(watch.dtype)
+        watch.add_(usable, alpha=-1).clamp_(min=0)
         return target / norms
 
 
@@ -124,7 +124,7 @@ class ZScoreClipper(TemporalClipper):
         limited = torch.minimum(norms, mean + self.z_threshold * self._std())
         observed = torch.where(self.state["watch"] > 0, norms, limited)
         # A weight of 0 leaves the statistics of layers without a usable gradient unchanged.
-        weight = (1 / (memory + 1)).clamp(min=1 - self.decay) * usable
+        weight = (memory + 1).reciprocal().clamp(min=1 - self.decay) * usable
         deviation = observed - mean
         # v <- (1 - w) (v + w d^2), where d is the deviation from the mean before its update.
         variance.add_(weight * deviation.square()).mul_(1 - weight)

@@ -40,4 +40,4 @@ def nonfinite_tensors(tensors: Sequence[Tensor]) -> Tensor:
         return torch.zeros(0, dtype=torch.bool)
     # An empty tensor has no maximum.
     norms = torch._foreach_norm([t if t.numel() else t.new_zeros(1) for t in tensors], math.inf)
-    return torch.stack(norms).isfinite().logical_not_()
+    return (torch.stack(norms) < math.inf).logical_not_()  # NaN is not less either

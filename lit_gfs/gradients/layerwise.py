@@ -75,7 +75,8 @@ class LayerwiseScaling:
         norms = layer_norms(gradients)
         self._align(list(gradients), norms)
         # One non-finite norm makes all layers unusable: the optimizer step is about to be skipped.
-        usable = norms.isfinite().all() & (norms > 0)
+        # Norms are finite where they are less than infinity: `isfinite` takes four kernels.
+        usable = (norms < torch.inf).all() & (norms > 0)
         weight_norms = layer_norms(weights) if self.needs_weights and weights is not None else None
         # Replace unusable norms by 1, because they could turn the state into NaN.
         factors = self.factors(torch.where(usable, norms, 1.0), usable, weight_norms)
@@ -137,14 +138,23 @@ def scale_gradients_(gradients: LayerGradients, scales: Tensor) -> None:
             if scale != 1.0:
                 torch._foreach_mul_([gradient for gradient in layer if gradient is not None], scale)
         return
-    # On other devices, factors stay on the device, and one kernel launch multiplies many tensors.
+    # On other devices, factors stay on the device, converted once for each type of gradients.
+    converted: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
     flat: list[Tensor] = []
     factors: list[Tensor] = []
-    for layer, factor in zip(gradients.values(), scales.unbind(), strict=True):
-        present = [gradient for gradient in layer if gradient is not None]
-        flat += present
-        factors += [factor] * len(present)
-    if flat:
-        torch._foreach_mul_(
-            flat, [factor.to(gradient) for factor, gradient in zip(factors, flat, strict=True)]
-        )
+    for row, layer in enumerate(gradients.values()):
+        for gradient in layer:
+            if gradient is not None:
+                kind = (gradient.device, gradient.dtype)
+                if kind not in converted:
+                    converted[kind] = scales.to(gradient).unbind()
+                flat.append(gradient)
+                factors.append(converted[kind][row])
+    if not flat:
+        return
+    if len(scales) == 1 and len(converted) == 1:
+        torch._foreach_mul_(flat, factors[0])  # one kernel for many tensors
+        return
+    # CUDA has no kernel for many tensors and as many factors on the device: this call launches a small one
+    # for each tensor. Copying all gradients into one tensor and back would move three times as much memory.
+    torch._foreach_mul_(flat, factors)

@@ -79,7 +79,7 @@ class GradientNormalizer(LayerwiseScaling):
         mean, steps = self.state["log_reference"], self.state["steps"]
         has_layers = count > 0
         # A plain average over the first steps has no bias; later it is an exponential moving average.
-        weight = (1 / (steps + 1)).clamp(min=1 - self.decay) * has_layers
+        weight = (steps + 1).reciprocal().clamp(min=1 - self.decay) * has_layers
         mean += weight * (instant - mean)
         steps += has_layers
         return mean.exp()
@@ -138,7 +138,7 @@ class SpectralNormalizer(LayerwiseScaling):
         """
         norms = layer_norms(gradients)
         self.layers = list(gradients)
-        usable = norms.isfinite().all()
+        usable = (norms < torch.inf).all()
         if norms.device.type == "cpu" and not usable:
             return ScaledGradients(norms, torch.ones_like(norms))
         for stack in _stacks(gradients):

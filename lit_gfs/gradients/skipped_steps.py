@@ -20,7 +20,7 @@ class Step(NamedTuple):
     Attributes:
         at: Position of the step on the x axis.
         parameters: P parameters with a gradient.
-        flags: Whether the loss is non-finite, then whether each gradient is non-finite, boolean ``(1 + P,)``.
+        flags: Whether each of n losses is non-finite, then whether each gradient is, boolean ``(n + P,)``.
     """
 
     at: int

@@ -86,6 +86,7 @@ def skip_step_where(optimizer: Optimizer, flag: Tensor, scaler: torch.amp.GradSc
         # A loss scaler sets these attributes after an overflow; `forget_skip` removes them.
         vars(optimizer).update(found_inf=flag.float(), grad_scale=None)
     else:
+        # No multiplication turns NaN into 0, and PyTorch fills many tensors by a kernel for each.
         for parameter in parameters:
             if parameter.grad is not None:
                 values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad

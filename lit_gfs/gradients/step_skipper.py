@@ -59,19 +59,19 @@ class StepSkipper:
             self.skips.in_a_row = 0
             return False
         flags = torch.zeros(len(tensors), dtype=torch.bool) if is_fine else nonfinite_tensors(tensors)
-        bad_loss, bad_gradients = flags[: len(losses)].any(), flags[len(losses) :]
         if trainer.world_size > 1:
             # All ranks have the same gradients, but different losses.
-            bad_loss = trainer.strategy.reduce(bad_loss.float(), reduce_op="sum") > 0
+            bad_loss = flags[: len(losses)].any().float()
+            bad_loss = trainer.strategy.reduce(bad_loss, reduce_op="sum") > 0
+            flags = torch.cat([bad_loss.reshape(1), flags[len(losses) :]])
         scaler = loss_scaler(trainer)
         if scaler is not None:
             # While the loss scale is above 1, it may cause the overflow; the scaler then lowers it.
             assert scaler._scale is not None
-            bad_gradients = bad_gradients & (scaler._scale <= 1)
-        is_bad = bad_loss | bad_gradients.any()
+            flags[-len(parameters) :] &= scaler._scale <= 1
+        is_bad = flags.any()
         skip_step_where(optimizer, is_bad, scaler)
-        at = x_axis(trainer, pl_module)
-        self.unread.append(Step(at, parameters, torch.cat([bad_loss.reshape(1), bad_gradients])))
+        self.unread.append(Step(x_axis(trainer, pl_module), parameters, flags))
         if not is_read:
             return False
         self.read(pl_module)
@@ -90,13 +90,14 @@ class StepSkipper:
         every_flag = torch.cat([step.flags for step in steps]).cpu()  # one transfer to the host for all steps
         report = None
         for step, flags in zip(steps, every_flag.split(sizes), strict=True):
-            bad_loss, *bad_gradients = flags.tolist()
-            if not (bad_loss or any(bad_gradients)):
+            read = flags.tolist()
+            bad_losses, bad_gradients = read[: -len(step.parameters)], read[-len(step.parameters) :]
+            if not any(read):
                 self.skips.in_a_row = 0
                 continue
             bad = [p for p, flag in zip(step.parameters, bad_gradients, strict=True) if flag]
-            source = source_of_skip(bad_loss, owners(pl_module, bad))
-            self.skips.add(step.at, bad_loss, source)
+            source = source_of_skip(any(bad_losses), owners(pl_module, bad))
+            self.skips.add(step.at, any(bad_losses), source)
             # Warn at 1, 10, 100, ... skipped steps. A failing run would otherwise print a line per step.
             if self.skips.total == 10 ** (len(str(self.skips.total)) - 1):
                 report = f"the step at {unit_of(pl_module)} {step.at:,} is skipped, not finite: {source}"

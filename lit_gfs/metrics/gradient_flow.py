@@ -8,6 +8,7 @@ gradients.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +73,8 @@ def layer_norms(gradients: LayerGradients) -> Tensor:
     if not flat:
         return torch.zeros(len(present))
     dtype = _accumulation_dtype(flat)
-    norms = torch._foreach_norm(flat, 2, dtype=dtype)
-    squares = torch.stack([norm.to(flat[0].device) for norm in norms]).square()
-    # Sum each layer separately, because an indexed sum is not deterministic on every device.
-    return torch.stack([layer.sum() for layer in squares.split([len(layer) for layer in present])]).sqrt()
+    norms = [norm.to(flat[0].device) for norm in torch._foreach_norm(flat, 2, dtype=dtype)]
+    return _row_per_layer(norms, [len(layer) for layer in present]).square().sum(1).sqrt()
 
 
 def layer_cosines(gradients: LayerGradients, previous: LayerGradients) -> Tensor:
@@ -89,14 +88,21 @@ def layer_cosines(gradients: LayerGradients, previous: LayerGradients) -> Tensor
         Cosines ``(L,)`` in [-1, 1]; NaN if either gradient is zero, missing or not finite.
     """
     norms, earlier_norms = layer_norms(gradients), layer_norms(previous)
-    dots = torch.stack(
-        [
-            _dot(layer, earlier).to(norms)
-            for layer, earlier in zip(gradients.values(), previous.values(), strict=True)
-        ]
-    )
+    pairs = [
+        [(a, b) for a, b in zip(layer, earlier, strict=True) if a is not None and b is not None]
+        for layer, earlier in zip(gradients.values(), previous.values(), strict=True)
+    ]
+    # A missing gradient counts as zero.
+    dots = [
+        torch.dot(a.flatten().to(norms.dtype), b.flatten().to(norms.dtype))
+        for layer in pairs
+        for a, b in layer
+    ]
+    if not dots:
+        return torch.full_like(norms, torch.nan)
+    by_layer = _row_per_layer(dots, [len(layer) for layer in pairs]).sum(1)
     products = norms * earlier_norms.to(norms)
-    return torch.where(products.isfinite(), (dots / products).clamp(-1.0, 1.0), torch.nan)
+    return torch.where(products.isfinite(), (by_layer / products).clamp(-1.0, 1.0), torch.nan)
 
 
 def max_min_ratio(norms: Tensor) -> Tensor:
@@ -121,13 +127,26 @@ def _gradient(parameter: nn.Parameter) -> Tensor | None:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _dot(layer: Sequence[Tensor | None], earlier: Sequence[Tensor | None]) -> Tensor:
-    """Return the dot product ``()`` of two gradients of one layer; a missing gradient counts as zero."""
-    pairs = [(a, b) for a, b in zip(layer, earlier, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return torch.zeros(())
-    dtype = _accumulation_dtype([a for a, _ in pairs])
-    return torch.stack([torch.dot(a.flatten().to(dtype), b.flatten().to(dtype)) for a, b in pairs]).sum()
+def _row_per_layer(values: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Stack the values ``()`` of all layers, one layer after the other, with one row for each layer.
+
+    Rows are padded with zeros to the same length, so that one sum serves all layers. An indexed sum is not
+    deterministic on every device, and a sum for each layer launches a kernel for each.
+
+    Args:
+        values: At least one value.
+        counts: Number of values of each of the L layers.
+
+    Returns:
+        Rows ``(L, max(counts))``.
+    """
+    most = max(counts)
+    if min(counts) == most:
+        return torch.stack(list(values)).view(len(counts), most)
+    zero = torch.zeros_like(values[0])
+    ends = accumulate(counts)
+    rows = [[*values[end - n : end], *[zero] * (most - n)] for n, end in zip(counts, ends, strict=True)]
+    return torch.stack([value for row in rows for value in row]).view(len(counts), most)
 
 
 def _accumulation_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

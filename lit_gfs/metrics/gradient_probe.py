@@ -68,10 +68,7 @@ class GradientProbe:
             self._measure()
         self.steps += 1
         if self.steps % every_n_steps == 0:
-            self.previous = {
-                name: [None if gradient is None else gradient.clone() for gradient in layer]
-                for name, layer in gradients_by_layer(self.parameters).items()
-            }
+            self.previous = _copied(gradients_by_layer(self.parameters))
 
     def collect(self) -> Tensor:
         """Return raw norms, applied norms and cosines, ``(3, L)``, and reset them."""
@@ -125,3 +122,18 @@ class GradientProbe:
 
     def _norms(self) -> Tensor:
         return layer_norms(gradients_by_layer(self.parameters))
+
+
+def _copied(gradients: LayerGradients) -> LayerGradients:
+    """Return copies of gradients, made all at once."""
+    copies = {
+        name: [None if gradient is None else torch.empty_like(gradient) for gradient in layer]
+        for name, layer in gradients.items()
+    }
+    if present := _present(gradients):
+        torch._foreach_copy_(_present(copies), present)
+    return copies
+
+
+def _present(gradients: LayerGradients) -> list[Tensor]:
+    return [gradient for layer in gradients.values() for gradient in layer if gradient is not None]

@@ -3,14 +3,15 @@
 Its tensors hold their numbers in CPU tensors, and every operator computes there: results are the CPU's. But
 it keeps apart what a GPU keeps apart. An operator that mixes its tensors with the CPU's, ``.numpy()``, and a
 CPU generator for its random numbers are errors. PyTorch takes it for a device by the hooks that it has for
-backends written in Python, and Lightning for an accelerator, which it finds as it finds a GPU.
+backends written in Python, and Lightning for an accelerator, which it finds as it finds a GPU. It tells
+`observers` of every operator, and of those at which the host waits for a GPU.
 
 Registering cannot be undone: tests do it in a process of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -37,7 +38,29 @@ _INDEXING = {
     _aten._unsafe_index.Tensor,
 }
 """Operators that take the CPU's indices on a GPU as well."""
+_READING = {
+    _aten._linalg_check_errors.default,
+    _aten._linalg_eigh.default,
+    _aten._linalg_svd.default,
+    _aten._local_scalar_dense.default,
+    _aten._unique2.default,
+    _aten.bincount.default,
+    _aten.equal.default,
+    _aten.is_nonzero.default,
+    _aten.masked_select.default,
+    _aten.multinomial.default,
+    _aten.nonzero.default,
+    _aten.normal.Tensor_float,
+    _aten.normal.Tensor_Tensor,
+    _aten.normal.float_Tensor,
+    _aten.unique_consecutive.default,
+    _aten.unique_dim.default,
+}
+"""Operators whose result, or a check of it, the host reads from a GPU."""
 _library: list[torch.library.Library] = []
+
+observers: list[Callable[[Any, tuple[Any, ...], bool], None]] = []
+"""Called with each operator, its arguments, and whether the host waits for a GPU there."""
 
 
 class StandInTensor(Tensor):
@@ -67,12 +90,14 @@ class StandInTensor(Tensor):
                 raise RuntimeError(f"expected a {NAME!r} device type for generator but found {value.device}")
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **(kwargs or {}))
-        return result if cls is StandInTensor else tree_map(partial(_as, cls), result)
+        is_plain = cls is StandInTensor or isinstance(result, torch.Size)  # which would become a tuple
+        return result if is_plain else tree_map(partial(_as, cls), result)
 
     @classmethod
     @override
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        _tell(function, args, kwargs)
         if function in _COPIES:
             return _copy(function, *args, **kwargs)
         _check(function, args, kwargs)
@@ -96,6 +121,7 @@ class StandInTensor(Tensor):
     @override
     def tolist(self) -> Any:
         """Read the numbers, as from any device."""
+        _tell(_aten._local_scalar_dense.default, (self,), {})
         return self.held.tolist()
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -128,6 +154,34 @@ def _wrapped(value: Any) -> Any:
     return StandInTensor(value) if isinstance(value, Tensor) else value
 
 
+def _tell(function: Any, args: Any, kwargs: Any) -> None:
+    for observer in observers:
+        observer(function, args, _waits(function, args, kwargs))
+
+
+def _waits(function: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether the host waits for a GPU in this operator.
+
+    Copies to a GPU are taken to come from page-locked memory, which a CPU does not have.
+    """
+    if function is _aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    if function in _INDEXING:
+        # A mask is counted on the host; indices on the CPU are copied.
+        indices = [index for index in args[1] if index is not None]
+        return any(not isinstance(index, StandInTensor) or index.dtype == torch.bool for index in indices)
+    if function is _aten._to_copy.default:
+        goes = kwargs.get("device")
+        return goes is not None and torch.device(goes).type != NAME
+    if function in _COPIES:
+        target, source, *rest = args if function is _aten.copy_.default else (args[1], args[0], *args[2:])
+        if isinstance(target, StandInTensor) == isinstance(source, StandInTensor):
+            return False
+        is_async = rest[0] if rest else kwargs.get("non_blocking", False)
+        return not (isinstance(target, StandInTensor) and is_async)
+    return function in _READING
+
+
 def _check(function: Any, args: Any, kwargs: Any) -> None:
     """Refuse what a GPU refuses."""
     taken = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
@@ -154,6 +208,11 @@ def _copy(function: Any, source: Tensor, *others: Any, **options: Any) -> Any:
     target, origin = (source, others[0]) if function is _aten.copy_.default else (others[0], source)
     _held(target).copy_(_held(origin))
     return target
+
+
+def _copy_from(*args: Any, **options: Any) -> Any:
+    _tell(_aten._copy_from.default, args, options)
+    return _copy(_aten._copy_from.default, *args)
 
 
 class StandInGenerator(torch._C.Generator):
@@ -274,7 +333,7 @@ def register() -> None:
     library = torch.library.Library("aten", "IMPL")
     for function in _factories():
         library.impl(function, _factory(function), "PrivateUse1")
-    library.impl("_copy_from", lambda *args, **options: _copy(_aten._copy_from.default, *args), "PrivateUse1")
+    library.impl("_copy_from", _copy_from, "PrivateUse1")
     _library.append(library)  # what it registered lasts as long as it
     torch.Generator = StandInGenerator  # type: ignore[misc]
     AcceleratorRegistry.register(NAME, StandInAccelerator)
