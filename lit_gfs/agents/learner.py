@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from lit_gfs.agents.graphed_steps import GraphedSteps
 from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.metric_writer import MetricWriter
 from lit_gfs.envs import EnvSpec
@@ -22,6 +24,7 @@ from lit_gfs.optim.factory import OptimizerFactory
 from lit_gfs.optim.layer_rates import base_rate
 from lit_gfs.runs.exact_resume import ExactResume
 from lit_gfs.runs.resume_checks import require_same_class
+from lit_gfs.utils.cuda_graphs import CannotCapture
 from lit_gfs.utils.lightning_overhead import LeanModule, drop_empty_hooks
 from lit_gfs.utils.torch_setup import require_compiler
 
@@ -42,10 +45,18 @@ class Learner(LeanModule):
         initialization: ``orthogonal`` (gain sqrt(2)) or ``torch`` (PyTorch's defaults).
         compile: Whether ``torch.compile`` compiles the networks when fitting starts; on a CPU that needs a
             C++ compiler.
+        cuda_graphs: Whether CUDA graphs replay acting and learning on a CUDA device: the host then starts all
+            kernels of a step with one call. Whatever cannot be captured runs as usual, after one line.
     """
 
     score: ClassVar[str]
     """The tag of the evaluation's verdict: larger is better, ``best.ckpt`` is chosen by it."""
+
+    graphed_devices: ClassVar[tuple[str, ...]] = ("cuda",)
+    """Kinds of devices on which acting and learning go through `lit_gfs.utils.cuda_graphs`."""
+
+    decides_on_host: str = ""
+    """Why a CUDA graph cannot repeat `training_step`; empty if it can."""
 
     def __init__(
         self,
@@ -56,6 +67,7 @@ class Learner(LeanModule):
         optimizer: OptimizerFactory = Adam,
         initialization: Initialization = "orthogonal",
         compile: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         self.env_spec = env_spec
@@ -64,6 +76,8 @@ class Learner(LeanModule):
         self.build_optimizer = optimizer
         self.initialization: Initialization = initialization
         self.is_compiled = compile  # `compile` is a method of every module
+        self.allows_cuda_graphs = cuda_graphs
+        self._diverted: dict[str, Tensor] | None = None
         # Lightning's name for an input that `forward` takes, for what measures the network.
         self.example_input_array = torch.zeros(1, *env_spec.observation_shape)
         self.latest_return: float | None = None
@@ -141,6 +155,29 @@ class Learner(LeanModule):
             require_compiler(self.device)
             for network in self.networks():
                 network.compile()
+        if self.uses_cuda_graphs:
+            # Lightning calls this attribute. The method of the class stays what callbacks measure.
+            self.training_step = GraphedSteps(self).training_step
+
+    def on_fit_end(self) -> None:
+        """Free the memory of CUDA graphs."""
+        self.__dict__.pop("training_step", None)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield all parameters and buffers."""
+        yield from self.parameters()
+        yield from self.buffers()
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Whether acting and learning are to be replayed by CUDA graphs."""
+        return (
+            self.allows_cuda_graphs
+            and self.device.type in self.graphed_devices
+            and not self.is_compiled  # the compiler captures graphs by itself
+            and self.trainer.world_size == 1  # processes exchange gradients in the middle of a backward pass
+            and self.automatic_optimization
+        )
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Drop the gradients, without the profiling that PyTorch's optimizers do around it."""
@@ -152,8 +189,25 @@ class Learner(LeanModule):
 
     def record(self, values: Mapping[str, Tensor]) -> None:
         """Add tensors to the means over all their elements that are written next."""
-        if not self.is_probed:
+        if self._diverted is not None:
+            self._diverted.update(values)
+        elif not self.is_probed:
             self.recorded.add(values)
+
+    @contextmanager
+    def diverting_metrics(self) -> Iterator[dict[str, Tensor]]:
+        """Collect what `record` is given within in a dictionary, instead of in the means."""
+        self._diverted = {}
+        try:
+            yield self._diverted
+        finally:
+            self._diverted = None
+
+    def log(self, *arguments: Any, **options: Any) -> None:
+        """Log by Lightning, which a CUDA graph could not repeat."""
+        if self._diverted is not None:
+            raise CannotCapture("its training_step logs; `record` would be repeated")
+        super().log(*arguments, **options)
 
     def schedule_values(self) -> dict[str, float]:
         """Return the learning rates, for ``schedule/*``; those of further optimizers are numbered.

@@ -181,6 +181,8 @@ class PPO(Agent):
         self.entropy_coefficient = entropy_coefficient
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
+        if target_kl is not None:
+            self.decides_on_host = "target_kl needs the result of each step"
         self.sample_in_evaluation = sample_in_evaluation
         self.rollout_exhausted = False
         if env_spec.action_low is not None:

@@ -69,11 +69,11 @@ class PQN(QLearningAgent):
 
     def collection_policy(self) -> Policy:
         """Act epsilon-greedily; keep the state's value, which the target of the step before needs."""
-        return Policy(self._explore, ["action", "value"])
+        return Policy(self._explore, ["action", "value"], lambda: {"epsilon": self.epsilon})
 
-    def _explore(self, observation: Tensor) -> dict[str, Tensor]:
+    def _explore(self, observation: Tensor, epsilon: float | Tensor) -> dict[str, Tensor]:
         q_values = self.q_network(observation)
-        return {"action": epsilon_greedy(q_values, self.epsilon), "value": max_q_value(q_values)}
+        return {"action": epsilon_greedy(q_values, epsilon), "value": max_q_value(q_values)}
 
     def on_collection_start(self) -> None:
         """Say that the targets are about to change."""

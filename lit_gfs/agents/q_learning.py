@@ -114,8 +114,9 @@ class QLearningAgent(Agent):
     def collection_policy(self) -> Policy:
         """Act epsilon-greedily; every environment draws for itself."""
         return Policy(
-            lambda observation: {"action": epsilon_greedy(self.q_network(observation), self.epsilon)},
+            lambda observation, epsilon: {"action": epsilon_greedy(self.q_network(observation), epsilon)},
             ["action"],
+            lambda: {"epsilon": self.epsilon},
         )
 
     def eval_policy(self) -> Policy:

@@ -13,6 +13,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from lit_gfs.collectors.direct import DirectCollector
+from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.errors import EnvironmentFault
 from lit_gfs.utils.seeding import (
@@ -106,11 +107,14 @@ class EnvRunner:
         self._has_warned = False
         if isinstance(env, BatchedEnv):
             env.keep_history()  # before the first reset, for `state_dict`
+        policy = agent.collection_policy()
+        if getattr(agent, "uses_cuda_graphs", False) and isinstance(policy, Policy):
+            policy.use_graphs(agent.device, cast(Any, agent).tensors)
         has_images = len(env.observation_spec["observation"].shape) == 4
         with self._adding_steps_to_faults():
             self._collector = DirectCollector(
                 env,
-                agent.collection_policy(),
+                policy,
                 frames_per_batch=env.batch_size.numel() * steps_per_env,
                 total_frames=-1,
                 policy_device=agent.device,

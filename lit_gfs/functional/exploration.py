@@ -26,18 +26,18 @@ def linear_schedule(step: int, start: float, end: float, duration: int) -> float
     return start + (end - start) * step / duration
 
 
-def epsilon_greedy(q_values: Tensor, epsilon: float) -> Tensor:
+def epsilon_greedy(q_values: Tensor, epsilon: float | Tensor) -> Tensor:
     """Choose the greedy action, or with probability ``epsilon`` a uniformly random one, for each row.
 
     Args:
         q_values: Action values, ``(num_envs, num_actions)``.
-        epsilon: Probability of a random action, which may be the greedy one.
+        epsilon: Probability of a random action, which may be the greedy one; a tensor ``()`` in a CUDA graph.
 
     Returns:
         Action indices, ``(num_envs,)``.
     """
     greedy = q_values.argmax(-1)
-    if epsilon == 0:
+    if not isinstance(epsilon, Tensor) and epsilon == 0:
         return greedy
     explore = torch.rand_like(greedy, dtype=torch.float32) < epsilon
     return torch.where(explore, torch.randint_like(greedy, q_values.shape[-1]), greedy)

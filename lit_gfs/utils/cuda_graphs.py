@@ -65,31 +65,43 @@ class Inputs:
     """Tensors that stay in place, and take in the content of others of the same structure and shapes.
 
     Args:
-        example: Nested dicts, tuples, lists or tensordicts of tensors, which are copied.
+        example: Nested dicts, tuples, lists or tensordicts of tensors and floats. Tensors are copied, floats
+            become tensors ``()``.
         device: The device to keep them on.
     """
 
     def __init__(self, example: Any, device: torch.device) -> None:
         leaves, structure = pytree.tree_flatten(example)
-        self._leaves = [leaf.to(device, copy=True) for leaf in leaves]
+        self._leaves = [
+            leaf.to(device, copy=True) if isinstance(leaf, Tensor) else torch.full((), leaf, device=device)
+            for leaf in leaves
+        ]
         self.value = pytree.tree_unflatten(self._leaves, structure)
         """The tensors, in the structure of the example."""
 
     def fill(self, value: Any) -> None:
         """Copy the content of another value of this structure."""
-        torch._foreach_copy_(self._leaves, pytree.tree_leaves(value), non_blocking=True)
+        targets, sources = [], []
+        for kept, leaf in zip(self._leaves, pytree.tree_leaves(value), strict=True):
+            if isinstance(leaf, Tensor):
+                targets.append(kept)
+                sources.append(leaf)
+            else:
+                kept.fill_(leaf)
+        torch._foreach_copy_(targets, sources, non_blocking=True)
 
 
 def shape_of(value: Any) -> tuple[Any, ...]:
-    """Return structure, shapes and types of nested tensors: whatever a captured graph depends on.
+    """Return structure, shapes and types of nested tensors and floats: whatever a graph depends on.
 
     Raises:
-        CannotCapture: If a leaf is no tensor.
+        CannotCapture: If a leaf is neither a tensor nor a float.
     """
     leaves, structure = pytree.tree_flatten(value)
-    if not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise CannotCapture("an input is no tensor")
-    return structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor | float):
+            raise CannotCapture(f"an input is a {type(leaf).__name__}")
+    return structure, *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else float for leaf in leaves)
 
 
 @dataclass
@@ -196,28 +208,28 @@ class GraphedFunction:
     """A function without gradients, captured: that of a policy.
 
     Args:
-        function: Maps named tensors to named tensors.
+        function: Maps nested tensors to named tensors.
         device: The device of all tensors.
         state: As for `Graphed`.
     """
 
     def __init__(
         self,
-        function: Callable[[Values], Mapping[str, Tensor]],
+        function: Callable[[Any], Mapping[str, Tensor]],
         device: torch.device,
         state: Callable[[], Iterable[Tensor]],
     ) -> None:
         self._names: list[str] = []
 
-        def outputs(inputs: Values) -> list[Tensor]:
+        def outputs(inputs: Any) -> list[Tensor]:
             named = function(inputs)
             self._names = list(named)
             return list(named.values())
 
         self._graphed = Graphed(outputs, device, state, train=False)
 
-    def __call__(self, inputs: Values) -> Values:
-        """Return new tensors by name.
+    def __call__(self, inputs: Any) -> Values:
+        """Return new tensors by name, for nested tensors and floats.
 
         Raises:
             CannotCapture: If a graph cannot repeat the function.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -182,18 +183,18 @@ def test_a_loss_that_waits_for_the_device_is_refused() -> None:
 def test_a_graphed_policy_acts_as_the_policy_itself(device: torch.device) -> None:
     module = network(device)
 
-    def act(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def act(inputs: dict[str, Any]) -> dict[str, Tensor]:
         values = module(inputs["observation"])
         random = torch.rand(len(values), device=device) < inputs["epsilon"]
         return {"action": torch.where(random, 7, values.argmax(-1)), "value": values.amax(-1)}
 
-    def played(function: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def played(function: Callable[[dict[str, Any]], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         torch.manual_seed(3)
         return [
             function(
                 {
                     "observation": batch(device, step)["observation"],
-                    "epsilon": torch.tensor(0.1 * step, device=device),
+                    "epsilon": 0.1 * step,
                 }
             )
             for step in range(10)
@@ -205,3 +206,10 @@ def test_a_graphed_policy_acts_as_the_policy_itself(device: torch.device) -> Non
 
     torch.testing.assert_close(ours, expected)
     assert any((each["action"] == 7).any() for each in ours)
+
+
+def test_an_input_that_is_neither_a_tensor_nor_a_float_is_refused() -> None:
+    function = GraphedFunction(lambda inputs: {"same": inputs["observation"]}, DEVICES[0], list)
+
+    with pytest.raises(CannotCapture, match="an input is a str"):
+        function({"observation": torch.zeros(2), "name": "acrobot"})
