@@ -75,7 +75,7 @@ class RawParts:
         self.simulator, self._environment = bare_simulator(data.env_id, data.num_envs, data.env_options)
         observation = batch["observation"][torch.arange(data.num_envs) % len(batch)].clone()
         network: nn.Module = agent.actor_critic if isinstance(agent, PPO) else agent.q_network  # type: ignore[union-attr]
-        self._policy = bare_policy(network, observation)
+        self._policy = bare_policy(network, observation, self._precision)
         self._update = bare_update(
             agent, batch.clone(), known.gradient_clip_val, known.gradient_clip_algorithm, self._precision
         )
@@ -86,7 +86,7 @@ class RawParts:
 
     def policy_seconds(self, at_least: float) -> float:
         """Return the seconds of inference per environment step: one call for each vector step."""
-        with torch.no_grad(), self._precision():
+        with torch.no_grad():
             return seconds_per_call(self._policy, at_least, self._clock) / (VECTOR_STEPS * self.num_envs)
 
     def update_seconds(self, at_least: float) -> float:
@@ -187,15 +187,40 @@ def _dm_control(env_id: str, num_envs: int, options: dict[str, Any]) -> Work:
 # -- policy and update ---------------------------------------------------------------------------------------
 
 
-def bare_policy(network: nn.Module, observation: Tensor) -> Work:
+def bare_policy(
+    network: nn.Module, observation: Tensor, precision: Callable[[], AbstractContextManager]
+) -> Work:
     """Return the work of `VECTOR_STEPS` forward passes of a batch of observations."""
     network = copy.deepcopy(network)
 
-    def work() -> None:
-        for _ in range(VECTOR_STEPS):
+    @torch.no_grad()
+    def call() -> None:
+        with precision():
             network(observation)
 
+    once = graphed(call, observation.device)
+
+    def work() -> None:
+        for _ in range(VECTOR_STEPS):
+            once()
+
     return work
+
+
+def graphed(work: Work, device: torch.device) -> Work:
+    """Return some work as a CUDA graph, which is what a GPU allows; on other devices, the work itself."""
+    if device.type != "cuda":
+        return work
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries are set up before a capture
+            work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def bare_update(
@@ -209,6 +234,9 @@ def bare_update(
     parameters, loss = bare_loss(agent, batch)
     trained = list(parameters)
     optimizer = make_optimizer(agent.build_optimizer, trained)
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = trained[0].is_cuda
 
     def work() -> None:
         with precision():
@@ -221,7 +249,8 @@ def bare_update(
             nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
 
-    return work
+    with torch.enable_grad():
+        return graphed(work, trained[0].device)
 
 
 def bare_loss(agent: Agent, batch: Any) -> tuple[Iterable[nn.Parameter], Callable[[], Tensor]]:

@@ -2,11 +2,13 @@
 
     python benchmarks/gpu_check.py --jobs 10
     python benchmarks/gpu_check.py --only 'dqn.*(gfs|compile)' --json check.json
+    python benchmarks/gpu_check.py --speed --seconds 30 --json speed.json
 
 A row runs the command line with an evaluation and a checkpoint halfway: `fit`, `validate` and `test` of its
 last checkpoint, and `fit` from that checkpoint. Each row is a separate process, and all imports are done
 before. On a GPU a row counts only if the GPU computed something; rows of 16-bit floats with a scaled loss run
 only on GPUs. The output is a table whose lines appear as the rows end. The exit status is 1 if a row failed.
+With --speed it measures training speed instead, see _gpu_speed.py.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from _gpu_speed import print_speeds
 
 STEPS = ["--data.total_steps=128", "--data.eval_every=64", "--data.eval_episodes=2", "--data.num_envs=2"]
 ROLLOUTS = [*STEPS, "--data.rollout_steps=16", "--data.epochs=2", "--data.minibatches=2"]
@@ -74,6 +78,7 @@ WAYS = {
     "monitors": MONITORS,
     "compile": ["--model.compile=true"],
     "overlap": ["--data.overlap=true"],
+    "without CUDA graphs": ["--model.cuda_graphs=false"],
     "ddp": ["--trainer.strategy=ddp"],
 }
 SMALL = ["--model.trunk.width=16", "--model.trunk.depth=2"]
@@ -258,8 +263,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression of rows' names")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds that a row may take")
     parser.add_argument("--list", action="store_true", help="print the rows' names alone")
+    parser.add_argument("--speed", action="store_true", help="measure training speed instead")
+    parser.add_argument("--seconds", type=float, default=30.0, help="measuring time of a row of --speed")
     parser.add_argument("--json", type=Path, help="also write the outcomes to this file")
     arguments = parser.parse_args(args)
+    if arguments.speed:
+        raise SystemExit(0 if print_speeds(arguments.seconds, arguments.json) else 1)
     os.environ |= ENVIRONMENT
     import torch
 

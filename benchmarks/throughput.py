@@ -205,7 +205,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script's options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -230,7 +231,11 @@ def main(args: Sequence[str] | None = None) -> None:
         help="cpu: the process's own time, on a machine that is shared",
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="measuring time")
-    answer(parser, args, measure)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    answer(make_parser(), args, measure)
 
 
 if __name__ == "__main__":

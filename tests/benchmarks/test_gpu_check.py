@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from lit_gfs.cli import GradientFlowCLI
+from lit_gfs.configuration.config_files import complete_arguments
+
 
 @pytest.fixture
 def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -66,3 +69,42 @@ def test_every_combination_has_a_row(gpu_check: Any) -> None:
         for suite in ("cartpole", "acrobot", "breakout", "swingup"):
             for recipe in gpu_check.RECIPES:
                 assert {f"{agent}, {suite}, {recipe}, {each}" for each in gpu_check.PRECISIONS} <= set(on_gpu)
+
+
+def test_speeds_are_compared_with_the_first_row_of_a_group(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    speeds = importlib.import_module("_gpu_speed")
+    rows = {"as shipped": ("--agent=pqn",), "wrong": ("--agent=sarsa",), "faster": ("--num-envs=64",)}
+    monkeypatch.setattr(speeds, "GROUPS", {"pqn": rows})
+    measured = {"--agent=pqn": 100.0, "--num-envs=64": 250.0}
+
+    def throughput(options: list[str]) -> Any:
+        assert options[-1] == "--seconds=2"
+        if options[0] not in measured:
+            return None, "lit_gfs: error: no agent 'sarsa'"
+        return {"fit": {"steps_per_second": measured[options[0]]}, "ratio": 0.5}, ""
+
+    monkeypatch.setattr(speeds, "_throughput", throughput)
+    file = tmp_path / "speed.json"
+
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main(["--speed", "--seconds=2", f"--json={file}"])
+
+    assert ended.value.code == 1
+    found = {each["row"]: each for each in json.loads(file.read_text())}
+    assert (found["faster"]["steps_per_second"], found["faster"]["by_first"]) == (250, 2.5)
+    assert found["wrong"]["steps_per_second"] is None
+    assert "no agent 'sarsa'" in capsys.readouterr().out
+
+
+def test_fit_knows_the_options_of_every_row_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds, throughput = (importlib.import_module(name) for name in ("_gpu_speed", "throughput"))
+    monkeypatch.setattr(GradientFlowCLI, "_set_seed", lambda self: None)
+    monkeypatch.setattr(GradientFlowCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(GradientFlowCLI, "_run_subcommand", lambda self, subcommand: None)
+
+    for rows in speeds.GROUPS.values():
+        for options in rows.values():
+            command, *_ = throughput.fit_arguments(throughput.make_parser().parse_args(list(options)))
+            GradientFlowCLI(complete_arguments(command))  # a wrong option ends the program
