@@ -31,6 +31,7 @@ from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.closing import close_env, leave_open
 from lit_gfs.envs.make import complete_options
+from lit_gfs.envs.tensor import TensorEnv
 from lit_gfs.errors import STOPS, EnvironmentFault, UserError, in_one_line
 from lit_gfs.runs.announcements import announce
 from lit_gfs.runs.trainer_checks import (
@@ -374,6 +375,8 @@ class EnvDataModule(LightningDataModule):
     def _play(self, env: EnvBase, episodes: int, frames: list[Tensor] | None = None) -> TensorDict:
         trainer = cast(Any, self.trainer)
         agent = trainer.lightning_module
+        if isinstance(env, TensorEnv):
+            env.to(agent.device)
         seed = derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps)
         # An evaluation must not change the next random numbers of training.
         isolation = isolated_generators(agent.device) if self.runner is None else self.runner.undisturbed()

@@ -34,6 +34,7 @@ LEARNERS = {
     ],
     "ppo": ["--config=ppo_cartpole", "--model.normalize_observation=true", *ROLLOUTS],
     "pqn": ["--config=pqn_cartpole", *ROLLOUTS],
+    "pqn on tensors": ["--config=pqn_cartpole", *ROLLOUTS, "--data.env_id=tensor/CartPole-v1"],
     "continuous ppo": [
         *("--config=ppo_cartpole_swingup", *ROLLOUTS),
         "--data.env_options={action_repeat: 50}",
@@ -44,7 +45,7 @@ LEARNERS = {
         *("--data.shuffle_every=1", "--data.epochs=4"),
     ],
 }
-FAST = ("dqn", "ppo", "pqn", "classifier")
+FAST = ("dqn", "ppo", "pqn", "pqn on tensors", "classifier")
 SLOW = [each for each in LEARNERS if each not in FAST]
 MORE = {"classifier": ["--data.epochs=6"]}
 TOLERANCE = 1e-3

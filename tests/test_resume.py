@@ -46,6 +46,7 @@ AGENTS = {
 }
 ENVS = {
     "CartPole": ["--data.env_id=CartPole-v1"],
+    "tensor CartPole": ["--data.env_id=tensor/CartPole-v1"],
     "Acrobot": ["--data.env_id=Acrobot-v1"],
     "Breakout": [
         "--data.env_id=ALE/Breakout-v5",
@@ -101,6 +102,11 @@ def assert_resumes_from(checkpoint: Path, run: Path, whole: Path) -> None:
 @pytest.mark.parametrize("agent", list(AGENTS))
 def test_a_resumed_run_ends_as_the_uninterrupted_one(agent: str) -> None:
     assert_resumes(agent, "CartPole", *EVERYTHING, points=2)
+
+
+@pytest.mark.parametrize("agent", ["pqn", "dqn"])
+def test_a_run_whose_environments_are_tensors_resumes(agent: str) -> None:
+    assert_resumes(agent, "tensor CartPole", *EVERYTHING, points=2)
 
 
 @pytest.mark.parametrize("agent", ["dqn", pytest.param("pqn", marks=pytest.mark.slow)])

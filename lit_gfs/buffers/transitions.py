@@ -152,4 +152,4 @@ class TransitionStorage(RingStorage):
 
 def _rows(values: Tensor) -> NDArray[Any]:
     """Return ``(num_envs, T, *row)`` as ``(num_envs * T, *row)``."""
-    return values.flatten(0, 1).numpy()
+    return values.flatten(0, 1).cpu().numpy()

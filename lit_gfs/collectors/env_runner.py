@@ -14,7 +14,9 @@ from torchrl.envs import EnvBase
 
 from lit_gfs.collectors.direct import DirectCollector
 from lit_gfs.collectors.policy import Policy
-from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.collectors.resident import ResidentCollector
+from lit_gfs.envs.auto_reset import AutoResetEnv
+from lit_gfs.envs.tensor import TensorEnv
 from lit_gfs.errors import EnvironmentFault
 from lit_gfs.utils.seeding import (
     derive_seed,
@@ -59,7 +61,7 @@ class EnvRunner:
     the run that resumes, so both draw the same numbers. The open episodes count as truncated.
 
     Args:
-        env: The batched environment to step.
+        env: The batched environment to step; one in tensors goes to the agent's device.
         agent: The agent whose policy acts, and whose weights it shares.
         steps_per_env: Vector steps in a rollout.
         seed: The seed of the run.
@@ -67,7 +69,8 @@ class EnvRunner:
         world_size: Number of processes that collect.
         precision: Makes the context in which the policy runs, with the same precision as learning.
         before_rollout: Called before a rollout. If it raises an exception, nothing has changed.
-        runs_ahead: Whether a rollout also begins the step after it, see `DirectCollector`.
+        runs_ahead: Whether a rollout also begins the step after it, see `DirectCollector`; environments in
+            tensors have nothing to gain from that, and never do it.
         env_steps: Environment steps so far, of all processes.
 
     Raises:
@@ -105,35 +108,43 @@ class EnvRunner:
         # Episodes that ended by themselves, and that barriers cut.
         self._ended = self._cut = 0
         self._has_warned = False
-        if isinstance(env, BatchedEnv):
+        if isinstance(env, AutoResetEnv):
             env.keep_history()  # before the first reset, for `state_dict`
         policy = agent.collection_policy()
         if getattr(agent, "uses_cuda_graphs", False) and isinstance(policy, Policy):
             policy.use_graphs(agent.device, cast(Any, agent).tensors)
         has_images = len(env.observation_spec["observation"].shape) == 4
+        options: dict[str, Any] = {
+            "frames_per_batch": env.batch_size.numel() * steps_per_env,
+            "total_frames": -1,
+            "track_traj_ids": False,
+            "trust_policy": True,
+            "auto_register_policy_transforms": False,
+            # No copies: each rollout overwrites the one before.
+            "return_same_td": True,
+        }
+        self._collector: DirectCollector | ResidentCollector
         with self._adding_steps_to_faults():
-            self._collector = DirectCollector(
-                env,
-                policy,
-                frames_per_batch=env.batch_size.numel() * steps_per_env,
-                total_frames=-1,
-                policy_device=agent.device,
-                env_device="cpu",
-                storing_device="cpu",
-                track_traj_ids=False,
-                trust_policy=True,
-                auto_register_policy_transforms=False,
-                # No copies: each rollout overwrites the one before.
-                return_same_td=True,
-                only_final_observations=has_images and getattr(agent, "needs_only_final_observations", False),
-                runs_ahead=runs_ahead,
-            )
+            if isinstance(env, TensorEnv) and isinstance(policy, Policy):
+                self._collector = ResidentCollector(env.to(agent.device), policy, **options)
+            else:
+                self._collector = DirectCollector(
+                    env,
+                    policy,
+                    policy_device=agent.device,
+                    env_device="cpu",
+                    storing_device="cpu",
+                    only_final_observations=has_images
+                    and getattr(agent, "needs_only_final_observations", False),
+                    runs_ahead=runs_ahead,
+                    **options,
+                )
         self._rollouts = iter(self._collector)
 
     @property
     def is_restorable(self) -> bool:
         """Whether a checkpoint holds the state of the environments, and so does not cut episodes."""
-        return self._collector.is_direct and cast(BatchedEnv, self.env).is_restorable
+        return self._collector.is_direct and cast(AutoResetEnv, self.env).is_restorable
 
     def request_barrier(self) -> None:
         """Reset all environments and seed all generators before the next step."""
@@ -206,7 +217,7 @@ class EnvRunner:
 
     def _count_cut_episodes(self) -> None:
         """Count the open episodes that a barrier cuts, and warn once if they are many."""
-        if isinstance(self.env, BatchedEnv):
+        if isinstance(self.env, AutoResetEnv):
             self._cut += self.env.open_episodes
         if self._cut > _MOST_CUT * (self._cut + self._ended) and not self._has_warned:
             self._has_warned = True
@@ -231,8 +242,8 @@ class EnvRunner:
             steps: Vector steps, at most ``steps_per_env``, which is the default.
 
         Returns:
-            A rollout ``(num_envs, steps)``; the next call overwrites it. All of it is on the CPU, except for
-            the policy's outputs other than the action, which may be on the policy's device.
+            A rollout ``(num_envs, steps)`` on the environment's device; the next call overwrites it. The
+            policy's outputs other than the action may be on the policy's device.
 
         Raises:
             EnvironmentFault: If an environment fails. The rollout does not count: a checkpoint that is

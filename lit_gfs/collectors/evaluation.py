@@ -53,25 +53,27 @@ def run_episodes(
     played = torch.zeros(num_envs, dtype=torch.int64)
     quota = torch.full((num_envs,), rounds)
     quota[num_envs - (rounds * num_envs - episodes) :] -= 1
+    env_device = env.device or torch.device("cpu")
     state: TensorDictBase = env.reset()
     while (played < quota).any():
         before_step()
         if on_frame is not None:
-            on_frame(state["pixels"][0])
+            on_frame(state["pixels"][0].cpu())
         outputs = policy(TensorDict({"observation": send(state["observation"], device)}, [num_envs]))
-        state["action"] = outputs["action"].to("cpu")
+        state["action"] = outputs["action"].to(env_device)
         step, state = env.step_and_maybe_reset(state)
-        next_ = step["next"]
-        done = next_["done"].squeeze(-1)
-        too_long = ~done & (next_["episode_length"].squeeze(-1) >= limit)
+        done, length, total = (
+            step["next", key].squeeze(-1).cpu() for key in ("done", "episode_length", "episode_return")
+        )
+        too_long = ~done & (length >= limit)
         for index in (done | too_long).nonzero().flatten().tolist():
             if played[index] < quota[index]:
-                returns[played[index], index] = next_["episode_return"][index]
-                lengths[played[index], index] = next_["episode_length"][index]
+                returns[played[index], index] = total[index]
+                lengths[played[index], index] = length[index]
                 cut[played[index], index] = too_long[index]
                 played[index] += 1
         if too_long.any():
-            state = env.reset(TensorDict({"_reset": too_long.unsqueeze(-1)}, [num_envs]))
+            state = env.reset(TensorDict({"_reset": too_long.unsqueeze(-1).to(env_device)}, [num_envs]))
     by_name = {"episode_return": returns, "episode_length": lengths, "cut": cut}
     return TensorDict({name: values.flatten()[:episodes] for name, values in by_name.items()}, [episodes])
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.auto_reset import AutoResetEnv
 from lit_gfs.envs.suites import all_ids, find_suite, has_prefix, id_forms
 from lit_gfs.errors import UserError, nearest
 
 
-def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **options: Any) -> BatchedEnv:
+def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **options: Any) -> AutoResetEnv:
     """Make environments of one kind that are stepped together.
 
     Args:
         env_id: A gymnasium id such as ``CartPole-v1`` (or ``module:id``, with the module that registers it),
-            ``ALE/<Game>-v5``, ``MinAtar/<Game>-v1`` or ``dm_control/<domain>-<task>-v0``.
+            ``ALE/<Game>-v5``, ``MinAtar/<Game>-v1``, ``dm_control/<domain>-<task>-v0``, or ``tensor/<id>``
+            for the same environment in tensors.
         num_envs: Number of environments.
         seed: Seed of the first reset; ``None`` draws one from the operating system.
         options: Options of the suite: those of `lit_gfs.envs.atari.AtariEnv`,
@@ -24,8 +25,9 @@ def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **optio
             come with every observation.
 
     Returns:
-        A TorchRL environment on the CPU, ``batch_size`` ``[num_envs]``. `lit_gfs.envs.base.BatchedEnv`
-        describes its entries and its resets.
+        A TorchRL environment on the CPU, ``batch_size`` ``[num_envs]``; only ``tensor/<id>`` can go to
+        another device, with ``to``. `lit_gfs.envs.auto_reset.AutoResetEnv` describes its entries and its
+        resets.
 
     Raises:
         UserError: If the id or an option is unknown, or the environment cannot be served.
@@ -55,7 +57,7 @@ def complete_options(env_id: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _make(
     env_class: type[Any], env_id: str, num_envs: int, seed: int | None, options: dict[str, Any]
-) -> BatchedEnv:
+) -> AutoResetEnv:
     limit = options.get("max_episode_steps")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise UserError(f"max_episode_steps is {limit!r}; expected a whole number of at least 1")

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from lit_gfs.envs.base import BatchedEnv
+from lit_gfs.envs.auto_reset import AutoResetEnv
 
 SUITES: dict[str, str] = {
     "ALE/<Game>-v5": "lit_gfs.envs.atari",
     "MinAtar/<Game>-v1": "lit_gfs.envs.minatar",
     "dm_control/<domain>-<task>-v0": "lit_gfs.envs.dm_control",
+    "tensor/<id>": "lit_gfs.envs.tensor.suite",
 }
 """For each suite, the form of its ids and the module that declares it, as a `Suite` named ``SUITE``.
 
@@ -35,7 +36,7 @@ class Suite:
     """
 
     ids: Callable[[], Collection[str]]
-    env_class: Callable[[str], type[BatchedEnv]]
+    env_class: Callable[[str], type[AutoResetEnv]]
 
     def has(self, env_id: str) -> bool:
         """Say whether the suite has an environment of this id."""
@@ -82,7 +83,7 @@ def _load(module: str) -> Suite:
     return importlib.import_module(module).SUITE
 
 
-def _keyword_only(env_class: type[BatchedEnv]) -> dict[str, Any]:
+def _keyword_only(env_class: type[AutoResetEnv]) -> dict[str, Any]:
     """Return the keyword-only arguments of a constructor, but for the seed, with their defaults."""
     parameters = inspect.signature(env_class.__init__).parameters.values()
     return {

@@ -29,7 +29,11 @@ class RecentObservations:
 
     def latest(self) -> Tensor | None:
         """Return up to ``size`` observations ``(n, *shape)``, the newest last; ``None`` before the first."""
-        return torch.cat(list(self._samples))[-self.size :].clone() if self._samples else None
+        if not self._samples:
+            return None
+        # Those of a checkpoint are on the CPU; those of environments in tensors are not.
+        device = self._samples[-1].device
+        return torch.cat([sample.to(device) for sample in self._samples])[-self.size :].clone()
 
     def restore(self, observations: Tensor | None) -> None:
         """Hold what `latest` returned."""

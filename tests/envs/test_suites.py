@@ -75,7 +75,7 @@ def test_its_ids_are_named_where_one_is_unknown(env_id: str) -> None:
     message = str(caught.value)
     assert message.startswith(
         f"unknown environment '{env_id}'; expected a gymnasium id, 'ALE/<Game>-v5', 'MinAtar/<Game>-v1', "
-        "'dm_control/<domain>-<task>-v0' or 'Toy/<Name>-v0'; did you mean 'Toy/Abacus-v0'"
+        "'dm_control/<domain>-<task>-v0', 'tensor/<id>' or 'Toy/<Name>-v0'; did you mean 'Toy/Abacus-v0'"
     )
 
 

@@ -1,0 +1,19 @@
+"""The suite of environments in tensors."""
+
+from __future__ import annotations
+
+from lit_gfs.envs.suites import Suite
+from lit_gfs.envs.tensor.acrobot import TensorAcrobotEnv
+from lit_gfs.envs.tensor.cartpole import TensorCartPoleEnv
+from lit_gfs.envs.tensor.env import TensorEnv
+
+
+def tensor_envs() -> dict[str, type[TensorEnv]]:
+    """Map ``tensor/<id>`` to classes; ``<id>`` is the id of the same environment on the CPU."""
+    return {
+        "tensor/Acrobot-v1": TensorAcrobotEnv,
+        "tensor/CartPole-v1": TensorCartPoleEnv,
+    }
+
+
+SUITE = Suite(ids=tensor_envs, env_class=lambda env_id: tensor_envs()[env_id])
