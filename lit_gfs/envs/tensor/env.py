@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 from torchrl.data import Binary, TensorSpec, Unbounded
 from typing_extensions import override
 
@@ -280,10 +281,8 @@ class TensorEnv(AutoResetEnv):
         """
         if self._episodes is None or self._has_seed_due:
             return None
-        games, *others = self._episodes
         return {
-            "game": [value.cpu() for value in games],
-            "episodes": [value.cpu() for value in others],
+            "episodes": [value.cpu() for value in tree_leaves(self._episodes)],
             "generator": self._generator.get_state(),
         }
 
@@ -293,12 +292,13 @@ class TensorEnv(AutoResetEnv):
         Returns:
             True: the state is all that there is.
         """
-        draws = torch.zeros(self.num_envs, self._game.opening_draws, dtype=torch.float64, device=self.device)
-        kind = type(self._game.opening(draws))
-        games = kind(*(value.to(self.device) for value in snapshot["game"]))
-        self._episodes = Episodes(games, *(value.to(self.device) for value in snapshot["episodes"]))
+        if self._episodes is None:
+            self._reset_all()
+        leaves = [value.to(self.device) for value in snapshot["episodes"]]
+        self._episodes = tree_unflatten(leaves, tree_structure(self._episodes))
         self._generator.set_state(snapshot["generator"])
         self._has_seed_due = False
+        games = self._episodes.game
         self._observations = self._named(self._game.show(games), games)
         self._already_reset = self._nowhere
         return True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 State = TypeVar("State", bound=tuple[Any, ...])
-"""The state of a batch of games: a named tuple of tensors ``(num_envs, ...)``."""
+"""The state of a batch of games: a named tuple of tensors ``(num_envs, ...)``, and of such tuples."""
 
 
 class TensorGame(ABC, Generic[State]):
@@ -67,7 +67,10 @@ def whole(uniform: Tensor, low: int, high: int | Tensor) -> Tensor:
 
 def choose(mask: Tensor, new: State, old: State) -> State:
     """Return ``new`` where a mask ``(num_envs,)`` is true, and ``old`` elsewhere."""
-    return type(old)(*(where_row(mask, *pair) for pair in zip(new, old, strict=True)))
+    parts: Any = zip(new, old, strict=True)
+    return type(old)(
+        *(where_row(mask, *pair) if isinstance(pair[1], Tensor) else choose(mask, *pair) for pair in parts)
+    )
 
 
 def where_row(mask: Tensor, new: Any, old: Tensor) -> Tensor:

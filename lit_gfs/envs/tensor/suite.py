@@ -6,6 +6,7 @@ from lit_gfs.envs.suites import Suite
 from lit_gfs.envs.tensor.acrobot import TensorAcrobotEnv
 from lit_gfs.envs.tensor.cartpole import TensorCartPoleEnv
 from lit_gfs.envs.tensor.env import TensorEnv
+from lit_gfs.envs.tensor.minatar import GAMES, TensorMinAtarEnv
 
 
 def tensor_envs() -> dict[str, type[TensorEnv]]:
@@ -13,6 +14,9 @@ def tensor_envs() -> dict[str, type[TensorEnv]]:
     return {
         "tensor/Acrobot-v1": TensorAcrobotEnv,
         "tensor/CartPole-v1": TensorCartPoleEnv,
+        **{
+            f"tensor/MinAtar/{name}-{version}": TensorMinAtarEnv for name in GAMES for version in ("v0", "v1")
+        },
     }
 
 
