@@ -5,6 +5,7 @@ the same everywhere: prepared actions, so that no side pays for a network. The l
 `lit_gfs.collectors.direct.DirectCollector`, as in training.
 
     python benchmarks/environments.py --seconds 20 --json environments.json
+    python benchmarks/environments.py --seconds 5 --tensors  # environments in tensors against their twins
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torchrl.envs import EnvBase
 from lit_gfs.collectors.direct import DirectCollector
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import make_env
+from lit_gfs.envs.tensor.suite import tensor_envs
 
 Advance = Callable[[], int]
 """Takes some environment steps and returns their number."""
@@ -142,6 +144,44 @@ def cartpole(seconds: float, *, direct: bool = False) -> dict[str, float]:
     return compare(collected(env, 64, direct=direct), stepped(simulator, actions, 64, 64), seconds)
 
 
+def tensor_twins(seconds: float) -> dict[str, dict[str, float]]:
+    """Compare each environment in tensors with its twin on the CPU, both with random actions and no policy.
+
+    The tensors are on the GPU if there is one. On a CPU, their many small operators take longer than the
+    twin's few.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        f"{env_id}_{num_envs}_{device.type}": compare(
+            advanced(env_id, num_envs, 16, device),
+            advanced(env_id.removeprefix("tensor/"), num_envs, 16),
+            seconds,
+        )
+        for env_id in tensor_envs()
+        if not env_id.endswith("-v0")
+        for num_envs in (64, 1024)
+    }
+
+
+def advanced(env_id: str, num_envs: int, vector_steps: int, device: torch.device | None = None) -> Advance:
+    """Step an environment without a collector; on a device, wait for it at the end alone."""
+    env: Any = make_env(env_id, num_envs, seed=0)
+    if device is not None:
+        env.to(device)
+    env.reset()
+    drawn = [env.action_spec.rand() for _ in range(DRAWN)]
+    actions: Iterator[Any] = cycle(drawn if device is not None else [action.numpy() for action in drawn])
+
+    def advance() -> int:
+        for _ in range(vector_steps):
+            step = env.advance(next(actions))
+        if device is not None:
+            step.reward.sum().item()
+        return num_envs * vector_steps
+
+    return advance
+
+
 def cheetah(seconds: float) -> dict[str, float]:
     """Compare 32 cheetahs with TorchRL's own environment, both under a Collector."""
     env = make_env("dm_control/cheetah-run-v0", 32, seed=0)
@@ -151,21 +191,29 @@ def cheetah(seconds: float) -> dict[str, float]:
     return compare(collected(env, 32), collected(reference, 64), seconds)
 
 
+def libraries(seconds: float) -> dict[str, dict[str, float]]:
+    """Compare the environments with the libraries that they are built on; ratios have a target."""
+    return {
+        "pong_64": {**atari("Pong", "pong", seconds), "target": 0.7},
+        "breakout_64": {**atari("Breakout", "breakout", seconds), "target": 0.7},
+        "cheetah_run_32": {**cheetah(seconds), "target": 10.0},
+        "cartpole_64": {**cartpole(seconds), "target": 0.35},
+        "cartpole_64_direct": {**cartpole(seconds, direct=True), "target": 0.35},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--seconds", type=float, default=20.0, help="measuring time of each comparison")
+    parser.add_argument("--tensors", action="store_true", help="compare only environments in tensors")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = {
+    result: dict[str, Any] = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "pong_64": {**atari("Pong", "pong", arguments.seconds), "target": 0.7},
-        "breakout_64": {**atari("Breakout", "breakout", arguments.seconds), "target": 0.7},
-        "cheetah_run_32": {**cheetah(arguments.seconds), "target": 10.0},
-        "cartpole_64": {**cartpole(arguments.seconds), "target": 0.35},
-        "cartpole_64_direct": {**cartpole(arguments.seconds, direct=True), "target": 0.35},
+        **(tensor_twins(arguments.seconds) if arguments.tensors else libraries(arguments.seconds)),
     }
     text = json.dumps(result, indent=2)
     print(text)

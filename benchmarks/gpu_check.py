@@ -66,6 +66,10 @@ SUITES = {
         *("--data.env_id=MinAtar/Breakout-v1", "--data.env_options={max_episode_steps: 40}"),
         "--model.encoder=MinAtarCNN",
     ],
+    "minatar in tensors": [
+        *("--data.env_id=tensor/MinAtar/Seaquest-v1", "--data.env_options={max_episode_steps: 40}"),
+        "--model.encoder=MinAtarCNN",
+    ],
 }
 RECIPES = ("baseline", "gfs", "multiskip_kron")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
