@@ -47,6 +47,7 @@ AGENTS = {
 ENVS = {
     "CartPole": ["--data.env_id=CartPole-v1"],
     "tensor CartPole": ["--data.env_id=tensor/CartPole-v1"],
+    "tensor Seaquest": ["--data.env_id=tensor/MinAtar/Seaquest-v1", "--model.encoder=MinAtarCNN"],
     "Acrobot": ["--data.env_id=Acrobot-v1"],
     "Breakout": [
         "--data.env_id=ALE/Breakout-v5",
@@ -104,9 +105,16 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(agent: str) -> None:
     assert_resumes(agent, "CartPole", *EVERYTHING, points=2)
 
 
-@pytest.mark.parametrize("agent", ["pqn", "dqn"])
-def test_a_run_whose_environments_are_tensors_resumes(agent: str) -> None:
-    assert_resumes(agent, "tensor CartPole", *EVERYTHING, points=2)
+@pytest.mark.parametrize(
+    ("agent", "env"),
+    [
+        ("pqn", "tensor CartPole"),
+        ("dqn", "tensor CartPole"),
+        pytest.param("pqn", "tensor Seaquest", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_whose_environments_are_tensors_resumes(agent: str, env: str) -> None:
+    assert_resumes(agent, env, *EVERYTHING, points=2)
 
 
 @pytest.mark.parametrize("agent", ["dqn", pytest.param("pqn", marks=pytest.mark.slow)])
