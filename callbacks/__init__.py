@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lit_gfs.callbacks.curvature import CurvatureMonitor
+from lit_gfs.callbacks.diagnosis import Diagnosis
 from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
@@ -14,6 +15,7 @@ from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 
 __all__ = [
     "CurvatureMonitor",
+    "Diagnosis",
     "EMAWeights",
     "GradientFlowMonitor",
     "GradientNormalization",

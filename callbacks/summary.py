@@ -18,13 +18,16 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from lit_gfs.callbacks.diagnosis import Diagnosis
 from lit_gfs.callbacks.progress import StepProgressBar, count_steps, counts_env_steps, run_description
 from lit_gfs.errors import OtherProcessFailed
+from lit_gfs.metrics.findings import Finding
 from lit_gfs.metrics.module_protocol import score_tag
 from lit_gfs.utils.formats import format_duration, format_rate, format_return, relative_path
 
 MAX_COLUMNS = 90
-STATUS_STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
+STATUS_STYLES = {"finished": "green", "finished,": "yellow", "interrupted": "yellow", "failed": "red"}
+"""Colours by the first word; a comma follows it if something was found."""
 
 
 def summary_rows(
@@ -39,6 +42,7 @@ def summary_rows(
     last_eval_return: float | None = None,
     best_eval_return: float | None = None,
     score: str = "eval/episode_return",
+    findings: Sequence[Finding] = (),
     best_checkpoints: Sequence[str] = (),
     last_checkpoints: Sequence[str] = (),
     run_directory: str | None = None,
@@ -58,6 +62,7 @@ def summary_rows(
         last_eval_return: Mean raw return, or another score, of the last evaluation.
         best_eval_return: Mean raw return, or another score, of the best evaluation.
         score: Tag of the score.
+        findings: Diagnosis of the run; each finding gets a row, and the status mentions those that last.
         best_checkpoints: Paths of the best checkpoints.
         last_checkpoints: Paths of the latest checkpoints.
         run_directory: Directory of the run.
@@ -67,7 +72,8 @@ def summary_rows(
     Returns:
         Names and values. Paths inside the working directory are relative to it.
     """
-    rows = [("status", status)]
+    wrong = "; ".join(finding.name for finding in findings if finding.lasts)
+    rows = [("status", f"{status}, but {wrong}" if wrong else status)]
     unit = "environment" if counts_env_steps else "optimizer"
     total = "" if total_steps is None or steps >= total_steps else f" of {total_steps:,}"
     frames = f" ({steps * frame_skip:,} frames)" if counts_env_steps and frame_skip > 1 else ""
@@ -78,6 +84,7 @@ def summary_rows(
     returns = [("last", last_eval_return), ("best", best_eval_return)]
     if known := [f"{name} {format_return(value)}" for name, value in returns if value is not None]:
         rows.append((f"evaluation {score.removeprefix('eval/').removeprefix('episode_')}", ", ".join(known)))
+    rows += [("diagnosis", str(finding)) for finding in findings]
     rows += [("best checkpoint", relative_path(path)) for path in best_checkpoints]
     rows += [("last checkpoint", relative_path(path)) for path in last_checkpoints]
     if run_directory is not None:
@@ -117,7 +124,7 @@ class RunSummary(Callback):
     """Prints a summary of the run at its end, whether it finished, was interrupted or failed.
 
     Steps are counted as in `StepProgressBar`. The evaluation return is the metric with the tag ``score`` of
-    the module, by default ``eval/episode_return``.
+    the module, by default ``eval/episode_return``. With a `Diagnosis` beside it, it shows the findings.
 
     Example::
 
@@ -181,6 +188,12 @@ class RunSummary(Callback):
             last_eval_return=self._last_eval_return,
             best_eval_return=best_eval_return,
             score=score,
+            findings=[
+                finding
+                for callback in trainer.callbacks  # type: ignore[attr-defined]
+                if isinstance(callback, Diagnosis)
+                for finding in callback.findings()
+            ],
             best_checkpoints=best_checkpoints,
             last_checkpoints=last_checkpoints,
             run_directory=_run_directory(trainer, logger_directories),

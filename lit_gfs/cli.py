@@ -29,6 +29,7 @@ import lit_gfs.configuration.yaml_values
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
 from lit_gfs.callbacks import (
     CurvatureMonitor,
+    Diagnosis,
     GradientFlowMonitor,
     GradientNormalization,
     LayerwiseLearningRates,
@@ -273,6 +274,9 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
+            # What was found is printed before the summary.
+            has_diagnosis = any(isinstance(each, Diagnosis) for each in config["callbacks"])
+            callbacks += [] if has_diagnosis else [Diagnosis()]
             callbacks += [RunSummary(), ReleaseFreedMemory()]
             # Before all others, so that it writes the checkpoint of a stopped run before they write.
             config["callbacks"].insert(0, self._stop)

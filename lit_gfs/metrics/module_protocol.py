@@ -53,6 +53,13 @@ def score_tag(pl_module: LightningModule) -> str:
 
 
 def write_scalars(trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
-    """Write scalars to all loggers, at the current position on the x axis."""
+    """Write scalars to all loggers, at the current position on the x axis.
+
+    Callbacks with a method ``on_scalars(step, scalars)`` also get them.
+    """
+    step = x_axis(trainer, pl_module)
     for logger in trainer.loggers:
-        logger.log_metrics(dict(scalars), step=x_axis(trainer, pl_module))
+        logger.log_metrics(dict(scalars), step=step)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if (listen := getattr(callback, "on_scalars", None)) is not None:
+            listen(step, scalars)
