@@ -1,4 +1,4 @@
-"""The subcommands ``study`` and ``report``."""
+"""The subcommands ``study`` and ``report``, and the list of all subcommands besides LightningCLI's."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
-from lit_gfs.configuration.parser_errors import one_line
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.run_directory import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.collect import Result, make_table
+from lit_gfs.study.compare import COMPARE
+from lit_gfs.study.diagnose import DIAGNOSE
 from lit_gfs.study.environment import environment
 from lit_gfs.study.execute import (
     available_cores,
@@ -46,23 +47,16 @@ from lit_gfs.study.origin import (
 )
 from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.progress import StudyProgress
+from lit_gfs.study.subcommand import Subcommand, SubcommandParser
 from lit_gfs.study.summary import summarize, write_summary
 from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_table
 
 SECONDS_BETWEEN_TABLES = 60.0
 
 
-class _Parser(ArgumentParser):
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_line(message, self)) from ex
-
-
 def study_parser() -> ArgumentParser:
     """Make the parser of ``study``."""
-    parser = _Parser(prog="lit_gfs study", description="Runs a grid of fits, and reports on it.")
+    parser = SubcommandParser(prog="lit_gfs study", description="Runs a grid of fits, and reports on it.")
     parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
     parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
     parser.add_argument(
@@ -90,7 +84,9 @@ def study_parser() -> ArgumentParser:
 
 def report_parser() -> ArgumentParser:
     """Make the parser of ``report``."""
-    parser = _Parser(prog="lit_gfs report", description="Makes a study's report again, from its tables.")
+    parser = SubcommandParser(
+        prog="lit_gfs report", description="Makes a study's report again, from its tables."
+    )
     parser.add_argument("directory", type=str, help="The study's directory, as in runs/smoke.")
     return parser
 
@@ -163,17 +159,11 @@ def run_report(options: Namespace) -> int:
     return 0
 
 
-class Subcommand(NamedTuple):
-    """A subcommand: its help text, its parser, and the function that runs it."""
-
-    help: str
-    parser: Callable[[], ArgumentParser]
-    run: Callable[[Namespace], int]
-
-
 SUBCOMMANDS = {
     "study": Subcommand("Run a grid of fits, and report on it.", study_parser, run_study),
     "report": Subcommand("Make a study's report again.", report_parser, run_report),
+    "diagnose": DIAGNOSE,
+    "compare": COMPARE,
 }
 
 
