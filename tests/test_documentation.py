@@ -50,7 +50,7 @@ def shortened(command: str) -> str:
     """Add what makes a command of the README end within seconds, on a machine without a C++ compiler too."""
     if "--model.compile true" in command:
         return shortened(command.replace("--model.compile true", "--model.compile false"))
-    if command.startswith("report"):
+    if command.startswith(("report", "diagnose", "compare")):
         return command
     if command.startswith("study"):
         return f"{command} --dry_run true" if "--config studies/" in command else command
