@@ -28,12 +28,16 @@ class Rule(NamedTuple):
     judge: Callable[[Scalars], list[Finding] | None]
 
 
-_MONITOR = "--gfs.representation {}"
+_MONITOR = "more measurements of --gfs.representation {}"
 
 RULES = (
     Rule("features collapsed", _MONITOR, network_rules.collapsed_features),
     Rule("dormant units", _MONITOR, network_rules.dormant_units),
-    Rule("starving or exploding layers", "--gfs.gradient_flow {}, four layers", network_rules.uneven_layers),
+    Rule(
+        "starving or exploding layers",
+        "more measurements of --gfs.gradient_flow {}, and four layers",
+        network_rules.uneven_layers,
+    ),
     Rule("divergence", "--gfs.nan_guard {}", learning_rules.divergence),
     Rule("churn", _MONITOR, learning_rules.churning_policy),
     Rule("learning rate too high", _MONITOR, learning_rules.too_high_rate),

@@ -167,7 +167,9 @@ def test_rules_without_data_are_named() -> None:
     scalars = {RANK: series(*[9.0] * 8)}
 
     assert [rule.name for rule in not_judged(scalars)] == [rule.name for rule in RULES[1:]]
-    assert summary_line(scalars).startswith("0 of 1 rules fired; not judged: dormant units (needs --gfs.")
+    assert summary_line(scalars).startswith(
+        "0 of 1 rules fired; not judged: dormant units (needs more measurements of --gfs."
+    )
 
 
 def test_everything_that_a_rule_reads_is_kept() -> None:
