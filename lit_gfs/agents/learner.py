@@ -157,7 +157,7 @@ class Learner(LeanModule):
                 network.compile()
         if self.uses_cuda_graphs:
             # Lightning calls this attribute. The method of the class stays what callbacks measure.
-            self.training_step = GraphedSteps(self).training_step
+            self.training_step = GraphedSteps(self).training_step  # type: ignore[method-assign]
 
     def on_fit_end(self) -> None:
         """Free the memory of CUDA graphs."""
