@@ -156,7 +156,7 @@ class Learner(LeanModule):
             for network in self.networks():
                 network.compile()
         if self.uses_cuda_graphs:
-            # Lightning calls this attribute. The method of the class stays what callbacks measure.
+            # Lightning calls this attribute; `loss` reaches the method of the class behind it.
             self.training_step = GraphedSteps(self).training_step  # type: ignore[method-assign]
 
     def on_fit_end(self) -> None:
