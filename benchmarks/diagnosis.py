@@ -60,7 +60,8 @@ in any part of it, and *lasted* if it holds until the end; only then the status 
 
 {rates}
 
-Findings in healthy runs:
+At least one rule judges {judged_healthy} healthy runs and {judged_failed} failed ones; it fires in
+{fired_healthy} and {fired_failed}. Findings in healthy runs:
 
 {alarms}
 
@@ -169,7 +170,13 @@ def page() -> str:
     cases = [*study_cases(), *curve_cases()]
     healthy = [case for case in cases if case.is_healthy]
     alarms = [f"- {case.name}: {finding}" for case in healthy for finding in diagnose(case.scalars)]
+    judged = [case for case in cases if len(not_judged(case.scalars)) < len(RULES)]
+    fired = [case for case in judged if diagnose(case.scalars)]
     text = PAGE.format(
+        judged_healthy=sum(case.is_healthy is True for case in judged),
+        judged_failed=sum(case.is_healthy is False for case in judged),
+        fired_healthy=sum(case.is_healthy is True for case in fired),
+        fired_failed=sum(case.is_healthy is False for case in fired),
         runs=len(cases),
         healthy=len(healthy),
         failed=sum(case.is_healthy is False for case in cases),
