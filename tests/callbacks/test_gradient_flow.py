@@ -411,6 +411,7 @@ def test_other_ranks_measure_nothing():
         optimizers=[optimizer],
         global_step=0,
         loggers=[],
+        callbacks=[],
         is_global_zero=False,
         precision_plugin=Precision(),
     )
