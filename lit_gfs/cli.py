@@ -274,7 +274,7 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
-            # What was found is printed before the summary.
+            # The diagnosis prints its findings before the summary.
             has_diagnosis = any(isinstance(each, Diagnosis) for each in config["callbacks"])
             callbacks += [] if has_diagnosis else [Diagnosis()]
             callbacks += [RunSummary(), ReleaseFreedMemory()]

@@ -45,10 +45,12 @@ class GraphedSteps:
         return self._ordinary(batch, batch_idx)
 
     def _loss_and_metrics(self, batch: Any) -> tuple[Tensor, Values]:
+        # Whatever a replay would leave out is refused: reading results, hooks, and logging (`Learner.log`).
         if self._learner.decides_on_host:
             raise CannotCapture(self._learner.decides_on_host)
         if any(each._forward_hooks or each._forward_pre_hooks for each in self._learner.modules()):
             raise CannotCapture("a hook watches its networks")
+        # Metrics are outputs of the graph, so that every replay records its own.
         with self._learner.diverting_metrics() as metrics:
             loss = self._ordinary(batch, 0)
         if not isinstance(loss, Tensor):

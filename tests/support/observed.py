@@ -1,4 +1,4 @@
-"""What an accelerator is asked to do: where the host waits for it, and how many kernels it gets."""
+"""Counts the work of an accelerator: the places where the host waits for it, and the kernels it gets."""
 
 from __future__ import annotations
 
