@@ -55,6 +55,7 @@ from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, refusal_in
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
+from lit_gfs.configuration.switches import with_typed_switches
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
@@ -193,6 +194,7 @@ class GradientFlowCLI(LightningCLI):
             contents = read_configs(args)
             for content in contents:
                 check_keys(content, {action.dest for action in self._parser(args[0])._actions})
+        args = with_typed_switches(args, contents, self.interventions)
         check_no_pipes(args, contents)
         try:
             self.config = parser.parse_args(args)

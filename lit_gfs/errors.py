@@ -11,6 +11,12 @@ LONGEST_SHOWN = 200
 """How many characters of a user's value an error message shows at most."""
 
 
+def shown(value: object) -> str:
+    """Return a user's value as messages show it: ``null`` for ``None``, shortened if it is long."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
 class UserError(Exception):
     """An invalid request by the user.
 

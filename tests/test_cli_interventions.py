@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_gfs.callbacks import GradientFlowMonitor, NaNGuard
 from lit_gfs.cli import GradientFlowCLI
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import trust
@@ -100,11 +101,33 @@ def test_what_is_on_by_default_stays_as_it_was_saved(capsys: pytest.CaptureFixtu
         assert [type(callback).__name__ for callback in found] == expected
 
 
-@pytest.mark.parametrize("on", ["--gfs.gradient_flow={}", "--gfs.gradient_flow=GradientFlowMonitor"])
-def test_an_empty_value_or_a_class_name_switches_it_on(on: str) -> None:
-    found = interventions("--config", QUICKSTART, "--gfs.gradient_flow=null", on)
+@pytest.mark.parametrize("on", ["{}", "true", "GradientFlowMonitor", "lit_gfs.callbacks.GradientFlowMonitor"])
+def test_a_word_an_empty_value_or_a_class_switches_it_on(on: str) -> None:
+    found = interventions("--config", QUICKSTART, "--gfs.gradient_flow=off", f"--gfs.gradient_flow={on}")
 
     assert [type(c).__name__ for c in found] == ["GradientFlowMonitor", "NaNGuard"]
+
+
+def test_on_keeps_arguments_and_off_forgets_them() -> None:
+    given = ["--config", QUICKSTART, "--gfs.gradient_flow.every_n_steps=7"]
+    on, off = write("on.yaml", gfs={"gradient_flow": True}), write("off.yaml", **{"gfs.gradient_flow": False})
+
+    def every(*arguments: str) -> int:
+        return interventions(*given, *arguments)[0].every_n_steps  # type: ignore[attr-defined]
+
+    assert every("--config", on) == 7
+    assert every("--config", off, "--config", on) == GradientFlowMonitor().every_n_steps != 7
+
+
+@pytest.mark.parametrize("group", [None, "off"])
+def test_a_file_switches_all_off_and_what_follows_on(group: Any) -> None:
+    nothing = ["--config", QUICKSTART, "--gfs.halve=true", "--config", write("off.yaml", gfs=group)]
+
+    assert interventions(*nothing) == []
+    (halve,) = interventions(*nothing, "--config", write("on.yaml", gfs={"halve": True}))
+    assert isinstance(halve, Halve)
+    (guard,) = interventions(*nothing, "--gfs.nan_guard=on")
+    assert isinstance(guard, NaNGuard)
 
 
 def test_callbacks_under_trainer_still_work() -> None:

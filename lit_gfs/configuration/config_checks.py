@@ -34,7 +34,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_gfs.configuration.former_options import with_present_options
 from lit_gfs.configuration.named_classes import named_classes
-from lit_gfs.errors import LONGEST_SHOWN, UserError, nearest
+from lit_gfs.configuration.switches import with_switches
+from lit_gfs.errors import UserError, nearest, shown
 from lit_gfs.utils.trust import is_trusted
 from lit_gfs.utils.yaml_files import read_yaml
 
@@ -88,11 +89,11 @@ def read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
     files = [value for option, value in pairwise(arguments) if option == "--config"]
     contents = []
     for file in files:
-        content = with_present_options(read_yaml(Path(file)))
+        content = with_switches(with_present_options(read_yaml(Path(file))))
         if content is None:
             raise UserError(f"--config {file!r} is empty; expected keys such as model, data and trainer")
         if not isinstance(content, dict):
-            kind = "a list" if isinstance(content, list) else _shown(content)
+            kind = "a list" if isinstance(content, list) else shown(content)
             raise UserError(f"--config {file!r} is {kind}; expected keys such as model, data and trainer")
         contents.append(content)
     return contents
@@ -121,8 +122,9 @@ def check_keys(content: Mapping[Any, Any], options: Collection[str]) -> None:
         if chosen is None and group == "gfs":
             continue
         if not isinstance(chosen, dict):
+            or_null = ", or null for none of them" if group == "gfs" else ""
             raise UserError(
-                f"{group} is {_shown(chosen)}; expected keys such as {', '.join(sorted(known)[:6])}"
+                f"{group} is {shown(chosen)}; expected keys such as {', '.join(sorted(known)[:6])}{or_null}"
             )
         _check_known(chosen, known, f"{group}.")
 
@@ -136,7 +138,7 @@ def check_groups(config: Namespace) -> None:
     for group in ("trainer", "run"):
         if group in config and not isinstance(config[group], Namespace):
             raise UserError(
-                f"{group} is {_shown(config[group])}; expected options below it, as in --{group}.<name>"
+                f"{group} is {shown(config[group])}; expected options below it, as in --{group}.<name>"
             )
     for key, value in config.items():
         if isinstance(value, str) and not value.isascii() and re.search(r"[\ud800-\udfff]", value):
@@ -279,7 +281,7 @@ def _check_number(place: str, value: Any, default: Any) -> None:
         if isinstance(number, float) and not math.isfinite(number) and number != default:
             raise UserError(f"{place} is {number}; expected a finite number")
         if isinstance(number, int) and abs(number) >= 2**62:
-            raise UserError(f"{place} is {_shown(number)}; expected a number of less than 4e18")
+            raise UserError(f"{place} is {shown(number)}; expected a number of less than 4e18")
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -296,13 +298,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _check_text_keys(content: Any, where: str) -> None:
     for key, value in content.items() if isinstance(content, dict) else ():
         if not isinstance(key, str):
-            raise UserError(f"{where}{key} is no known key; expected text, not {_shown(key)}")
+            raise UserError(f"{where}{key} is no known key; expected text, not {shown(key)}")
         _check_text_keys(value, f"{where}{key}.")
-
-
-def _shown(value: Any) -> str:
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
 def _check_kind(place: str, named: Any) -> None:
@@ -324,7 +321,7 @@ def _check_unlisted(place: str, cls: Any, unlisted: Mapping[str, Any]) -> None:
     if unlisted and not is_trusted(cls.__module__):
         package = cls.__module__.partition(".")[0]
         raise UserError(
-            f"{place}dict_kwargs is {_shown(dict(unlisted))}; expected arguments that {cls.__name__} lists, "
+            f"{place}dict_kwargs is {shown(dict(unlisted))}; expected arguments that {cls.__name__} lists, "
             f"under init_args, unless you type --trust {package}"
         )
 

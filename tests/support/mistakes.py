@@ -171,7 +171,10 @@ OPTIONS: list[tuple[str, str]] = [
     ("--trust", r"--trust has no value"),
     ("--config", r"--config has no value"),
     ("stray", r"stray is no known option"),
-    ("--gfs.gradient_flow=3", r"gfs.gradient_flow is '3'; expected GradientFlowMonitor or null"),
+    ("--gfs.gradient_flow=3", r"gfs.gradient_flow is 3; expected true, false or GradientFlowMonitor"),
+    ("--gfs.temporal_clipping=maybe", r"is 'maybe'; expected true, false or TemporalGradientClipping$"),
+    ("--gfs.temporal_clipping=ture", r"gfs.temporal_clipping is 'ture'; .*did you mean 'true'"),
+    ("--gfs=true", r"gfs is 'true'; expected null, or an option below it, as in --gfs.path_init true"),
     ("--data.env_id=ALE/Pnog-v5", r"ALE/Pnog-v5.*ALE/Pong-v5"),
     ("--data.env_id=dm_control/walker-wlak-v0", r"walker-wlak.*walker-walk"),
     ("--data.env_id=Pendulum-v1", r"'Pendulum-v1' has a continuous action space"),
@@ -218,7 +221,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--ckpt_path=notes.txt", r"notes.txt' is no checkpoint"),
     (
         "--gfs.path_init=TemporalGradientClipping",
-        r"gfs.path_init is 'TemporalGradientClipping'; expected PathSensitiveInit or null",
+        r"gfs.path_init is 'TemporalGradientClipping'; expected true, false or PathSensitiveInit",
     ),
     (
         "--gfs.temporal_clipping.z_treshold=2",
@@ -276,7 +279,10 @@ FILES: list[tuple[str, str]] = [
         r"gfs.temporal_cliping is no known key; did you mean 'temporal_clipping'",
     ),
     ("gfz: {path_init: {}}", r"gfz is no known key; did you mean 'gfs'"),
-    ("gfs: [path_init]", r"gfs is \['path_init'\]; expected keys such as .*path_init"),
+    ("gfs: [path_init]", r"gfs is \['path_init'\]; expected keys such as .*path_init, or null"),
+    ("gfs: {path_init: maybe}", r"gfs.path_init is 'maybe'; expected true, false or PathSensitiveInit"),
+    ("gfs.path_int: on", r"gfs.path_int is no known key; did you mean 'path_init'"),
+    ("gfs: off\ngfs.path_init: on", r"gfs.path_init stands beside another key for the same"),
     ("data: {init_args: {eval_every: null}}", r"data.eval_every is null; expected int"),
     (
         "gfs: {temporal_clipping: {class_path: TemporalGradientClipping, init_args: {decay: null}}}",
