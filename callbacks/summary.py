@@ -176,7 +176,7 @@ class RunSummary(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         score = score_tag(trainer.lightning_module)
         best_eval_return, best_checkpoints, last_checkpoints = _checkpoints(trainer, score)
-        logger_directories = _distinct(filter(None, map(_directory_of, trainer.loggers)))
+        directories = logger_directories(trainer)
         rows = summary_rows(
             status=status,
             steps=steps,
@@ -196,8 +196,8 @@ class RunSummary(Callback):
             ],
             best_checkpoints=best_checkpoints,
             last_checkpoints=last_checkpoints,
-            run_directory=_run_directory(trainer, logger_directories),
-            logger_directories=logger_directories,
+            run_directory=run_directory(trainer, directories),
+            logger_directories=directories,
             tensorboard_root=next(
                 (logger.save_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None
             ),
@@ -221,23 +221,28 @@ def _checkpoints(trainer: Trainer, score: str) -> tuple[float | None, list[str],
     return max(scores, default=None), _distinct(best), _distinct(last)
 
 
+def logger_directories(trainer: Trainer) -> list[str]:
+    """Return the directories of the Trainer's loggers, each once."""
+    return _distinct(filter(None, map(_directory_of, trainer.loggers)))
+
+
 def _directory_of(logger: Logger) -> str | None:
     # `trainer.log_dir` would wait for the other ranks, which do not reach this point.
     directory = getattr(logger, "log_dir", None) or logger.save_dir
     return None if directory is None else str(directory)
 
 
-def _run_directory(trainer: Trainer, logger_directories: Sequence[str]) -> str | None:
+def run_directory(trainer: Trainer, directories: Sequence[str]) -> str | None:
     """Return the logger's directory that contains checkpoints, else that of the last ModelCheckpoint."""
     kept = [
         Path(os.path.abspath(each.dirpath))
         for each in trainer.checkpoint_callbacks
         if isinstance(each, ModelCheckpoint) and each.dirpath is not None
     ]
-    for directory in logger_directories:
+    for directory in directories:
         if any(path.is_relative_to(os.path.abspath(directory)) for path in kept):
             return directory
-    return str(kept[-1]) if kept else next(iter(logger_directories), None)
+    return str(kept[-1]) if kept else next(iter(directories), None)
 
 
 def _distinct(paths: Iterable[str]) -> list[str]:

@@ -39,6 +39,7 @@ from lit_gfs.callbacks import (
     TemporalGradientClipping,
 )
 from lit_gfs.callbacks.graceful_stop import GracefulStop
+from lit_gfs.callbacks.opening import RunOpening
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.summary import RunSummary, print_summary
 from lit_gfs.configuration.config_checks import (
@@ -258,9 +259,10 @@ class GradientFlowCLI(LightningCLI):
         set_threads(self._get(self.config_init, "threads"), self.model)
         run: RunDirectory = self._get(self.config_init, "run")
         config = {**self._get(self.config_init, "trainer"), **kwargs}
-        chosen = [self._get(self.config_init, f"gfs.{name}") for name in self.interventions]
+        chosen = {name: self._get(self.config_init, f"gfs.{name}") for name in self.interventions}
+        chosen = {name: each for name, each in chosen.items() if each is not None}
         # Before the user's own callbacks, so that the first intervention sees the raw gradients.
-        config["callbacks"] = [*(each for each in chosen if each is not None), *_as_list(config["callbacks"])]
+        config["callbacks"] = [*chosen.values(), *_as_list(config["callbacks"])]
         config["plugins"] = [*_as_list(config["plugins"]), ChecksummedCheckpointIO()]
         config["default_root_dir"] = config["default_root_dir"] or str(working_directory())
         if config["profiler"] is None:
@@ -280,8 +282,10 @@ class GradientFlowCLI(LightningCLI):
             has_diagnosis = any(isinstance(each, Diagnosis) for each in config["callbacks"])
             callbacks += [] if has_diagnosis else [Diagnosis()]
             callbacks += [RunSummary(), ReleaseFreedMemory()]
+            seed = self._get(self.config, "seed_everything")
+            opening = RunOpening(list(chosen), None if seed is False else seed)
             # Before all others, so that it writes the checkpoint of a stopped run before they write.
-            config["callbacks"].insert(0, self._stop)
+            config["callbacks"] = [self._stop, opening, *config["callbacks"]]
         else:
             config["logger"] = False
             config["enable_checkpointing"] = False
