@@ -39,6 +39,7 @@ from lit_gfs.callbacks import (
     TemporalGradientClipping,
 )
 from lit_gfs.callbacks.graceful_stop import GracefulStop
+from lit_gfs.callbacks.gradient_intervention import GradientIntervention
 from lit_gfs.callbacks.opening import RunOpening
 from lit_gfs.callbacks.progress import StepProgressBar, run_description
 from lit_gfs.callbacks.summary import RunSummary, print_summary
@@ -57,6 +58,7 @@ from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, r
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.configuration.switches import with_typed_switches
+from lit_gfs.configuration.trainer_clipping import WITHOUT, replaced_clipping
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
@@ -197,6 +199,10 @@ class GradientFlowCLI(LightningCLI):
                 check_keys(content, {action.dest for action in self._parser(args[0])._actions})
         args = with_typed_switches(args, contents, self.interventions)
         check_no_pipes(args, contents)
+        scaling = [name for name, cls in self.interventions.items() if issubclass(cls, GradientIntervention)]
+        self._replaced = replaced_clipping(args, contents, scaling)
+        if self._replaced is not None:
+            args = [*args, WITHOUT]
         try:
             self.config = parser.parse_args(args)
         except UserError as error:
@@ -283,7 +289,11 @@ class GradientFlowCLI(LightningCLI):
             callbacks += [] if has_diagnosis else [Diagnosis()]
             callbacks += [RunSummary(), ReleaseFreedMemory()]
             seed = self._get(self.config, "seed_everything")
-            opening = RunOpening(list(chosen), None if seed is False else seed)
+            opening = RunOpening(
+                list(chosen),
+                None if seed is False else seed,
+                remark="" if self._replaced is None else str(self._replaced),
+            )
             # Before all others, so that it writes the checkpoint of a stopped run before they write.
             config["callbacks"] = [self._stop, opening, *config["callbacks"]]
         else:

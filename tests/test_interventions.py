@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lit_gfs.main import main
 from support.command_line import stopped
@@ -65,17 +67,29 @@ def test_every_subset_runs_resumes_and_writes_its_own_tags(agent: str, subset: t
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_each_is_switched_on_by_one_flag(key: str) -> None:
-    run = fit("dqn", "--trainer.gradient_clip_val=null", f"--gfs.{key}={{}}")
+def test_each_is_switched_on_by_one_flag(key: str, capfd: pytest.CaptureFixture[str]) -> None:
+    run = fit("dqn", f"--gfs.{key}=true")
 
     assert who_wrote(run) == {key}
+    told = f"lit_gfs: gfs.{key} replaces trainer.gradient_clip_val 10 of quickstart"
+    ended = capfd.readouterr()
+    assert ended.err.splitlines().count(told) == (key != "path_init")
+    assert re.search(rf"^gfs +.*\b{key}\b", ended.out, re.MULTILINE)
+    trainer = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
+    assert trainer["gradient_clip_val"] == (10 if key == "path_init" else None)
+
+
+def test_all_are_switched_off_by_one_flag(capfd: pytest.CaptureFixture[str]) -> None:
+    fit("dqn", "--config", "recipes/gfs", "--gfs", "null", "--gfs.path_init", "on")
+
+    assert re.search(r"^gfs +path_init$", capfd.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("key", KEYS[1:])
-def test_the_trainers_clipping_beside_it_is_told_in_one_line(
+def test_a_threshold_of_the_users_own_beside_it_is_told_in_one_line(
     key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stopped(command("ppo", f"--gfs.{key}={{}}")) == 2
+    assert stopped(command("ppo", f"--gfs.{key}=true", "--trainer.gradient_clip_val=0.5")) == 2
 
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "gradient_clip_val=0.5" in line

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lit_gfs.configuration.config_trust import trusting
 from lit_gfs.main import main
@@ -122,6 +123,14 @@ def test_muon_beside_adam_resumes(agent: str) -> None:
     """With recipes/gfs and everything else, and with the scheduler of both parts' rates."""
     muon = "{class_path: lit_gfs.optim.MuonWithAdam, init_args: {lr: 1.0e-3, other: RAdam}}"
     assert_resumes(agent, "CartPole", *EVERYTHING, f"--model.optimizer={muon}", points=2)
+
+
+def test_a_run_whose_intervention_replaced_the_trainers_clipping_resumes() -> None:
+    flags = ["--gfs.temporal_clipping=true", "--gfs.temporal_clipping.warmup=2"]
+    assert_resumes("ppo", "CartPole", *flags, points=2)
+    config = yaml.safe_load(Path("runs/resumed/run/config.yaml").read_text())
+    assert config["trainer"]["gradient_clip_val"] is None
+    assert config["gfs"]["temporal_clipping"]["init_args"]["warmup"] == 2
 
 
 def test_a_run_with_an_averaged_target_resumes() -> None:
