@@ -39,6 +39,7 @@ from lit_gfs.runs.trainer_checks import (
     require_precision,
     require_whole_passes,
 )
+from lit_gfs.utils.given_arguments import RemembersArguments
 from lit_gfs.utils.memory import require_memory
 from lit_gfs.utils.ranks import gather, share
 from lit_gfs.utils.seeding import derive_seed, isolated_generators, run_seed, seed_generators
@@ -71,7 +72,7 @@ _NAMED_ELSEWHERE = {
 """Arguments of `make_env` that are no options of a suite, and the setting that decides on them."""
 
 
-class EnvDataModule(LightningDataModule):
+class EnvDataModule(LightningDataModule, RemembersArguments):
     """Environments for learning and for evaluation, and the count of environment steps.
 
     Args:

@@ -19,11 +19,12 @@ from lit_gfs.runs.trainer_checks import (
     require_precision,
     require_whole_passes,
 )
+from lit_gfs.utils.given_arguments import RemembersArguments
 from lit_gfs.utils.seeding import run_seed
 from lit_gfs.utils.transfers import send
 
 
-class LabelShuffleDataModule(LightningDataModule):
+class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
     """Images whose labels are shuffled every few epochs; the run ends after ``epochs`` epochs.
 
     This is the non-stationary supervised experiment of Castanyer et al. (2025, arXiv 2506.15544). After a

@@ -19,7 +19,6 @@ import jsonargparse
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.spike import TrainingSpikeException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,22 +26,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import lit_gfs.agents
 import lit_gfs.configuration.yaml_values
 import lit_gfs.datamodules  # noqa: F401 - makes class names known to the parser
-from lit_gfs.callbacks import (
-    CurvatureMonitor,
-    Diagnosis,
-    GradientFlowMonitor,
-    GradientNormalization,
-    LayerwiseLearningRates,
-    NaNGuard,
-    PathSensitiveInit,
-    RepresentationMonitor,
-    TemporalGradientClipping,
-)
 from lit_gfs.callbacks.graceful_stop import GracefulStop
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
+from lit_gfs.callbacks.named import INTERVENTIONS, ON_BY_DEFAULT
 from lit_gfs.callbacks.opening import RunOpening
-from lit_gfs.callbacks.progress import StepProgressBar, run_description
-from lit_gfs.callbacks.summary import RunSummary, print_summary
+from lit_gfs.callbacks.progress import run_description
+from lit_gfs.callbacks.summary import print_summary
+from lit_gfs.callbacks.trainer_options import (
+    TRAINER_DEFAULTS,
+    complete_options,
+    progress_bar,
+    reporting_callbacks,
+)
 from lit_gfs.configuration.config_checks import (
     check_empty_keys,
     check_groups,
@@ -62,15 +57,14 @@ from lit_gfs.configuration.trainer_clipping import WITHOUT, replaced_clipping
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
-from lit_gfs.runs.checkpoint_io import ChecksummedCheckpointIO
 from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
-from lit_gfs.runs.run_directory import RunDirectory, SaveConfig
+from lit_gfs.runs.run_directory import RunDirectory, SaveConfig, run_name
 from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
 from lit_gfs.utils.formats import format_return, relative_path
-from lit_gfs.utils.lightning_overhead import Untimed, drop_empty_hooks
-from lit_gfs.utils.memory import ReleaseFreedMemory, keep_freed_memory
+from lit_gfs.utils.lightning_overhead import drop_empty_hooks
+from lit_gfs.utils.memory import keep_freed_memory
 from lit_gfs.utils.torch_setup import MatmulPrecision, set_matmul_precision, set_threads
 from lit_gfs.utils.working_directory import absolute_path, keeping_working_directory, working_directory
 
@@ -98,19 +92,10 @@ class GradientFlowCLI(LightningCLI):
             parser.
     """
 
-    interventions: ClassVar[dict[str, type[Callback]]] = {
-        "gradient_flow": GradientFlowMonitor,
-        "nan_guard": NaNGuard,
-        "path_init": PathSensitiveInit,
-        "layer_rates": LayerwiseLearningRates,
-        "temporal_clipping": TemporalGradientClipping,
-        "gradient_normalization": GradientNormalization,
-        "representation": RepresentationMonitor,
-        "curvature": CurvatureMonitor,
-    }
+    interventions: ClassVar[dict[str, type[Callback]]] = INTERVENTIONS
     """Named callbacks, ``gfs.<name>`` in YAML; they see gradients in this order."""
 
-    on_by_default: ClassVar[tuple[str, ...]] = ("nan_guard",)
+    on_by_default: ClassVar[tuple[str, ...]] = ON_BY_DEFAULT
     """Named callbacks that are on unless they are set to ``null``."""
 
     def __init__(
@@ -134,13 +119,7 @@ class GradientFlowCLI(LightningCLI):
             parser_class=RaisingParser,
             save_config_callback=None,  # the run directory has one of its own
             seed_everything_default=0,
-            trainer_defaults={
-                "max_epochs": -1,  # the datamodule's total_steps ends a run
-                "devices": 1,
-                "log_every_n_steps": 50,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-            },
+            trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={
                 "prog": "lit_gfs",
                 "description": "Deep-RL networks that stay trainable as they grow.",
@@ -264,15 +243,9 @@ class GradientFlowCLI(LightningCLI):
         keep_freed_memory()
         set_threads(self._get(self.config_init, "threads"), self.model)
         run: RunDirectory = self._get(self.config_init, "run")
-        config = {**self._get(self.config_init, "trainer"), **kwargs}
         chosen = {name: self._get(self.config_init, f"gfs.{name}") for name in self.interventions}
         chosen = {name: each for name, each in chosen.items() if each is not None}
-        # Before the user's own callbacks, so that the first intervention sees the raw gradients.
-        config["callbacks"] = [*chosen.values(), *_as_list(config["callbacks"])]
-        config["plugins"] = [*_as_list(config["plugins"]), ChecksummedCheckpointIO()]
-        config["default_root_dir"] = config["default_root_dir"] or str(working_directory())
-        if config["profiler"] is None:
-            config["profiler"] = Untimed()
+        config = complete_options({**self._get(self.config_init, "trainer"), **kwargs}, list(chosen.values()))
         callbacks: list[Callback] = []
         if self.subcommand == "fit":
             run.default_name = self._run_name()
@@ -284,10 +257,7 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
-            # The diagnosis prints its findings before the summary.
-            has_diagnosis = any(isinstance(each, Diagnosis) for each in config["callbacks"])
-            callbacks += [] if has_diagnosis else [Diagnosis()]
-            callbacks += [RunSummary(), ReleaseFreedMemory()]
+            callbacks += reporting_callbacks(config["callbacks"])
             seed = self._get(self.config, "seed_everything")
             opening = RunOpening(
                 list(chosen),
@@ -299,14 +269,7 @@ class GradientFlowCLI(LightningCLI):
         else:
             config["logger"] = False
             config["enable_checkpointing"] = False
-        for callback in config["callbacks"]:
-            # Not every epoch ends with an evaluation. Checked after each epoch, one score would use up the
-            # patience, and there would be no score before the first evaluation.
-            if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end is None:
-                callback._check_on_train_epoch_end = False
-        has_bar = any(isinstance(each, ProgressBar) for each in config["callbacks"])
-        if config["enable_progress_bar"] is not False and not has_bar:
-            callbacks.append(StepProgressBar())
+        callbacks += progress_bar(config)
         try:
             trainer = self._instantiate_trainer(config, callbacks)
         except UserError:
@@ -391,20 +354,10 @@ class GradientFlowCLI(LightningCLI):
 
     def _run_name(self) -> str:
         env_id = getattr(self.datamodule, "env_id", type(self.datamodule).__name__)
-        return _run_name(type(self.model).__name__, env_id)
+        return run_name(type(self.model).__name__, env_id)
 
     def _configured_name(self) -> str:
         """Return the later value of `_run_name`, before there is an agent and a datamodule."""
         model, data = (self._get(self.config, name) for name in ("model", "data"))
         data_class = data.class_path.rpartition(".")[2]
-        return _run_name(model.class_path.rpartition(".")[2], data.init_args.get("env_id", data_class))
-
-
-def _run_name(agent: str, env_id: str) -> str:
-    return f"{agent.lower()}_{env_id.replace('/', '-')}"
-
-
-def _as_list(values: Any) -> list[Any]:
-    if values is None:
-        return []
-    return values if isinstance(values, list) else [values]
+        return run_name(model.class_path.rpartition(".")[2], data.init_args.get("env_id", data_class))

@@ -22,6 +22,7 @@ ORDER = (
     ("callbacks",),
     ("agents", "datamodules", "configs"),
     ("configuration",),
+    ("trainer", "policy"),
     ("cli",),
     ("study",),
     ("main",),

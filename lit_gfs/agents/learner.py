@@ -25,11 +25,12 @@ from lit_gfs.optim.layer_rates import base_rate
 from lit_gfs.runs.exact_resume import ExactResume
 from lit_gfs.runs.resume_checks import require_same_class
 from lit_gfs.utils.cuda_graphs import CannotCapture
+from lit_gfs.utils.given_arguments import RemembersArguments
 from lit_gfs.utils.lightning_overhead import LeanModule, drop_empty_hooks
 from lit_gfs.utils.torch_setup import require_compiler
 
 
-class Learner(LeanModule):
+class Learner(LeanModule, RemembersArguments):
     """A LightningModule that callbacks can read, and that reports against its own count of steps.
 
     Callbacks read `trunk`, `named_layers`, `policy_features`, `policy_head`, `loss`, `probe_batch` and

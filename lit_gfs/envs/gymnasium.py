@@ -160,8 +160,12 @@ class GymnasiumEnv(SerialEnv):
         super().__init__(env_id, num_envs, observations, action.spec, 1, seed, picture_shape)
         self.action_bounds = action.bounds
         self._simulators = simulators
-        self._write = observed.write
-        self._read = action.read
+        self.shown_space = simulators[0].observation_space
+        """The space of observations as gymnasium shows them."""
+        self.write_observation = observed.write
+        """Writes one of them into a row of ``observation``; raises `Misconduct` if it is not of the space."""
+        self.read_action = action.read
+        """Converts a row of ``action`` into an action of gymnasium."""
 
     @property
     def time_limit(self) -> int | None:
@@ -175,11 +179,13 @@ class GymnasiumEnv(SerialEnv):
 
     def _step_one(self, index: int, action: Any, observation: NDArray[Any]) -> tuple[float, bool, bool]:
         try:
-            observed, reward, terminated, truncated, _ = self._simulators[index].step(self._read(action))
+            observed, reward, terminated, truncated, _ = self._simulators[index].step(
+                self.read_action(action)
+            )
         except (ValueError, TypeError) as error:
             _explain(error, "step returns five values (observation, reward, terminated, truncated, info)")
             raise
-        self._write(observed, observation)
+        self.write_observation(observed, observation)
         if type(reward) is not float:
             reward = self._number(reward, index)
         return reward, bool(terminated), bool(truncated)
@@ -201,7 +207,7 @@ class GymnasiumEnv(SerialEnv):
         except (ValueError, TypeError) as error:
             _explain(error, "reset returns two values (observation, info)")
             raise
-        self._write(observed, observation)
+        self.write_observation(observed, observation)
 
     def _render_one(self, index: int) -> NDArray[np.uint8]:
         return self._simulators[index].render()

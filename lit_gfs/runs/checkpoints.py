@@ -84,12 +84,13 @@ def newest_intact(directory: Path, with_replay: bool = True) -> tuple[Path | Non
     return None, damages
 
 
-def find_checkpoint(name: str, with_replay: bool = True) -> Path:
+def find_checkpoint(name: str, with_replay: bool = True, option: str = "--ckpt_path") -> Path:
     """Return the path of an intact checkpoint; name on stderr the damaged ones that were passed over.
 
     Args:
         name: A checkpoint, or a directory, which stands for its newest intact checkpoint.
         with_replay: As for `damage_of`.
+        option: The option that gave the name, for messages.
 
     Raises:
         UserError: If there is none, or the named one is damaged; the message names those beside it.
@@ -102,12 +103,12 @@ def find_checkpoint(name: str, with_replay: bool = True) -> Path:
                 print(f"lit_gfs: passed over: {damage}", file=sys.stderr)
             return checkpoint
         because = f": {'; '.join(damages)}" if damages else ""
-        raise UserError(f"--ckpt_path {name!r} holds no intact checkpoint{because}")
-    directory_of(name)
+        raise UserError(f"{option} {name!r} holds no intact checkpoint{because}")
+    directory_of(name, option)
     if lost := damage_of(path, with_replay):
         other, _ = newest_intact(path.parent, with_replay)
         instead = "" if other is None else f"; the newest intact one beside it is {str(other)!r}"
-        raise UserError(f"--ckpt_path {name!r} is no checkpoint, or a damaged one: {lost}{instead}")
+        raise UserError(f"{option} {name!r} is no checkpoint, or a damaged one: {lost}{instead}")
     return path
 
 
@@ -131,8 +132,12 @@ def reason_of(error: BaseException) -> str:
     return said if isinstance(error, RuntimeError) else f"{type(error).__name__}: {said}"
 
 
-def directory_of(name: str) -> Path:
+def directory_of(name: str, option: str = "--ckpt_path") -> Path:
     """Return a checkpoint's directory, or the directory itself.
+
+    Args:
+        name: A checkpoint or a directory.
+        option: The option that gave the name, for messages.
 
     Raises:
         UserError: If the name is neither a file nor a directory; the message names checkpoints in that place.
@@ -144,7 +149,7 @@ def directory_of(name: str) -> Path:
         return path.parent
     neighbours = [str(other) for other in sorted(path.parent.glob("*.ckpt"))]
     found = f"; there are {', '.join(map(repr, neighbours))}" if neighbours else ""
-    raise UserError(f"--ckpt_path {name!r} not found; expected a checkpoint file{found}")
+    raise UserError(f"{option} {name!r} not found; expected a checkpoint file{found}")
 
 
 def find_run(directory: Path) -> Path | None:

@@ -41,6 +41,11 @@ def require_directory(option: str, name: str) -> None:
         raise UserError(f"{option} is {name!r}; expected a directory of this machine, as in: {option} runs")
 
 
+def run_name(agent: str, env_id: str) -> str:
+    """Return the default name of a group of runs, such as ``dqn_CartPole-v1``."""
+    return f"{agent.lower()}_{env_id.replace('/', '-')}"
+
+
 class RunDirectory:
     """The directory ``<root>/<name>/<version>`` of a run.
 
@@ -155,19 +160,22 @@ class RunDirectory:
 
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
         """Write the resolved configuration when training begins; leave out a checkpoint of this run."""
-        self.has_begun = True
+        if config.ckpt_path is not None:
+            config = config.clone()
+            config.ckpt_path = self.branched_from(config.ckpt_path)
         # parser.save changes the working directory while it writes, and the logger's thread would then look
         # for its file elsewhere.
-        directory = Path(self.logger().log_dir)
-        if self._goes_on:
-            # The run continues here, and its configuration describes the whole run, not its last part.
-            config = config.clone()
-            config.ckpt_path = None
-        elif config.ckpt_path is not None:
-            config = config.clone()
-            config.ckpt_path = relative_path(config.ckpt_path)
-        text = parser.dump(config, skip_none=False, skip_validation=True)
-        with replacing_text(directory / CONFIG_NAME) as file:
+        self.write_config(parser.dump(config, skip_none=False, skip_validation=True))
+
+    def branched_from(self, checkpoint: str | None) -> str | None:
+        """Return the path that a configuration keeps of a checkpoint; ``None`` if the run goes on here."""
+        # The run's configuration describes the whole run, not its last part.
+        return None if checkpoint is None or self._goes_on else relative_path(checkpoint)
+
+    def write_config(self, text: str) -> None:
+        """Write the run's ``config.yaml``; training begins."""
+        self.has_begun = True
+        with replacing_text(Path(self.logger().log_dir) / CONFIG_NAME) as file:
             file.write(CONFIG_HEADER + job_line(self.arguments) + text)
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:

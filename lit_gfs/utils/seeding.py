@@ -15,7 +15,13 @@ import torch
 
 def run_seed() -> int:
     """Return the seed of ``seed_everything``, or 0 without one."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+    return chosen_seed() or 0
+
+
+def chosen_seed() -> int | None:
+    """Return the seed of ``seed_everything``; ``None`` if it was not called."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
 
 
 def derive_seed(*parts: int | str) -> int:

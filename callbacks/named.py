@@ -1,0 +1,42 @@
+"""The interventions and monitors that have a key, ``gfs.<key>`` in YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning.pytorch import Callback
+
+from lit_gfs.callbacks.curvature import CurvatureMonitor
+from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
+from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
+from lit_gfs.callbacks.nan_guard import NaNGuard
+from lit_gfs.callbacks.path_init import PathSensitiveInit
+from lit_gfs.callbacks.representation import RepresentationMonitor
+from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
+
+INTERVENTIONS: dict[str, type[Callback]] = {
+    "gradient_flow": GradientFlowMonitor,
+    "nan_guard": NaNGuard,
+    "path_init": PathSensitiveInit,
+    "layer_rates": LayerwiseLearningRates,
+    "temporal_clipping": TemporalGradientClipping,
+    "gradient_normalization": GradientNormalization,
+    "representation": RepresentationMonitor,
+    "curvature": CurvatureMonitor,
+}
+"""Named callbacks by key; they see gradients in this order."""
+
+ON_BY_DEFAULT: tuple[str, ...] = ("nan_guard",)
+"""Keys of the callbacks that are on unless they are switched off."""
+
+
+def key_of(callback: Callback) -> str | None:
+    """Return the key of a callback, also of a subclass; ``None`` if it has none."""
+    return next((key for key, kind in INTERVENTIONS.items() if isinstance(callback, kind)), None)
+
+
+def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Put the callbacks with a key first, in the order of `INTERVENTIONS`; the others keep theirs."""
+    ranks = {key: rank for rank, key in enumerate(INTERVENTIONS)}
+    return sorted(callbacks, key=lambda each: ranks.get(key_of(each) or "", len(ranks)))
