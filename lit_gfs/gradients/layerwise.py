@@ -7,9 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_gfs.metrics.gradient_flow import LayerGradients, layer_norms
+from lit_gfs.metrics.gradient_flow import (
+    LayerGradients,
+    gradients_by_layer,
+    layer_norms,
+    parameters_by_layer,
+)
+from lit_gfs.networks.layers import named_layers
 
 
 class ScaledGradients(NamedTuple):
@@ -83,6 +89,22 @@ class LayerwiseScaling:
         scales = torch.where(usable, factors, 1.0)
         scale_gradients_(gradients, scales)
         return ScaledGradients(norms, scales)
+
+    def scale_(self, module: nn.Module) -> ScaledGradients:
+        """Scale the gradients of all layers of a module, in a training loop of your own.
+
+        Call it between ``loss.backward()`` and ``optimizer.step()``. Layers are those of
+        `lit_gfs.networks.named_layers`; their gradients must be dense. Keep one object for each optimizer.
+
+        Args:
+            module: The network that the optimizer trains.
+
+        Returns:
+            The norms before scaling, and the factors, layer by layer.
+        """
+        parameters = parameters_by_layer(named_layers(module))
+        weights = {name: [parameter.detach() for parameter in owned] for name, owned in parameters.items()}
+        return self.apply(gradients_by_layer(parameters), weights if self.needs_weights else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as strings and tensors."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gfs.gradients import (
     GradientNormalizer,
@@ -197,3 +198,24 @@ def test_statistics_are_as_precise_as_the_gradients(make) -> None:
         )
     assert all(v.isfinite().any() for v in algorithm.state.values())
     assert all(v.dtype in (torch.float64, torch.int64) for v in algorithm.state.values())
+
+
+@pytest.mark.parametrize("reference", ["instant", "weight"])
+def test_a_loop_of_ones_own_scales_the_gradients_of_a_module(reference: Literal["instant", "weight"]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    network(torch.randn(5, 3)).square().sum().backward()
+    before = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+
+    done = GradientNormalizer(1.0, reference).scale_(nn.Sequential(network, frozen))
+
+    after = [parameter.grad for parameter in network.parameters()]
+    for old, new, scale in zip(before, after, done.scales.repeat_interleave(2), strict=True):
+        assert torch.allclose(new, old * scale)
+    reached = torch.stack([torch.cat([g.flatten() for g in after[i : i + 2]]).norm() for i in (0, 2)])
+    layers = (network[0], network[2])
+    own = torch.stack([nn.utils.parameters_to_vector(each.parameters()).norm() for each in layers])
+    mean = done.norms.log().mean().exp().expand(2)
+    assert torch.allclose(reached, own if reference == "weight" else mean)
+    assert (done.scales - 1).abs().min() > 0.01
