@@ -23,6 +23,7 @@ from typing_extensions import override
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.curvature import hutchinson_trace, largest_eigenvalue, loss_gradients
 from lit_gfs.metrics.module_protocol import trained_parameters, write_scalars
+from lit_gfs.metrics.pace import Interval, interval_in
 
 
 class CurvatureMonitor(Callback):
@@ -53,10 +54,11 @@ class CurvatureMonitor(Callback):
     zero writes its result. Sharded strategies are not supported.
 
     A measurement takes ``samples + iterations`` Hessian-vector products, about as long as some tens of
-    training steps. With the defaults that is about 1% of a run (``benchmarks/step_cost.py``).
+    training steps. With the defaults that is at most 2% of a run (``benchmarks/step_cost.py``).
 
     Args:
-        every_n_steps: Optimizer steps between two measurements.
+        every_n_steps: Optimizer steps between two measurements; ``auto`` measures about 200 times in a run,
+            but at most in every 2,500th step, because a measurement is expensive.
         samples: Number of random probes for the trace; the standard error falls with its square root.
         iterations: Number of power iterations for the eigenvalue.
         batch_size: Number of rows of the batch to measure on, from its start. A batch is used as a whole
@@ -74,9 +76,9 @@ class CurvatureMonitor(Callback):
     """
 
     def __init__(
-        self, every_n_steps: int = 5_000, samples: int = 20, iterations: int = 20, batch_size: int = 32
+        self, every_n_steps: Interval = "auto", samples: int = 20, iterations: int = 20, batch_size: int = 32
     ) -> None:
-        if every_n_steps < 1:
+        if every_n_steps != "auto" and every_n_steps < 1:
             raise MisconfigurationException(f"every_n_steps must be at least 1, got {every_n_steps}")
         if samples < 2:
             raise MisconfigurationException(f"samples must be at least 2, got {samples}")
@@ -88,6 +90,8 @@ class CurvatureMonitor(Callback):
         self.samples = samples
         self.iterations = iterations
         self.batch_size = batch_size
+        self.interval = 1
+        """Optimizer steps between two measurements of the run."""
         self._measured_until = 0
 
     @override
@@ -109,10 +113,9 @@ class CurvatureMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interval = interval_in(trainer, self.every_n_steps, least=2_500, otherwise=5_000)
         # A previous Trainer may have taken more steps than this one.
-        self._measured_until = min(
-            self._measured_until, _next_multiple(trainer.global_step, self.every_n_steps)
-        )
+        self._measured_until = min(self._measured_until, _next_multiple(trainer.global_step, self.interval))
 
     @override
     def on_train_batch_end(
@@ -125,7 +128,7 @@ class CurvatureMonitor(Callback):
             if loss is None:
                 return
             scalars = self._measure(trainer, pl_module, loss)
-        self._measured_until = _next_multiple(trainer.global_step, self.every_n_steps)
+        self._measured_until = _next_multiple(trainer.global_step, self.interval)
         if trainer.is_global_zero:
             write_scalars(trainer, pl_module, scalars)
 

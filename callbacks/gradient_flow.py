@@ -20,11 +20,15 @@ from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
 from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
-from lit_gfs.metrics.module_protocol import layers_of, write_scalars, x_axis
+from lit_gfs.metrics.layer_scalars import write_measurement
+from lit_gfs.metrics.module_protocol import layers_of, x_axis
 from lit_gfs.metrics.norm_history import NormHistory
+from lit_gfs.metrics.pace import Interval, interval_in
 
 _TOLERANCE = 1e-5
 """Relative rounding error between two norms of the same gradient."""
+_FIRST_FIGURE = 10
+"""Measurements before the first heat map."""
 
 
 class GradientFlowMonitor(Callback):
@@ -32,18 +36,24 @@ class GradientFlowMonitor(Callback):
 
     It writes to all loggers at the first optimizer step, and then every ``every_n_steps`` steps:
 
+    - ``gradient_flow/shortened_layers``: share of layers with a smaller applied than raw norm;
+    - ``gradient_flow/max_min_ratio``: ratio of the largest to the smallest raw layer norm, among the finite,
+      non-zero ones;
+    - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: norms over all layers;
+    - ``gradient_flow/nonfinite_layers``: number of non-finite raw layer norms.
+
+    With ``per_layer`` it also writes, for each layer:
+
     - ``gradient_flow/norm/<layer>``: 2-norm of the raw gradient, weight and bias together;
     - ``gradient_flow/norm_applied/<layer>``: 2-norm of the gradient that the optimizer receives, after all
       interventions and ``Trainer(gradient_clip_val)``;
     - ``gradient_flow/cosine/<layer>``: cosine similarity of the raw gradients of this and the previous
       optimizer step; not written if it is undefined, as for a zero gradient;
     - ``gradient_flow/scale/<layer>``: ratio of applied to raw norm, the joint factor of all interventions;
-      not written if the raw norm is zero or not finite;
-    - ``gradient_flow/shortened_layers``: share of layers with a smaller applied than raw norm;
-    - ``gradient_flow/max_min_ratio``: ratio of the largest to the smallest raw layer norm, among the finite,
-      non-zero ones;
-    - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: norms over all layers;
-    - ``gradient_flow/nonfinite_layers``: number of non-finite raw layer norms.
+      not written if the raw norm is zero or not finite.
+
+    Otherwise TensorBoard's event file has these numbers as a tensor without a chart, for the diagnosis and
+    for studies (`lit_gfs.metrics.layer_scalars`).
 
     The x axis is the module's ``env_steps`` if it has them, else the Trainer's ``global_step``. TensorBoard
     also gets ``gradient_flow/heat_map``, raw and applied norms by layer and step over the whole run. When all
@@ -56,10 +66,12 @@ class GradientFlowMonitor(Callback):
     zero measures; sharded strategies are not supported.
 
     Args:
-        every_n_steps: Optimizer steps between two measurements.
-        figure_every: Measurements between two heat maps. Another one is drawn at the end of fitting; 0 draws
-            only that one.
+        every_n_steps: Optimizer steps between two measurements; ``auto`` measures about 200 times in a run,
+            but at most in every 10th step.
+        figure_every: Measurements between two heat maps. Further ones are drawn after the first ten
+            measurements and at the end of fitting; 0 draws only the last one.
         max_columns: Largest number of columns of the heat map; an even number.
+        per_layer: Whether each layer has charts of its own.
 
     Raises:
         MisconfigurationException: If an argument is out of range.
@@ -70,8 +82,14 @@ class GradientFlowMonitor(Callback):
         trainer = Trainer(callbacks=[GradientFlowMonitor(every_n_steps=100)])
     """
 
-    def __init__(self, every_n_steps: int = 100, figure_every: int = 50, max_columns: int = 256) -> None:
-        if every_n_steps < 1:
+    def __init__(
+        self,
+        every_n_steps: Interval = "auto",
+        figure_every: int = 50,
+        max_columns: int = 256,
+        per_layer: bool = False,
+    ) -> None:
+        if every_n_steps != "auto" and every_n_steps < 1:
             raise MisconfigurationException(f"every_n_steps must be at least 1, got {every_n_steps}")
         if figure_every < 0:
             raise MisconfigurationException(f"figure_every must be 0 or more, got {figure_every}")
@@ -80,8 +98,13 @@ class GradientFlowMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.figure_every = figure_every
         self.max_columns = max_columns
+        self.per_layer = per_layer
+        self.interval = 1
+        """Optimizer steps between two measurements of the run."""
         self._probes: list[GradientProbe] = []
         self._history = NormHistory([], max_columns)
+        self._drawn_at = 0
+        """Measurements in the last heat map."""
         self._restored: dict[str, Any] | None = None
         self._witness = StepWitness(type(self).__name__)
 
@@ -102,6 +125,7 @@ class GradientFlowMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._witness.begin(trainer)
+        self.interval = interval_in(trainer, self.every_n_steps, least=10, otherwise=100)
         if self._restored is None:
             return
         self._history.load_state_dict(self._restored["history"])
@@ -116,7 +140,7 @@ class GradientFlowMonitor(Callback):
         self._witness.see()
         # Unscale on all ranks, because the loss scaler must have the same state on all of them.
         if unscale_gradients(trainer, optimizer) and trainer.is_global_zero:
-            self._probes[trainer.optimizers.index(optimizer)].observe(self.every_n_steps)
+            self._probes[trainer.optimizers.index(optimizer)].observe(self.interval)
 
     @override
     def on_train_batch_end(
@@ -128,14 +152,16 @@ class GradientFlowMonitor(Callback):
         names = [name for probe in measured for name in probe.parameters]
         values = torch.cat([probe.collect().to(pl_module.device) for probe in measured], dim=1)
         raw, applied, cosines = values.cpu()  # a single transfer to the host
-        write_scalars(trainer, pl_module, _scalars(names, raw, applied, cosines))
+        scalars, of_layers = _scalars(raw, applied), _layer_scalars(names, raw, applied, cosines)
+        write_measurement(trainer, pl_module, "gradient_flow", scalars, of_layers, self.per_layer)
         self._history.append(x_axis(trainer, pl_module), names, raw, applied)
-        if self.figure_every and self._history.measurements % self.figure_every == 0:
+        measurements = self._history.measurements
+        if self.figure_every and (measurements == _FIRST_FIGURE or measurements % self.figure_every == 0):
             self._draw(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.figure_every == 0 or self._history.measurements % self.figure_every:
+        if self._drawn_at != self._history.measurements:
             self._draw(trainer, pl_module)
         self._witness.end(trainer)
 
@@ -162,6 +188,7 @@ class GradientFlowMonitor(Callback):
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not loggers or not self._history.measurements or not trainer.is_global_zero:
             return
+        self._drawn_at = self._history.measurements
         raw, applied = self._history.log10_norms()
         counts_env_steps = getattr(pl_module, "env_steps", None) is not None
         figure = gradient_heat_map(
@@ -177,19 +204,24 @@ class GradientFlowMonitor(Callback):
             )
 
 
-def _scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) -> dict[str, float]:
-    """Return the measured values of M layers, ``(M,)`` each, and their summaries by tag."""
+def _scalars(raw: Tensor, applied: Tensor) -> dict[str, float]:
+    """Return summaries of the norms of M layers, ``(M,)`` each, by tag."""
     scalars = {
         "gradient_flow/global_norm": float(torch.linalg.vector_norm(raw)),
         "gradient_flow/global_norm_applied": float(torch.linalg.vector_norm(applied)),
         "gradient_flow/nonfinite_layers": float((~raw.isfinite()).sum()),
+        "gradient_flow/shortened_layers": float((applied / raw < 1 - _TOLERANCE).float().mean()),
     }
-    scales = applied / raw
-    scalars["gradient_flow/shortened_layers"] = float((scales < 1 - _TOLERANCE).float().mean())
     ratio = float(max_min_ratio(raw))
     if ratio == ratio:
         scalars["gradient_flow/max_min_ratio"] = ratio
-    rows = (raw.tolist(), applied.tolist(), cosines.tolist(), scales.tolist())
+    return scalars
+
+
+def _layer_scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) -> dict[str, float]:
+    """Return the measured values of M layers, ``(M,)`` each, by tag."""
+    scalars: dict[str, float] = {}
+    rows = (raw.tolist(), applied.tolist(), cosines.tolist(), (applied / raw).tolist())
     for name, norm, norm_applied, cosine, scale in zip(names, *rows, strict=True):
         scalars[f"gradient_flow/norm/{name}"] = norm
         scalars[f"gradient_flow/norm_applied/{name}"] = norm_applied

@@ -21,7 +21,8 @@ from lit_gfs.gradients.step_guard import forget_skip, require_whole_gradients, u
 from lit_gfs.gradients.step_skipper import MOST_UNREAD, StepSkipper
 from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
-from lit_gfs.metrics.module_protocol import is_log_step, layers_of, trained_parameters, write_scalars
+from lit_gfs.metrics.layer_scalars import write_measurement
+from lit_gfs.metrics.module_protocol import is_log_step, layers_of, trained_parameters
 
 
 class GradientIntervention(Callback):
@@ -47,6 +48,8 @@ class GradientIntervention(Callback):
         if not name:
             raise UserError("name is empty; expected one for tags and checkpoint")
         self.name = name
+        self.per_layer = False
+        """Whether each layer has charts of its own."""
         self._parts: list[OptimizerScaling] = []
         self._restored: dict[str, Any] | None = None
         self._written_at = 0
@@ -67,6 +70,10 @@ class GradientIntervention(Callback):
             clipped: Share of steps with a factor below 1 for each layer, ``(L,)`` on the CPU.
         """
         raise NotImplementedError
+
+    def layer_scalars(self, layers: list[str], scales: Tensor, clipped: Tensor) -> dict[str, float]:
+        """Return values of single layers, as for `scalars`; they have charts if `per_layer` is true."""
+        return {}
 
     # -- Hooks of Lightning ------------------------------------------------------------------------------
 
@@ -199,6 +206,9 @@ class GradientIntervention(Callback):
                 part.forget()
         if not layers:
             return
-        named = self.scalars(layers, torch.cat(scales), torch.cat(clipped))
-        tagged = {f"intervention/{self.name}/{tag}": value for tag, value in named.items()}
-        write_scalars(trainer, pl_module, tagged)
+        source, measured = f"intervention/{self.name}", (layers, torch.cat(scales), torch.cat(clipped))
+        named, of_layers = (
+            {f"{source}/{tag}": value for tag, value in values.items()}
+            for values in (self.scalars(*measured), self.layer_scalars(*measured))
+        )
+        write_measurement(trainer, pl_module, source, named, of_layers, self.per_layer)

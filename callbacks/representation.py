@@ -19,7 +19,8 @@ from typing_extensions import override
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.action_distributions import logits_by_part
 from lit_gfs.metrics.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
-from lit_gfs.metrics.module_protocol import write_scalars
+from lit_gfs.metrics.layer_scalars import write_measurement
+from lit_gfs.metrics.pace import Interval, interval_in
 from lit_gfs.metrics.representation import (
     dormant_share,
     effective_rank,
@@ -33,6 +34,8 @@ from lit_gfs.metrics.representation import (
 _MAX_STATES = 256
 """Largest number of states of a training batch for the rank of the features; equals the size of a probe
 batch."""
+
+_OF_LAYERS = "representation/dormant/"
 
 
 class _Agent(Protocol):
@@ -66,14 +69,16 @@ class RepresentationMonitor(Callback):
 
     It writes to all loggers at the first optimizer step, and then every ``every_n_steps`` steps:
 
-    - ``representation/dormant/<layer>``: share of dormant units after the layer's activation;
-    - ``representation/dormant_share``: share of dormant units over all these layers;
+    - ``representation/dormant_share``: share of dormant units over all layers with an activation;
     - ``representation/srank``, ``representation/effective_rank``, ``representation/feature_norm``: of the
       features of up to 256 states;
     - ``policy/churn``: share of states whose greedy action changes by the optimizer step; for continuous
       actions, the mean absolute change of the mean action;
     - ``policy/churn_representation``, ``policy/churn_head``: churn of the new features with the old head, and
       of the old features with the new head.
+
+    With ``per_layer`` it also writes ``representation/dormant/<layer>``, the share of dormant units after the
+    layer's activation. Otherwise TensorBoard's event file has these numbers as a tensor without a chart.
 
     A module with ``probe_batch()``, ``policy_features(observation)``, ``policy_head`` and ``env_spec`` (such
     as the agents of this package) is measured on its probe batch, in evaluation mode and before the step.
@@ -92,8 +97,10 @@ class RepresentationMonitor(Callback):
     else ``global_step``.
 
     Args:
-        every_n_steps: Optimizer steps between two measurements.
+        every_n_steps: Optimizer steps between two measurements; ``auto`` measures about 200 times in a run,
+            but at most in every 50th step.
         tau: A unit is dormant if its mean absolute activation is at most this share of its layer's mean.
+        per_layer: Whether each layer has a chart of its own.
 
     Raises:
         UserError: If an argument is out of range, or the module has no layer or no activation module.
@@ -103,11 +110,15 @@ class RepresentationMonitor(Callback):
         trainer = Trainer(callbacks=[RepresentationMonitor(every_n_steps=500)])
     """
 
-    def __init__(self, every_n_steps: int = 1000, tau: float = 0.025) -> None:
-        require_between(1, float("inf"), every_n_steps=every_n_steps)
+    def __init__(self, every_n_steps: Interval = "auto", tau: float = 0.025, per_layer: bool = False) -> None:
+        if every_n_steps != "auto":
+            require_between(1, float("inf"), every_n_steps=every_n_steps)
         require_between(0, 1, tau=tau)
         self.every_n_steps = every_n_steps
         self.tau = tau
+        self.per_layer = per_layer
+        self.interval = 1
+        """Optimizer steps between two measurements of the run."""
         self._recorder = ActivationRecorder({}, [])
         self._measured_at: int | None = None
         self._values: dict[str, Tensor] = {}
@@ -130,6 +141,10 @@ class RepresentationMonitor(Callback):
             )
         self._recorder = ActivationRecorder(layers, activations)
         self._values, self._before = {}, None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interval = interval_in(trainer, self.every_n_steps, least=50, otherwise=1_000)
 
     @override
     def on_train_batch_start(
@@ -170,7 +185,8 @@ class RepresentationMonitor(Callback):
         stacked = torch.stack([value.to(pl_module.device).float() for value in self._values.values()])
         scalars = dict(zip(self._values, stacked.tolist(), strict=True))  # a single transfer to the host
         self._values, self._before = {}, None
-        write_scalars(trainer, pl_module, scalars)
+        of_layers = {tag: scalars.pop(tag) for tag in list(scalars) if tag.startswith(_OF_LAYERS)}
+        write_measurement(trainer, pl_module, "representation", scalars, of_layers, self.per_layer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -188,8 +204,8 @@ class RepresentationMonitor(Callback):
     def _is_due(self, trainer: Trainer) -> bool:
         if not trainer.is_global_zero:
             return False
-        period = trainer.global_step // self.every_n_steps
-        return self._measured_at is None or period != self._measured_at // self.every_n_steps
+        period = trainer.global_step // self.interval
+        return self._measured_at is None or period != self._measured_at // self.interval
 
     def _probe_policy(self, trainer: Trainer, pl_module: LightningModule, agent: _Agent) -> None:
         probe = agent.probe_batch()
@@ -222,7 +238,7 @@ class RepresentationMonitor(Callback):
             all_scores = torch.cat([layer.to(features.device) for layer in scores.values()])
             self._values["representation/dormant_share"] = dormant_share(all_scores, self.tau)
         for name, layer in scores.items():
-            self._values[f"representation/dormant/{name}"] = dormant_share(layer, self.tau)
+            self._values[_OF_LAYERS + name] = dormant_share(layer, self.tau)
 
 
 def _agent_of(pl_module: LightningModule) -> _Agent | None:

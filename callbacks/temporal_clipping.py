@@ -27,7 +27,8 @@ class TemporalGradientClipping(GradientIntervention):
     datamodule can do so with `lit_gfs.gradients.objective_shift.announce_objective_shift`.
 
     It writes below ``intervention/<name>/``: ``clipped_layers``, the share of clipped layers per step;
-    ``clipped/<layer>``, the share of steps in which the layer was clipped; ``scale``, the mean factor.
+    ``scale``, the mean factor. With ``per_layer`` it also writes ``clipped/<layer>``, the share of steps in
+    which the layer was clipped; otherwise TensorBoard's event file has these as a tensor without a chart.
 
     Args:
         scope: ``layer`` clips each layer by its own history, ``global`` all layers of an optimizer together.
@@ -40,6 +41,7 @@ class TemporalGradientClipping(GradientIntervention):
         shift_grace: Gradients per layer that are observed but not clipped after a change of the objective; 0
             ignores changes.
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
+        per_layer: Whether each layer has a chart of its own (``scope`` layer).
 
     Raises:
         UserError: If an argument is out of range, or the module has no layers.
@@ -61,8 +63,10 @@ class TemporalGradientClipping(GradientIntervention):
         warmup: int = 25,
         shift_grace: int = 3,
         name: str = "temporal_clipping",
+        per_layer: bool = False,
     ) -> None:
         super().__init__(name)
+        self.per_layer = per_layer
         for option, value, choices in (("scope", scope, SCOPES), ("mode", mode, MODES)):
             if value not in choices:
                 expected = " or ".join(map(repr, choices))
@@ -91,11 +95,13 @@ class TemporalGradientClipping(GradientIntervention):
 
     @override
     def scalars(self, layers: list[str], scales: Tensor, clipped: Tensor) -> dict[str, float]:
-        named = {"clipped_layers": float(clipped.mean()), "scale": float(scales.mean())}
-        if self.scope == "layer":
-            shares = zip(layers, clipped.tolist(), strict=True)
-            named.update({f"clipped/{layer}": share for layer, share in shares})
-        return named
+        return {"clipped_layers": float(clipped.mean()), "scale": float(scales.mean())}
+
+    @override
+    def layer_scalars(self, layers: list[str], scales: Tensor, clipped: Tensor) -> dict[str, float]:
+        if self.scope == "global":
+            return {}
+        return {f"clipped/{layer}": share for layer, share in zip(layers, clipped.tolist(), strict=True)}
 
     @override
     def _group(self, parameters: Mapping[str, list[nn.Parameter]]) -> Mapping[str, list[nn.Parameter]]:

@@ -189,6 +189,11 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         return self._env_spec.frame_skip
 
     @property
+    def planned_batches(self) -> int:
+        """Batches of the whole run; a monitor paces itself by them."""
+        raise NotImplementedError
+
+    @property
     def env_steps(self) -> int:
         """Environment steps collected so far, over all processes."""
         return self._restored_steps if self.runner is None else self.runner.env_steps

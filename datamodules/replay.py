@@ -208,12 +208,17 @@ class ReplayDataModule(EnvDataModule):
         return 2 * self.observation_bytes  # the observation and the next one
 
     @property
-    def updates_per_epoch(self) -> int:
-        """Optimizer steps between evaluations: equal parts of the run, at most ``eval_every`` long."""
+    def planned_batches(self) -> int:
+        """Batches of the whole run, one each ``steps_per_update`` environment steps."""
         trainer = cast(Any, self.trainer)
         vector_step = self.num_envs * (1 if trainer is None else trainer.world_size)
         steps = whole_steps(self.total_steps, vector_step) - self.learning_starts
-        updates = max(1, steps // self.steps_per_update)
+        return max(1, steps // self.steps_per_update)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps between evaluations: equal parts of the run, at most ``eval_every`` long."""
+        updates = self.planned_batches
         epochs = -(-updates * self.steps_per_update // self.eval_every)
         return -(-updates // epochs)
 

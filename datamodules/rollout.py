@@ -179,6 +179,14 @@ class RolloutDataModule(EnvDataModule):
         self.epochs = epochs
         self.minibatches = minibatches
 
+    @property
+    def planned_batches(self) -> int:
+        """Batches of the whole run, ``epochs x minibatches`` for each rollout."""
+        trainer = cast(Any, self.trainer)
+        world_size = 1 if trainer is None else trainer.world_size
+        rollouts = -(-self.total_steps // (world_size * self.num_envs * self.rollout_steps))
+        return rollouts * self.epochs * self.minibatches
+
     def train_dataloader(self) -> RolloutLoader:
         """Build environments, collector and loader."""
         trainer = cast(Any, self.trainer)

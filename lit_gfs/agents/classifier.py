@@ -14,7 +14,7 @@ from lit_gfs.agents.learner import Learner
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.module_protocol import write_scalars
-from lit_gfs.networks import LinearHead, Network, named_layers
+from lit_gfs.networks import LinearHead, Network, numbered_layers
 from lit_gfs.optim.factory import make_optimizer
 from lit_gfs.utils.transfers import send
 
@@ -87,8 +87,8 @@ class Classifier(Learner):
         return self.network.features(observation)
 
     def named_layers(self) -> dict[str, nn.Module]:
-        """Layers by the names that agents give them: ``trunk.layers.0``, ``head`` ..."""
-        return {**named_layers(self.network), "head": self.head}
+        """Layers by the names that agents give them: ``trunk.layer_01``, ``head`` ..."""
+        return {**numbered_layers(self.network), "head": self.head}
 
     def probe_batch(self) -> Tensor:
         """Return up to 256 images, always the same ones, on the module's device."""

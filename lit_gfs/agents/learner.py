@@ -19,7 +19,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.metrics.recorded_means import RecordedMeans
-from lit_gfs.networks import EncoderFactory, Initialization, PlainTrunk, TrunkFactory, named_layers
+from lit_gfs.networks import EncoderFactory, Initialization, PlainTrunk, TrunkFactory, numbered_layers
 from lit_gfs.optim.factory import OptimizerFactory
 from lit_gfs.optim.layer_rates import base_rate
 from lit_gfs.runs.exact_resume import ExactResume
@@ -121,7 +121,7 @@ class Learner(LeanModule, RemembersArguments):
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Layers by name: every trained module that owns parameters directly."""
-        return named_layers(self)
+        return numbered_layers(self)
 
     def networks(self) -> list[nn.Module]:
         """List the modules that are called to learn and to act: ``torch.compile`` compiles them."""

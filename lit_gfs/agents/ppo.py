@@ -40,7 +40,7 @@ from lit_gfs.networks import (
     Network,
     RunningNorm,
     TrunkFactory,
-    named_layers,
+    numbered_layers,
 )
 from lit_gfs.optim.factory import make_optimizer
 from lit_gfs.utils.transfers import send
@@ -211,10 +211,26 @@ class PPO(Agent):
         return self.actor_critic.policy_network(self.actor_critic.normalize(observation))
 
     def named_layers(self) -> dict[str, nn.Module]:
-        """Layers named from the two networks down; the policy's free standard deviation is one, `log_std`."""
-        layers = named_layers(self.actor_critic)
-        # It belongs to the whole, which owns nothing else directly.
-        return {"log_std" if layer is self.actor_critic else name: layer for name, layer in layers.items()}
+        """The policy's layers by the names that other agents give theirs, then those of the value.
+
+        Layers of the value alone are ``value.trunk.layer_01``, ``value.head`` ...; the policy's free standard
+        deviation is a layer, ``log_std``.
+        """
+        layers = {self._layer_name(name): layer for name, layer in numbered_layers(self.actor_critic).items()}
+        return dict(sorted(layers.items(), key=lambda named: named[0].startswith("value.")))
+
+    def _layer_name(self, name: str) -> str:
+        for prefix, shown in (
+            ("policy_network.", ""),
+            ("policy_head", "head"),
+            ("value_network.", "value."),
+            ("value_head", "value.head"),
+            # It belongs to the whole, which owns nothing else directly.
+            (type(self.actor_critic).__name__, "log_std"),
+        ):
+            if name.startswith(prefix):
+                return shown + name.removeprefix(prefix)
+        return name
 
     # -- acting ------------------------------------------------------------------------------------------
 

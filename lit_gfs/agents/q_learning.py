@@ -18,7 +18,7 @@ from lit_gfs.networks import (
     LinearHead,
     Network,
     TrunkFactory,
-    named_layers,
+    numbered_layers,
 )
 
 
@@ -101,8 +101,8 @@ class QLearningAgent(Agent):
         return self.q_network.features(observation)
 
     def named_layers(self) -> dict[str, nn.Module]:
-        """The layers of the network that acts, named from there: ``trunk.layers.0``, ``head`` ..."""
-        return named_layers(self.q_network)
+        """The layers of the network that acts, named from there: ``trunk.layer_01``, ``head`` ..."""
+        return numbered_layers(self.q_network)
 
     # -- acting ------------------------------------------------------------------------------------------
 

@@ -108,13 +108,18 @@ def short_names(names: Sequence[str], longest: int = 20) -> list[str]:
         longest: Largest number of characters. A longer name loses leading parts, then leading characters.
 
     Returns:
-        The names without their common leading parts.
+        The names without their common leading parts. Different names stay different: where two would be
+        equal, they keep their beginning and their end.
     """
     parts = [name.split(".") for name in names]
     shared = 0
     while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
         shared += 1
-    return [_short_name(part[shared:], longest) for part in parts]
+    shortened = [_short_name(part[shared:], longest) for part in parts]
+    return [
+        name if shortened.count(name) == 1 else _both_ends(".".join(part[shared:]), longest)
+        for name, part in zip(shortened, parts, strict=True)
+    ]
 
 
 def _short_name(parts: Sequence[str], longest: int) -> str:
@@ -123,6 +128,13 @@ def _short_name(parts: Sequence[str], longest: int) -> str:
         if len(name) <= longest:
             return name
     return "…" + parts[-1][-(longest - 1) :]
+
+
+def _both_ends(name: str, longest: int) -> str:
+    if len(name) <= longest:
+        return name
+    start = (longest - 1) // 3
+    return f"{name[:start]}…{name[start + 1 - longest :]}"
 
 
 def norm_pixels(cells: np.ndarray, colours: ScalarMappable) -> np.ndarray:

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
+from lit_gfs.metrics.overview import overview_of
 from lit_gfs.networks.layers import named_layers
 
 
@@ -53,13 +54,19 @@ def score_tag(pl_module: LightningModule) -> str:
 
 
 def write_scalars(trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
-    """Write scalars to all loggers, at the current position on the x axis.
+    """Write scalars to all loggers, at the current position on the x axis, and the overview's copies of them.
 
     Callbacks with a method ``on_scalars(step, scalars)`` also get them.
     """
     step = x_axis(trainer, pl_module)
+    written = {**scalars, **overview_of(scalars)}
     for logger in trainer.loggers:
-        logger.log_metrics(dict(scalars), step=step)
+        logger.log_metrics(dict(written), step=step)
+    tell_listeners(trainer, step, scalars)
+
+
+def tell_listeners(trainer: Trainer, step: int, scalars: Mapping[str, float]) -> None:
+    """Give scalars to the callbacks with a method ``on_scalars(step, scalars)``."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if (listen := getattr(callback, "on_scalars", None)) is not None:
             listen(step, scalars)

@@ -11,6 +11,7 @@ from lit_gfs.networks.encoders import (
     default_encoder,
 )
 from lit_gfs.networks.heads import LinearHead
+from lit_gfs.networks.layer_names import numbered_layers
 from lit_gfs.networks.layers import is_hidden_matrix, named_layers
 from lit_gfs.networks.network import EncoderFactory, Initialization, Network, TrunkFactory
 from lit_gfs.networks.normalization import RunningNorm
@@ -50,4 +51,5 @@ __all__ = [
     "default_encoder",
     "is_hidden_matrix",
     "named_layers",
+    "numbered_layers",
 ]

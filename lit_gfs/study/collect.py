@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
 
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score, human_normalized_score, instability, normalized_score
+from lit_gfs.runs.logged_scalars import logged_scalars
 from lit_gfs.study.plan import Cell, Score, Study
 from lit_gfs.study.table import FINISHED, MISSING, Curve, GradientNorms, Run, Table
 from lit_gfs.utils.atomic_files import replacing_text
@@ -75,14 +76,12 @@ def read_events(directory: Path, score: Score, started_at: float) -> Events:
     Raises:
         UserError: If a scalar was not logged, or the final score is not finite.
     """
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
-    events.Reload()
-    logged: list[str] = events.Tags()["scalars"]
+    logged = logged_scalars(directory)
     curves = {}
     for tag in dict.fromkeys((score.tag, score.curve_tag)):
         if tag not in logged:
             raise UserError(f"no score: {tag!r} was never logged{nearest(tag, logged)}")
-        points = events.Scalars(tag)
+        points = logged[tag]
         curves[tag] = Curve(
             [point.step for point in points],
             [round(point.wall_time - started_at, 3) for point in points],
@@ -91,20 +90,18 @@ def read_events(directory: Path, score: Score, started_at: float) -> Events:
     final = final_score(curves[score.tag].steps, curves[score.tag].values, score.final_share)
     if not math.isfinite(final):
         raise UserError(f"no score: the final {score.tag!r} is {final}")
-    last_step = max(events.Scalars(tag)[-1].step for tag in logged)
-    return Events(last_step, curves, _gradient_norms(events, logged))
+    last_step = max(points[-1].step for points in logged.values())
+    return Events(last_step, curves, _gradient_norms(logged))
 
 
-def _gradient_norms(events: EventAccumulator, logged: Sequence[str]) -> GradientNorms | None:
+def _gradient_norms(logged: Mapping[str, Sequence[ScalarEvent]]) -> GradientNorms | None:
     layers = [tag.removeprefix(_RAW) for tag in logged if tag.startswith(_RAW)]
     if not layers:
         return None
 
     def norms(prefix: str) -> dict[str, dict[int, float]]:
         present = [layer for layer in layers if prefix + layer in logged]
-        return {
-            layer: {point.step: point.value for point in events.Scalars(prefix + layer)} for layer in present
-        }
+        return {layer: {point.step: point.value for point in logged[prefix + layer]} for layer in present}
 
     return bin_gradient_norms(layers, norms(_RAW), norms(_APPLIED))
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score
 from lit_gfs.metrics.series import Series, bounded
 from lit_gfs.runs.checkpoints import CONFIG_NAME
+from lit_gfs.runs.logged_scalars import logged_scalars
 from lit_gfs.utils.formats import relative_path
 from lit_gfs.utils.yaml_files import read_yaml
 
@@ -101,12 +100,10 @@ def read_run(directory: Path) -> LoggedRun:
     Raises:
         UserError: If its configuration cannot be read.
     """
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
-    events.Reload()
     curves = {}
-    for tag in events.Tags()["scalars"]:
+    for tag, logged in logged_scalars(directory).items():
         # The files of a resumed run are read in no particular order.
-        points = sorted(events.Scalars(tag), key=lambda point: (point.step, point.wall_time))
+        points = sorted(logged, key=lambda point: (point.step, point.wall_time))
         curves[tag] = Series([point.step for point in points], [point.value for point in points])
     path = directory / CONFIG_NAME
     return LoggedRun(directory, curves, _flat(read_yaml(path)) if path.is_file() else {})

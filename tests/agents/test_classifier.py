@@ -100,11 +100,11 @@ def test_accuracies_are_those_of_the_weights_at_that_step(make_trainer: MakeTrai
 def test_it_works_under_all_six_callbacks(make_trainer: MakeTrainer) -> None:
     data, records = make_data(), Records()
     callbacks = [
-        GradientFlowMonitor(every_n_steps=4),
+        GradientFlowMonitor(every_n_steps=4, per_layer=True),
         PathSensitiveInit(),
-        TemporalGradientClipping(),
+        TemporalGradientClipping(per_layer=True),
         GradientNormalization(),
-        RepresentationMonitor(every_n_steps=4),
+        RepresentationMonitor(every_n_steps=4, per_layer=True),
         CurvatureMonitor(every_n_steps=8, samples=2, iterations=2),
     ]
 
@@ -113,13 +113,13 @@ def test_it_works_under_all_six_callbacks(make_trainer: MakeTrainer) -> None:
     )
 
     written = {tag for row in records.rows.values() for tag in row}
-    layers = ["trunk.layers.0", "head"]
+    layers = ["trunk.layer_01", "head"]
     assert written >= {
         *(f"gradient_flow/norm/{layer}" for layer in layers),
         *(f"intervention/temporal_clipping/clipped/{layer}" for layer in layers),
         "intervention/path_init/layers",
         "intervention/gradient_normalization/scale",
-        "representation/dormant/trunk.layers.0",
+        "representation/dormant/trunk.layer_01",
         "representation/srank",
         "policy/churn",
         "curvature/hessian_trace",
@@ -136,7 +136,7 @@ def test_the_network_of_the_agents_is_what_learns() -> None:
     linear = [layer for layer in model.trunk.modules() if isinstance(layer, torch.nn.Linear)]
     assert [layer.out_features for layer in linear] == [32] * 5
     assert list(model.named_layers().values()) == [*linear, model.head]
-    assert all(name.startswith("trunk.layers.") for name in list(model.named_layers())[:-1])
+    assert list(model.named_layers()) == [*(f"trunk.layer_0{number}" for number in range(1, 6)), "head"]
     assert model.trunk is model.network.trunk
     assert model(model.example_input_array).shape == (1, 10)
 

@@ -83,7 +83,7 @@ def test_the_target_network_is_not_trained() -> None:
 
     assert trained == {id(parameter) for parameter in agent.q_network.parameters()}
     assert not any(parameter.requires_grad for parameter in agent.target_network.parameters())
-    assert list(agent.named_layers()) == ["trunk.layers.0", "trunk.layers.3", "head"]
+    assert list(agent.named_layers()) == ["trunk.layer_01", "trunk.layer_02", "head"]
 
 
 make_data = partial(replay_data, total_steps=140)

@@ -158,8 +158,9 @@ def test_the_network_normalizes_and_is_trained_whole_by_radam() -> None:
     assert isinstance(optimizer, torch.optim.RAdam)
     assert trained == {id(parameter) for parameter in agent.parameters()}
     # linear, LayerNorm, activation, twice: the trunk that PlainTrunk builds with norm: layer
-    assert list(agent.named_layers()) == [*(f"trunk.layers.{index}" for index in (0, 1, 3, 4)), "head"]
-    assert isinstance(agent.named_layers()["trunk.layers.1"], torch.nn.LayerNorm)
+    names = ["trunk.layer_01", "trunk.layer_norm_01", "trunk.layer_02", "trunk.layer_norm_02", "head"]
+    assert list(agent.named_layers()) == names
+    assert isinstance(agent.named_layers()["trunk.layer_norm_01"], torch.nn.LayerNorm)
 
 
 def test_lambda_out_of_range_is_refused() -> None:

@@ -141,7 +141,7 @@ def test_raw_and_applied_with_an_intervention_and_the_trainers_clipping(every):
     clip = 0.5
     rows = fit(
         module,
-        GradientFlowMonitor(every_n_steps=every),
+        GradientFlowMonitor(every_n_steps=every, per_layer=True),
         8,
         # The sign turns, so that a kept gradient that were not a copy would show in the cosine.
         callbacks=[NoteRaw(scale=-0.5)],
@@ -157,7 +157,7 @@ def test_accumulated_gradients_are_read_once_per_real_step():
     module = Regression()
     rows = fit(
         module,
-        GradientFlowMonitor(every_n_steps=1),
+        GradientFlowMonitor(every_n_steps=1, per_layer=True),
         4,
         callbacks=[NoteRaw()],
         accumulate_grad_batches=3,
@@ -172,7 +172,7 @@ def test_loss_scaled_16_bit_gradients_are_reported_without_the_scale(fused):
     module = Regression(lambda p: torch.optim.SGD(p, lr=LEARNING_RATE, fused=fused))
     rows = fit(
         module,
-        GradientFlowMonitor(every_n_steps=2),
+        GradientFlowMonitor(every_n_steps=2, per_layer=True),
         5,
         callbacks=[NoteRaw()],
         plugins=MixedPrecision("16-mixed", ACCELERATOR, scaler),
@@ -192,7 +192,7 @@ def test_an_overflow_is_reported_and_the_scale_still_taken_off(fused):
     module = Regression(lambda p: torch.optim.SGD(p, lr=LEARNING_RATE, fused=fused))
     rows = fit(
         module,
-        GradientFlowMonitor(every_n_steps=1),
+        GradientFlowMonitor(every_n_steps=1, per_layer=True),
         1,
         callbacks=[Overflow(), NoteRaw()],
         plugins=MixedPrecision("16-mixed", ACCELERATOR, scaler),
@@ -208,7 +208,13 @@ def test_an_overflow_is_reported_and_the_scale_still_taken_off(fused):
 
 def test_bfloat16_autocast():
     module = Regression()
-    rows = fit(module, GradientFlowMonitor(every_n_steps=2), 4, callbacks=[NoteRaw()], precision="bf16-mixed")
+    rows = fit(
+        module,
+        GradientFlowMonitor(every_n_steps=2, per_layer=True),
+        4,
+        callbacks=[NoteRaw()],
+        precision="bf16-mixed",
+    )
     check_rows(rows, module, every=2)
 
 
@@ -228,7 +234,9 @@ class Wrapper(torch.optim.Optimizer):
 
 def test_an_optimizer_that_never_calls_its_hooks():
     module = Regression(lambda p: Wrapper(torch.optim.SGD(p, lr=LEARNING_RATE)))
-    rows = fit(module, GradientFlowMonitor(every_n_steps=2), 5, callbacks=[NoteRaw(scale=0.5)])
+    rows = fit(
+        module, GradientFlowMonitor(every_n_steps=2, per_layer=True), 5, callbacks=[NoteRaw(scale=0.5)]
+    )
     check_rows(rows, module, every=2)
 
 
@@ -266,7 +274,7 @@ class Adversaries(LightningModule):
 def test_each_of_several_optimizers_is_measured_on_its_own_steps():
     module = Adversaries()
     # With two optimizers global_step counts the steps of both: 12 actor steps and 6 critic steps.
-    rows = fit(module, GradientFlowMonitor(every_n_steps=3), 18)
+    rows = fit(module, GradientFlowMonitor(every_n_steps=3, per_layer=True), 18)
     actor = [row["gradient_flow/norm/actor"] for row in rows.values() if "gradient_flow/norm/actor" in row]
     critic = [row for row in rows.values() if "gradient_flow/norm/critic" in row]
     assert actor == pytest.approx(module.actor_norms[::3])
@@ -293,7 +301,9 @@ def test_an_optimizer_that_steps_twice_in_a_batch():
                 self.manual_backward(scale * super().training_step(batch, batch_idx))
                 optimizer.step()
 
-    rows = fit(Twice(lambda p: torch.optim.SGD(p, lr=1e-6)), GradientFlowMonitor(every_n_steps=2), 4)
+    rows = fit(
+        Twice(lambda p: torch.optim.SGD(p, lr=1e-6)), GradientFlowMonitor(every_n_steps=2, per_layer=True), 4
+    )
     assert sorted(rows) == [2, 4]
     for row in rows.values():
         for name in ("first", "last"):
@@ -315,7 +325,7 @@ def test_shared_layers_and_parameters_of_the_module_itself():
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    row = fit(Shared(), GradientFlowMonitor(), 1)[1]
+    row = fit(Shared(), GradientFlowMonitor(per_layer=True), 1)[1]
     names = {tag.removeprefix("gradient_flow/norm/") for tag in row if tag.startswith("gradient_flow/norm/")}
     assert names == {"Shared", "layer"}
 
@@ -329,7 +339,7 @@ def test_named_layers_and_env_steps_of_the_module_are_used():
         def named_layers(self):
             return {"output": self.last}
 
-    rows = fit(Agent(), GradientFlowMonitor(every_n_steps=2), 3)
+    rows = fit(Agent(), GradientFlowMonitor(every_n_steps=2, per_layer=True), 3)
     assert sorted(rows) == [64, 192]
     assert {tag.split("/")[-1] for tag in rows[64] if "/norm/" in tag} == {"output"}
 
@@ -343,7 +353,7 @@ def test_resume_continues_records_and_heat_map_exactly(tmp_path, half):
     def run(name, steps, ckpt_path=None):
         torch.manual_seed(0)
         records = Records()
-        monitor = GradientFlowMonitor(every_n_steps=3, max_columns=4)
+        monitor = GradientFlowMonitor(every_n_steps=3, per_layer=True, max_columns=4)
         keep = ModelCheckpoint(tmp_path / name, filename="{step}", every_n_train_steps=half)
         trainer = quiet_trainer(max_steps=steps, logger=records, callbacks=[monitor, keep])
         trainer.fit(Regression(), data, ckpt_path=ckpt_path)
@@ -365,7 +375,7 @@ def test_resume_continues_records_and_heat_map_exactly(tmp_path, half):
 
 
 def test_a_second_fit_of_the_same_trainer_goes_on():
-    monitor, records = GradientFlowMonitor(every_n_steps=3), Records()
+    monitor, records = GradientFlowMonitor(every_n_steps=3, per_layer=True), Records()
     trainer = quiet_trainer(max_epochs=1, logger=records, callbacks=[monitor])
     module = Regression()
     trainer.fit(module, regression_batches(5))
@@ -377,7 +387,7 @@ def test_a_second_fit_of_the_same_trainer_goes_on():
 
 def test_heat_maps_reach_tensorboard_on_schedule_and_at_the_end(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    fit(Regression(), GradientFlowMonitor(every_n_steps=1, figure_every=4), 10, logger=logger)
+    fit(Regression(), GradientFlowMonitor(every_n_steps=1, per_layer=True, figure_every=4), 10, logger=logger)
     assert image_steps(tmp_path, "gradient_flow/heat_map") == [4, 8, 10]
     assert [step for step, _ in read_scalars(tmp_path)["gradient_flow/norm/first"]] == list(range(1, 11))
 
@@ -389,6 +399,13 @@ def test_the_last_heat_map_is_drawn_once(tmp_path, figure_every, steps):
     assert image_steps(tmp_path, "gradient_flow/heat_map") == steps
 
 
+@pytest.mark.parametrize(("steps", "drawn"), [(14, [10, 14]), (10, [10])])
+def test_the_first_heat_map_comes_after_ten_measurements(tmp_path, steps, drawn):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    fit(Regression(), GradientFlowMonitor(every_n_steps=1), steps, logger=logger)
+    assert image_steps(tmp_path, "gradient_flow/heat_map") == drawn
+
+
 def test_a_crash_leaves_a_heat_map(tmp_path):
     class Crashing(Regression):
         def training_step(self, batch, batch_idx):
@@ -398,13 +415,13 @@ def test_a_crash_leaves_a_heat_map(tmp_path):
 
     logger = TensorBoardLogger(tmp_path, name="", version="")
     with pytest.raises(RuntimeError, match="diverged"):
-        fit(Crashing(), GradientFlowMonitor(every_n_steps=1), 5, logger=logger)
+        fit(Crashing(), GradientFlowMonitor(every_n_steps=1, per_layer=True), 5, logger=logger)
     logger.experiment.flush()
     assert image_steps(tmp_path, "gradient_flow/heat_map") == [3]
 
 
 def test_other_ranks_measure_nothing():
-    monitor = GradientFlowMonitor(every_n_steps=1)
+    monitor = GradientFlowMonitor(every_n_steps=1, per_layer=True)
     module = Regression()
     optimizer = module.configure_optimizers()
     trainer = SimpleNamespace(
@@ -441,4 +458,4 @@ def test_a_module_without_layers_is_named():
             self.requires_grad_(False)
 
     with pytest.raises(UserError, match="Frozen has no trainable layer"):
-        fit(Frozen(), GradientFlowMonitor(), 1)
+        fit(Frozen(), GradientFlowMonitor(per_layer=True), 1)

@@ -336,7 +336,7 @@ def test_no_intervention_hears_of_a_skipped_step(make: Callable[[], Any]) -> Non
 @pytest.mark.filterwarnings("ignore:nan_guard")
 @pytest.mark.parametrize("first", [True, False], ids=["before the guard", "after it"])
 def test_the_monitor_tells_what_was_raw_and_what_was_applied(first: bool) -> None:
-    monitor, guard, records = GradientFlowMonitor(every_n_steps=1), NaNGuard(), Records()
+    monitor, guard, records = GradientFlowMonitor(every_n_steps=1, per_layer=True), NaNGuard(), Records()
     callbacks: list[Callback] = [monitor, guard] if first else [guard, monitor]
     fit(make_net(), callbacks, Batches({3: "nan"}), 6, logger=records)
 

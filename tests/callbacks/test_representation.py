@@ -87,14 +87,12 @@ def test_an_agent_is_measured_before_the_step_and_its_churn_over_the_step(
             for at in records.rows.keys() - by_step.keys():
                 by_step[at] = trainer.global_step
 
-    monitor = RepresentationMonitor(every_n_steps=5, tau=0.5)
+    monitor = RepresentationMonitor(every_n_steps=5, per_layer=True, tau=0.5)
     make_trainer(callbacks=[witness, monitor, Clock()], logger=records).fit(agent, data)
 
     steps = sorted(by_step.values())
     assert steps == list(range(1, len(witness.before) + 1, 5))
     assert len(steps) > 2
-    # DQN names layers from its online network down, PPO from its two networks.
-    prefix = "" if name == "dqn" else "policy_network."
     # What changed at all, so that the comparison is not one of zeros.
     moved = dict.fromkeys(CHURN, 0.0)
     for at, row in records.rows.items():
@@ -103,7 +101,7 @@ def test_an_agent_is_measured_before_the_step_and_its_churn_over_the_step(
         hidden = before["trunk"].layers[:3](probe)
         features = before["trunk"](probe)
         units = [dormancy(hidden, 0.5), dormancy(features, 0.5)]
-        assert layers_in(row) == [f"{prefix}trunk.layers.0", f"{prefix}trunk.layers.3"]
+        assert layers_in(row) == ["trunk.layer_01", "trunk.layer_02"]
         for layer, dormant in zip(layers_in(row), units, strict=True):
             assert row[DORMANT + layer] == pytest.approx(dormant.mean())
         assert row["representation/dormant_share"] == pytest.approx(np.concatenate(units).mean())
@@ -142,7 +140,9 @@ def test_training_is_bit_identical_with_and_without_the_monitor(
         return agent.state_dict(), torch.get_rng_state(), trainer.global_step
 
     weights, generator, steps = run([])
-    watched_weights, watched_generator, watched_steps = run([RepresentationMonitor(every_n_steps=1)])
+    watched_weights, watched_generator, watched_steps = run(
+        [RepresentationMonitor(every_n_steps=1, per_layer=True)]
+    )
 
     assert steps == watched_steps
     assert weights.keys() == watched_weights.keys()
@@ -154,7 +154,7 @@ def test_training_is_bit_identical_with_and_without_the_monitor(
 def test_batches_that_are_skipped_are_not_measured(make_trainer: MakeTrainer) -> None:
     data, records = rollouts(minibatches=4), Records("representation/srank")
     agent = build("ppo", data, target_kl=1e-4)
-    trainer = make_trainer(callbacks=[RepresentationMonitor(every_n_steps=1)], logger=records)
+    trainer = make_trainer(callbacks=[RepresentationMonitor(every_n_steps=1, per_layer=True)], logger=records)
     trainer.fit(agent, data)
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
     assert 0 < trainer.global_step < batches
@@ -162,10 +162,10 @@ def test_batches_that_are_skipped_are_not_measured(make_trainer: MakeTrainer) ->
 
 
 TRUNKS = {
-    PlainTrunk: ["layers.0", "layers.3", "layers.6", "layers.9"],
-    ResidualTrunk: ["branches.0.first", "branches.0.second", "output.2"],
-    MultiSkipTrunk: ["input.0", "branches.0.layers.1", "branches.0.layers.4", "output.2"],
-    DenseTrunk: ["layers.0.0", "layers.1.0", "layers.2.0", "layers.3.0"],
+    PlainTrunk: ["layer_01", "layer_02", "layer_03", "layer_04"],
+    ResidualTrunk: ["branch_01.first", "branch_01.second", "output_01"],
+    MultiSkipTrunk: ["input_01", "branch_01.layer_01", "branch_01.layer_02", "output_01"],
+    DenseTrunk: ["layer_01", "layer_02", "layer_03", "layer_04"],
 }
 
 
@@ -177,7 +177,7 @@ def test_activations_are_named_after_the_weight_layer_before_them(
 ) -> None:
     data, records = replay(total_steps=24), Records("representation/srank")
     agent = build("dqn", data, trunk=lambda inputs: trunk(inputs, depth=4, width=8, norm=norm))
-    make_trainer(callbacks=[RepresentationMonitor()], logger=records).fit(agent, data)
+    make_trainer(callbacks=[RepresentationMonitor(per_layer=True)], logger=records).fit(agent, data)
     (row,) = records.rows.values()
     assert layers_in(row) == [f"trunk.{layer}" for layer in TRUNKS[trunk]]
 
@@ -195,7 +195,7 @@ def test_the_schedule_goes_on_after_a_resume(make_trainer: MakeTrainer, tmp_path
                 super()._measure(trainer, features)
 
         data = replay(total_steps=400)
-        trainer = make_trainer(callbacks=[Monitor(every_n_steps=every)], max_steps=steps)
+        trainer = make_trainer(callbacks=[Monitor(every_n_steps=every, per_layer=True)], max_steps=steps)
         trainer.fit(build("dqn", data), data, ckpt_path=ckpt_path)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
         return noted
@@ -247,7 +247,7 @@ class Imitator(LightningModule):
 @pytest.mark.parametrize("conv", [False, True])
 def test_noise_dropout_and_batch_statistics_are_not_disturbed(conv: bool, make_trainer: MakeTrainer) -> None:
     ends = []
-    for monitor in (None, RepresentationMonitor(every_n_steps=1)):
+    for monitor in (None, RepresentationMonitor(every_n_steps=1, per_layer=True)):
         torch.manual_seed(0)
         module = Imitator(conv=conv)
         module.critic.eval()  # by choice: nobody may switch it back
@@ -291,7 +291,7 @@ def test_continuous_actions_churn_by_the_change_of_their_mean(
     module, outputs = Grown(), Outputs()
     rows = fit(
         module,
-        RepresentationMonitor(every_n_steps=2),
+        RepresentationMonitor(every_n_steps=2, per_layer=True),
         make_trainer,
         callbacks=[outputs],
         accumulate_grad_batches=accumulate,
@@ -313,7 +313,9 @@ def test_continuous_actions_churn_by_the_change_of_their_mean(
 
 
 def test_the_first_measurement_waits_for_a_probe_batch(make_trainer: MakeTrainer) -> None:
-    rows = fit(Imitator(probe_from=3), RepresentationMonitor(every_n_steps=4), make_trainer, steps=10)
+    rows = fit(
+        Imitator(probe_from=3), RepresentationMonitor(every_n_steps=4, per_layer=True), make_trainer, steps=10
+    )
     assert sorted(rows) == [4, 5, 9]
 
 
@@ -366,7 +368,7 @@ class TwoOptimizers(Grown):
 
 def test_churn_is_that_of_the_optimizer_which_moves_the_policy(make_trainer: MakeTrainer) -> None:
     # global_step counts both: the policy steps at 2, 5, 8, 11.
-    rows = fit(TwoOptimizers(), RepresentationMonitor(every_n_steps=4), make_trainer, steps=8)
+    rows = fit(TwoOptimizers(), RepresentationMonitor(every_n_steps=4, per_layer=True), make_trainer, steps=8)
     assert sorted(rows) == [3, 6, 9]
     assert all(row[tag] > 0 for row in rows.values() for tag in CHURN)
 
@@ -384,7 +386,12 @@ def test_the_other_optimizers_steps_do_not_move_the_schedule(make_trainer: MakeT
                 optimizer.zero_grad()
 
     # The policy moves when global_step is 0, 2, 4 ...; the critic's step from 3 on is in the next period.
-    rows = fit(CriticLast(probe_from=2), RepresentationMonitor(every_n_steps=3), make_trainer, steps=8)
+    rows = fit(
+        CriticLast(probe_from=2),
+        RepresentationMonitor(every_n_steps=3, per_layer=True),
+        make_trainer,
+        steps=8,
+    )
     assert sorted(rows) == [4, 6, 8, 12, 14]
 
 
@@ -392,7 +399,7 @@ def test_a_network_that_is_not_finite_is_reported_and_training_goes_on(make_trai
     module = Grown(discrete=True)
     with torch.no_grad():
         module.policy_head.weight[0, 0] = module.body[0].bias[3] = math.nan
-    rows = fit(module, RepresentationMonitor(every_n_steps=3), make_trainer)
+    rows = fit(module, RepresentationMonitor(every_n_steps=3, per_layer=True), make_trainer)
     assert sorted(rows) == [1, 4]
     assert all(math.isnan(value) for value in rows[1].values())
 

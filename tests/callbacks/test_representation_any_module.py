@@ -67,7 +67,7 @@ def test_any_module_is_watched_in_its_own_forward_pass(accumulate: int, make_tra
         module.net[1].weight[2], module.net[1].bias[2] = 0.0, 0.0
     rows = fit(
         module,
-        RepresentationMonitor(every_n_steps=2),
+        RepresentationMonitor(every_n_steps=2, per_layer=True),
         make_trainer,
         steps=5,
         accumulate_grad_batches=accumulate,
@@ -95,7 +95,7 @@ def test_a_training_batch_counts_with_256_states(make_trainer: MakeTrainer) -> N
 
 def test_any_module_trains_bit_identically(make_trainer: MakeTrainer) -> None:
     ends = []
-    for monitor in (None, RepresentationMonitor(every_n_steps=1)):
+    for monitor in (None, RepresentationMonitor(every_n_steps=1, per_layer=True)):
         torch.manual_seed(0)
         module = Classifier()
         fit(module, monitor, make_trainer)
@@ -126,7 +126,7 @@ def test_manual_optimization_without_the_trainers_backward(make_trainer: MakeTra
             super().training_step(batch, batch_idx).backward()
             optimizer.step()  # type: ignore[union-attr]
 
-    rows = fit(Manual(), RepresentationMonitor(every_n_steps=3), make_trainer)
+    rows = fit(Manual(), RepresentationMonitor(every_n_steps=3, per_layer=True), make_trainer)
     assert sorted(rows) == [1, 4]
 
 
@@ -136,7 +136,7 @@ def test_an_optimizer_that_computes_its_gradients_several_times(make_trainer: Ma
             return torch.optim.LBFGS(self.net.parameters(), lr=0.1, max_iter=4)
 
     module = Repeating()
-    rows = fit(module, RepresentationMonitor(every_n_steps=2), make_trainer, steps=3)
+    rows = fit(module, RepresentationMonitor(every_n_steps=2, per_layer=True), make_trainer, steps=3)
     assert sorted(rows) == [1, 3]
     assert len(module.networks) > 3
     assert rows[1]["representation/effective_rank"] == pytest.approx(
@@ -156,7 +156,7 @@ def test_a_crash_leaves_no_hooks(make_trainer: MakeTrainer) -> None:
 
 
 def test_a_second_trainer_begins_anew(make_trainer: MakeTrainer) -> None:
-    monitor = RepresentationMonitor(every_n_steps=3)
+    monitor = RepresentationMonitor(every_n_steps=3, per_layer=True)
     assert sorted(fit(Classifier(), monitor, make_trainer, steps=5)) == [1, 4]
     assert sorted(fit(Classifier(), monitor, make_trainer, steps=5)) == [1, 4]
 

@@ -211,3 +211,4 @@ def test_short_names():
     assert short_names(["a"]) == ["a"]
     assert short_names(["a.encoder.layers.linear", "b"], longest=15) == ["layers.linear", "b"]
     assert short_names(["x.abcdefghij", "y"], longest=6) == ["…fghij", "y"]
+    assert short_names(["trunk.norm", "value.trunk.norm"], longest=12) == ["trunk.norm", "val…unk.norm"]
