@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,7 +23,7 @@ from typing_extensions import override
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.curvature import hutchinson_trace, largest_eigenvalue, loss_gradients
 from lit_gfs.metrics.module_protocol import trained_parameters, write_scalars
-from lit_gfs.metrics.pace import Interval, interval_in
+from lit_gfs.metrics.pace import Interval, Pace, interval_in
 
 
 class CurvatureMonitor(Callback):
@@ -54,11 +54,11 @@ class CurvatureMonitor(Callback):
     zero writes its result. Sharded strategies are not supported.
 
     A measurement takes ``samples + iterations`` Hessian-vector products, about as long as some tens of
-    training steps. With the defaults that is at most 2% of a run (``benchmarks/step_cost.py``).
+    training steps. With the defaults that is about 1% of a run (``benchmarks/step_cost.py``).
 
     Args:
         every_n_steps: Optimizer steps between two measurements; ``auto`` measures about 200 times in a run,
-            but at most in every 2,500th step, because a measurement is expensive.
+            but at most in every 5,000th step, because a measurement is expensive.
         samples: Number of random probes for the trace; the standard error falls with its square root.
         iterations: Number of power iterations for the eigenvalue.
         batch_size: Number of rows of the batch to measure on, from its start. A batch is used as a whole
@@ -74,6 +74,9 @@ class CurvatureMonitor(Callback):
 
         trainer = Trainer(callbacks=[CurvatureMonitor(every_n_steps=1_000)])
     """
+
+    pace: ClassVar[Pace] = Pace(points=200, least=5_000, otherwise=5_000)
+    """What an interval of ``auto`` stands for."""
 
     def __init__(
         self, every_n_steps: Interval = "auto", samples: int = 20, iterations: int = 20, batch_size: int = 32
@@ -113,7 +116,7 @@ class CurvatureMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interval = interval_in(trainer, self.every_n_steps, least=2_500, otherwise=5_000)
+        self.interval = interval_in(trainer, self.every_n_steps, self.pace)
         # A previous Trainer may have taken more steps than this one.
         self._measured_until = min(self._measured_until, _next_multiple(trainer.global_step, self.interval))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,7 +23,7 @@ from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
 from lit_gfs.metrics.layer_scalars import write_measurement
 from lit_gfs.metrics.module_protocol import layers_of, x_axis
 from lit_gfs.metrics.norm_history import NormHistory
-from lit_gfs.metrics.pace import Interval, interval_in
+from lit_gfs.metrics.pace import Interval, Pace, interval_in
 
 _TOLERANCE = 1e-5
 """Relative rounding error between two norms of the same gradient."""
@@ -82,6 +82,9 @@ class GradientFlowMonitor(Callback):
         trainer = Trainer(callbacks=[GradientFlowMonitor(every_n_steps=100)])
     """
 
+    pace: ClassVar[Pace] = Pace(points=200, least=10, otherwise=100)
+    """What an interval of ``auto`` stands for."""
+
     def __init__(
         self,
         every_n_steps: Interval = "auto",
@@ -125,7 +128,7 @@ class GradientFlowMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._witness.begin(trainer)
-        self.interval = interval_in(trainer, self.every_n_steps, least=10, otherwise=100)
+        self.interval = interval_in(trainer, self.every_n_steps, self.pace)
         if self._restored is None:
             return
         self._history.load_state_dict(self._restored["history"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +20,7 @@ from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.action_distributions import logits_by_part
 from lit_gfs.metrics.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
 from lit_gfs.metrics.layer_scalars import write_measurement
-from lit_gfs.metrics.pace import Interval, interval_in
+from lit_gfs.metrics.pace import Interval, Pace, interval_in
 from lit_gfs.metrics.representation import (
     dormant_share,
     effective_rank,
@@ -97,8 +97,8 @@ class RepresentationMonitor(Callback):
     else ``global_step``.
 
     Args:
-        every_n_steps: Optimizer steps between two measurements; ``auto`` measures about 200 times in a run,
-            but at most in every 50th step.
+        every_n_steps: Optimizer steps between two measurements; ``auto`` measures about 100 times in a run,
+            but at most in every 20th step.
         tau: A unit is dormant if its mean absolute activation is at most this share of its layer's mean.
         per_layer: Whether each layer has a chart of its own.
 
@@ -109,6 +109,9 @@ class RepresentationMonitor(Callback):
 
         trainer = Trainer(callbacks=[RepresentationMonitor(every_n_steps=500)])
     """
+
+    pace: ClassVar[Pace] = Pace(points=100, least=20, otherwise=1_000)
+    """What an interval of ``auto`` stands for."""
 
     def __init__(self, every_n_steps: Interval = "auto", tau: float = 0.025, per_layer: bool = False) -> None:
         if every_n_steps != "auto":
@@ -144,7 +147,7 @@ class RepresentationMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interval = interval_in(trainer, self.every_n_steps, least=50, otherwise=1_000)
+        self.interval = interval_in(trainer, self.every_n_steps, self.pace)
 
     @override
     def on_train_batch_start(

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from lightning.pytorch import Trainer
 
 Interval = int | Literal["auto"]
 """Optimizer steps between two measurements, or the choice by the length of the run."""
 
-POINTS = 200
-"""Measurements in a run where the interval is ``auto``."""
+
+class Pace(NamedTuple):
+    """What ``auto`` stands for.
+
+    Attributes:
+        points: Measurements in a run that it aims at.
+        least: Smallest interval, because of the price of a measurement.
+        otherwise: Interval in a run of unknown length.
+    """
+
+    points: int
+    least: int
+    otherwise: int
+
+    def interval(self, steps: int | None) -> int:
+        """Return the optimizer steps between two measurements in a run of so many steps."""
+        return self.otherwise if steps is None else max(self.least, round(steps / self.points))
 
 
 def planned_steps(trainer: Trainer) -> int | None:
@@ -28,16 +43,12 @@ def planned_steps(trainer: Trainer) -> int | None:
     return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
 
 
-def interval_in(trainer: Trainer, every: Interval, least: int, otherwise: int) -> int:
+def interval_in(trainer: Trainer, every: Interval, pace: Pace) -> int:
     """Return the optimizer steps between two measurements in a run.
 
     Args:
         trainer: The Trainer, when training starts.
         every: The user's choice.
-        least: Smallest interval that ``auto`` takes, because of the price of a measurement.
-        otherwise: Interval that ``auto`` takes in a run of unknown length.
+        pace: What ``auto`` stands for.
     """
-    if every != "auto":
-        return every
-    steps = planned_steps(trainer)
-    return otherwise if steps is None else max(least, round(steps / POINTS))
+    return pace.interval(planned_steps(trainer)) if every == "auto" else every

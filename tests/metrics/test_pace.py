@@ -10,7 +10,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_gfs.callbacks import CurvatureMonitor, GradientFlowMonitor, RepresentationMonitor
 from lit_gfs.datamodules import LabelShuffleDataModule
-from lit_gfs.metrics.pace import interval_in, planned_steps
+from lit_gfs.metrics.pace import Pace, interval_in, planned_steps
 from support.training import quiet_trainer, replay_data, rollout_data
 
 
@@ -39,7 +39,7 @@ def trainer_of(datamodule: LightningDataModule | None = None, **options: Any) ->
 def test_the_interval_follows_the_length_of_the_run(
     every: Any, least: int, options: dict[str, Any], interval: int
 ) -> None:
-    assert interval_in(trainer_of(Planned(), **options), every, least, otherwise=1) == interval
+    assert interval_in(trainer_of(Planned(), **options), every, Pace(200, least, 1)) == interval
 
 
 def test_a_run_without_a_known_end_has_a_fixed_interval() -> None:
@@ -48,7 +48,7 @@ def test_a_run_without_a_known_end_has_a_fixed_interval() -> None:
 
     endless: Any = Endless()
     assert planned_steps(endless) is None
-    assert interval_in(endless, "auto", 10, otherwise=100) == 100
+    assert interval_in(endless, "auto", Pace(200, 10, 100)) == 100
 
 
 @pytest.mark.usefixtures("counting_envs")
