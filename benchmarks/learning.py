@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_gfs.runs.event_files import event_directory
+
 EVALUATION = "eval/episode_return"
 TRAINING = "train/episode_return"
 
@@ -74,7 +76,7 @@ def train(variant: Variant, seed: int, root: Path, options: list[str]) -> Path:
 
 def read(label: str, seed: int, directory: Path) -> Run:
     """Read a run's curves from its TensorBoard events."""
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(event_directory(directory)), size_guidance={"scalars": 0})
     events.Reload()
     curves = []
     for tag in (EVALUATION, TRAINING):

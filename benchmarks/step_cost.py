@@ -265,7 +265,7 @@ def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
         "",
         "As a share of a training step of DQN without them: median over pairs of steps, and quartiles.",
         "Interventions act in every step. Monitors are counted at the intervals that they choose in a run of "
-        "24,500 optimizer steps for 2 x 256 (the quickstart), of 250,000 for others (a million steps of DQN).",
+        "24,500 optimizer steps for 2 x 256 (the quickstart), of 250,000 for others (10^6 steps of DQN).",
         "",
         f"`python benchmarks/step_cost.py --pairs {arguments.pairs} --clock {arguments.clock}`, "
         f"{arguments.threads} thread(s), PyTorch {torch.__version__} on {arguments.accelerator}, "

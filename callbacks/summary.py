@@ -90,7 +90,11 @@ def summary_rows(
     if run_directory is not None:
         rows.append(("run directory", relative_path(run_directory)))
     shown = None if run_directory is None else relative_path(run_directory)
-    others = (path for path in map(relative_path, logger_directories) if path != shown)
+    others = (
+        path
+        for path in map(relative_path, logger_directories)
+        if shown is None or not Path(path).is_relative_to(shown)
+    )
     rows += [("logger directory", path) for path in others]
     if tensorboard_root is not None:
         rows.append(("curves", f"tensorboard --logdir {shlex.quote(relative_path(tensorboard_root))}"))

@@ -31,6 +31,7 @@ from lit_gfs.callbacks.gradient_intervention import GradientIntervention
 from lit_gfs.callbacks.named import INTERVENTIONS, ON_BY_DEFAULT
 from lit_gfs.callbacks.opening import RunOpening
 from lit_gfs.callbacks.progress import run_description
+from lit_gfs.callbacks.run_card import RunCard
 from lit_gfs.callbacks.summary import print_summary
 from lit_gfs.callbacks.trainer_options import (
     TRAINER_DEFAULTS,
@@ -38,6 +39,7 @@ from lit_gfs.callbacks.trainer_options import (
     progress_bar,
     reporting_callbacks,
 )
+from lit_gfs.configuration.changes import read_given
 from lit_gfs.configuration.config_checks import (
     check_empty_keys,
     check_groups,
@@ -52,11 +54,13 @@ from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, refusal_in
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
+from lit_gfs.configuration.run_text import run_text
 from lit_gfs.configuration.switches import with_typed_switches
 from lit_gfs.configuration.trainer_clipping import WITHOUT, replaced_clipping
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
+from lit_gfs.networks.trunks import Trunk
 from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
@@ -65,6 +69,7 @@ from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
 from lit_gfs.utils.formats import format_return, relative_path
 from lit_gfs.utils.lightning_overhead import drop_empty_hooks
 from lit_gfs.utils.memory import keep_freed_memory
+from lit_gfs.utils.seeding import run_seed
 from lit_gfs.utils.torch_setup import MatmulPrecision, set_matmul_precision, set_threads
 from lit_gfs.utils.working_directory import absolute_path, keeping_working_directory, working_directory
 
@@ -249,6 +254,9 @@ class GradientFlowCLI(LightningCLI):
         callbacks: list[Callback] = []
         if self.subcommand == "fit":
             run.default_name = self._run_name()
+            given = read_given(self._arguments)
+            method = given.method(list(chosen))
+            run.label = self._run_label(method)
             run.arguments = self._arguments
             run.resume_from(self._get(self.config_init, "ckpt_path"))
             if config["logger"] in (None, True):
@@ -258,6 +266,7 @@ class GradientFlowCLI(LightningCLI):
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
             callbacks += reporting_callbacks(config["callbacks"])
+            callbacks.append(RunCard(method, run_text(given, self.config[self.subcommand])))
             seed = self._get(self.config, "seed_everything")
             opening = RunOpening(
                 list(chosen),
@@ -348,13 +357,19 @@ class GradientFlowCLI(LightningCLI):
 
     def _checkpoint_directory(self) -> Path:
         if self.subcommand == "fit":
-            return Path(self._get(self.config_init, "run").logger().log_dir)
+            return self._get(self.config_init, "run").directory
         checkpoint = self._get(self.config_init, "ckpt_path")
         return Path(checkpoint).parent if checkpoint else working_directory()
 
     def _run_name(self) -> str:
         env_id = getattr(self.datamodule, "env_id", type(self.datamodule).__name__)
         return run_name(type(self.model).__name__, env_id)
+
+    def _run_label(self, method: str) -> str:
+        """Return a name that tells runs of one agent on one environment apart, as ``gfs_16x128_s0``."""
+        trunk = getattr(self.model, "trunk", None)
+        size = f"_{trunk.depth}x{trunk.width}" if isinstance(trunk, Trunk) else ""
+        return f"{method}{size}_s{getattr(self.datamodule, 'seed', run_seed())}"
 
     def _configured_name(self) -> str:
         """Return the later value of `_run_name`, before there is an agent and a datamodule."""

@@ -181,7 +181,7 @@ class RunTrainer(Trainer):
         set_threads(self._given["threads"], model)
         if not self._is_prepared and not cast(Any, self).fast_dev_run:
             self._prepare(model, checkpoint)
-        directory = Path(run.logger().log_dir) if self._is_prepared else working_directory()
+        directory = run.directory if self._is_prepared else working_directory()
         with (
             ending_together(self, self._discard),
             self._discarding_refused(checkpoint),

@@ -13,6 +13,13 @@ SUPERSEDED = "superseded"
 _PATTERN = "events.out.tfevents.*"
 
 
+def event_directory(run: Path) -> Path:
+    """Return the directory of a run's event files: its own directory, or the one inside that has them."""
+    if any(run.glob(_PATTERN)):
+        return run
+    return next((path.parent for path in sorted(run.glob(f"*/{_PATTERN}"))), run)
+
+
 def event_file_sizes(directory: Path) -> dict[str, int]:
     """Return the sizes of a run's event files in bytes, by name."""
     return {path.name: path.stat().st_size for path in directory.glob(_PATTERN)}

@@ -1,4 +1,8 @@
-"""The directory of a run: ``runs/<name>/<version>`` with configuration, events and checkpoints."""
+"""The directory of a run: ``runs/<name>/<version>`` with configuration, events and checkpoints.
+
+TensorBoard calls a run by the directory of its events. So these lie in a directory inside, whose name says more
+than a number; configuration and checkpoints keep short paths. A version that the user has named says enough.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from typing_extensions import override
 
 from lit_gfs.errors import UserError
 from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
-from lit_gfs.runs.event_files import wait_for_a_later_name
+from lit_gfs.runs.event_files import event_directory, wait_for_a_later_name
 from lit_gfs.runs.slurm import job_line
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.formats import relative_path
@@ -71,6 +75,8 @@ class RunDirectory:
         self.name = name
         self.version = version
         self.default_name = "run"
+        self.label = ""
+        """What tells the run apart in TensorBoard, such as ``gfs_16x128_s0``."""
         self.arguments: Sequence[str] = ()
         """The command line."""
         self._logger: TensorBoardLogger | None = None
@@ -94,7 +100,7 @@ class RunDirectory:
         self.root = os.path.relpath(directory.parent.parent, working_directory())
         self.name, self.version = directory.parent.name, directory.name
         self._goes_on = True
-        wait_for_a_later_name(directory)
+        wait_for_a_later_name(event_directory(directory))
 
     def logger(self) -> TensorBoardLogger:
         """Return the TensorBoard logger; the first process makes its directory.
@@ -108,17 +114,35 @@ class RunDirectory:
                 name=self.name or self.default_name,
                 version=self.version,
                 default_hp_metric=False,
+                sub_dir=self._place_of_events(),
             )
-            if is_first_process():
-                self._make(Path(logger.log_dir))
             self._logger = logger
+            if is_first_process():
+                self._make(self.directory)
         return self._logger
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory, with configuration and checkpoints."""
+        logger = self.logger()
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return Path(logger.root_dir, version)
+
+    def _place_of_events(self) -> str | None:
+        """Return the name of the directory inside for events; ``None`` if they lie in the run's own."""
+        if self._goes_on:
+            run = Path(
+                absolute_path(self.root or DEFAULT_ROOT), cast(str, self.name), cast(str, self.version)
+            )
+            place = event_directory(run)
+            return None if place == run else place.name
+        return self.label or None if self.version is None else None
 
     def _make(self, directory: Path) -> None:
         self._made = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._present = set(directory.iterdir())
+            self._present = set(self._event_files())
             if not os.access(directory, os.W_OK):
                 raise PermissionError(13, "Permission denied")
         except OSError as error:
@@ -131,7 +155,7 @@ class RunDirectory:
     def agree(self, trainer: Trainer) -> None:
         """Give all processes of the run the directory that the first one has made."""
         logger = cast(Any, self.logger())
-        logger._version = trainer.strategy.broadcast(Path(logger.log_dir).name)
+        logger._version = trainer.strategy.broadcast(self.directory.name)
 
     def discard(self) -> None:
         """Remove the files and directories of a refused run.
@@ -142,11 +166,11 @@ class RunDirectory:
             self._discard_new_files()
             return
         directory = self._made[0]
-        written = list(directory.iterdir()) if os.path.isdir(directory) else []
+        written = [path for path in directory.rglob("*") if not path.is_dir()]
         if all(path.name == CONFIG_NAME or _FROM_LOGGER.match(path.name) for path in written):
             for path in written:
                 path.unlink()
-            for path in self._made:
+            for path in (*(path.parent for path in written), *self._made):
                 with contextlib.suppress(OSError):  # another run is in it by now
                     path.rmdir()
         self._made = []
@@ -154,9 +178,13 @@ class RunDirectory:
     def _discard_new_files(self) -> None:
         if self._logger is None or self.has_begun:
             return
-        for path in set(Path(self._logger.log_dir).iterdir()) - self._present:
+        for path in set(self._event_files()) - self._present:
             if _FROM_LOGGER.match(path.name):
                 path.unlink()
+
+    def _event_files(self) -> list[Path]:
+        place = Path(self.logger().log_dir)
+        return list(place.iterdir()) if place.is_dir() else []
 
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
         """Write the resolved configuration when training begins; leave out a checkpoint of this run."""
@@ -175,7 +203,7 @@ class RunDirectory:
     def write_config(self, text: str) -> None:
         """Write the run's ``config.yaml``; training begins."""
         self.has_begun = True
-        with replacing_text(Path(self.logger().log_dir) / CONFIG_NAME) as file:
+        with replacing_text(self.directory / CONFIG_NAME) as file:
             file.write(CONFIG_HEADER + job_line(self.arguments) + text)
 
     def checkpoints(self, score: str) -> list[ModelCheckpoint]:
@@ -189,7 +217,7 @@ class RunDirectory:
         Args:
             score: The tag of the score, such as ``eval/episode_return``; larger is better.
         """
-        directory = self.logger().log_dir
+        directory = str(self.directory)
         best = BestCheckpoint(
             directory,
             self._goes_on,

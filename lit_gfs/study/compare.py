@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.metrics.diagnosis import diagnose
+from lit_gfs.runs.event_files import event_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.logged_runs import (
     LoggedRun,
@@ -69,7 +70,7 @@ def run_compare(options: Namespace) -> int:
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output is {options.output!r}; expected a file in a directory that exists")
     runs = [read_run(directory) for directory in directories]
-    names = short_run_names(directories)
+    names = short_run_names([event_directory(directory) for directory in directories])
     rows = comparison(runs)
     print_comparison(names, rows)
     try:

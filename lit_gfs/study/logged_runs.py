@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_gfs.configuration.changes import flat_options
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score
 from lit_gfs.metrics.series import Series, bounded
 from lit_gfs.runs.checkpoints import CONFIG_NAME
+from lit_gfs.runs.event_files import event_directory
 from lit_gfs.runs.logged_scalars import logged_scalars
 from lit_gfs.utils.formats import relative_path
 from lit_gfs.utils.yaml_files import read_yaml
@@ -18,8 +20,6 @@ from lit_gfs.utils.yaml_files import read_yaml
 EVENTS = "events.out.tfevents.*"
 SCORES = ("eval/episode_return", "eval/phase_accuracy", "eval/accuracy")
 """Tags of an evaluation's score; the first one that a run has counts."""
-_PLACES = ("run", "ckpt_path")
-"""Options that say where a run is, and not what it is."""
 
 
 class LoggedRun(NamedTuple):
@@ -75,17 +75,26 @@ def find_runs(names: Sequence[str]) -> list[Path]:
     for name in names:
         if not os.path.isdir(name):  # Path.is_dir raises if a name is too long
             raise UserError(f"{name!r} is no directory; expected that of a run{_neighbours(name)}")
-        inside = {path.parent for path in Path(name).rglob(EVENTS)}
+        inside = {_run_of(path.parent) for path in Path(name).rglob(EVENTS)}
         if not inside:
             raise UserError(f"{name!r} holds no run; expected a directory with {EVENTS}{_neighbours(name)}")
         found += sorted(inside, key=_in_order)
     return list(dict.fromkeys(found))
 
 
+def _run_of(directory: Path) -> Path:
+    """Return the run whose event files are in a directory: the same, or the one above."""
+    above = directory.parent
+    is_inside = not (directory / CONFIG_NAME).is_file() and (above / CONFIG_NAME).is_file()
+    return above if is_inside else directory
+
+
 def _neighbours(name: str) -> str:
     """Suggest runs in the nearest directory above a name that exists."""
     above = next((path for path in Path(os.path.normpath(name)).parents if os.path.isdir(path)), Path())
-    runs = {path.parent for depth in ("*", "*/*", "*/*/*") for path in above.glob(f"{depth}/{EVENTS}")}
+    runs = {
+        _run_of(path.parent) for depth in ("*", "*/*", "*/*/*") for path in above.glob(f"{depth}/{EVENTS}")
+    }
     return nearest(name, {str(path) for run in runs for path in (run, run.parent)})
 
 
@@ -101,30 +110,12 @@ def read_run(directory: Path) -> LoggedRun:
         UserError: If its configuration cannot be read.
     """
     curves = {}
-    for tag, logged in logged_scalars(directory).items():
+    for tag, logged in logged_scalars(event_directory(directory)).items():
         # The files of a resumed run are read in no particular order.
         points = sorted(logged, key=lambda point: (point.step, point.wall_time))
         curves[tag] = Series([point.step for point in points], [point.value for point in points])
     path = directory / CONFIG_NAME
-    return LoggedRun(directory, curves, _flat(read_yaml(path)) if path.is_file() else {})
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by dotted names.
-
-    A class stands under the name of its option, and its arguments below it, as in ``model.trunk.depth``.
-    """
-    if not isinstance(content, dict) or not content:
-        return {prefix: content}
-    if "class_path" in content:
-        name = str(content["class_path"]).rpartition(".")[2]
-        arguments = content.get("init_args") or {}
-        return {prefix: name} | (_flat(arguments, prefix) if arguments else {})
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if prefix or key not in _PLACES:
-            values |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return values
+    return LoggedRun(directory, curves, flat_options(read_yaml(path)) if path.is_file() else {})
 
 
 def short_run_names(directories: Sequence[Path]) -> list[str]:

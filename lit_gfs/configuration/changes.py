@@ -1,0 +1,129 @@
+"""What a user changed on a shipped configuration, and how a run is called for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lit_gfs.configuration.config_checks import read_configs
+from lit_gfs.configuration.config_files import shipped_configs
+from lit_gfs.runs.checkpoints import find_run
+
+DEFAULT = "default"
+"""Stands for the value of an option that the shipped configurations do not set."""
+_PLACES = ("run", "ckpt_path")
+"""Options that say where a run is, and not what it is."""
+_RECIPES = "recipes/"
+_SHORT_NAMES = {
+    "path_init": "init",
+    "layer_rates": "rates",
+    "temporal_clipping": "clip",
+    "gradient_normalization": "norm",
+}
+
+
+class Change(NamedTuple):
+    """An option with another value than in the shipped configurations."""
+
+    option: str
+    before: Any
+    after: Any
+
+
+class Given(NamedTuple):
+    """What a command line gives to ``fit``.
+
+    Attributes:
+        arguments: The arguments, with shipped configurations by their names.
+        bases: Names of the shipped configurations, and files of runs that are resumed.
+        before: Values of their options by dotted name.
+        own: Values of the user's options: those of other files, and of the command line.
+    """
+
+    arguments: list[str]
+    bases: list[str]
+    before: dict[str, Any]
+    own: dict[str, Any]
+
+    def changes(self, config: Mapping[str, Any]) -> list[Change]:
+        """Return the options that the user changed, given the resolved configuration."""
+        resolved = flat_options(config)
+        values = {option: resolved.get(option, value) for option, value in self.own.items()}
+        return [
+            Change(option, self.before.get(option, DEFAULT), value)
+            for option, value in values.items()
+            if option not in self.before or self.before[option] != value
+        ]
+
+    def method(self, interventions: Sequence[str]) -> str:
+        """Name the interventions of a run: by a recipe that the user left as it is, else one by one.
+
+        Args:
+            interventions: Keys of the interventions that are on, such as ``path_init``.
+        """
+        changed = any(option.split(".")[:2] == ["gfs", key] for option in self.own for key in _SHORT_NAMES)
+        recipes = [name.removeprefix(_RECIPES) for name in self.bases if name.startswith(_RECIPES)]
+        if recipes and not changed:
+            return recipes[-1]
+        return "-".join(_SHORT_NAMES[key] for key in interventions if key in _SHORT_NAMES) or "baseline"
+
+
+def read_given(arguments: Sequence[str]) -> Given:
+    """Sort a command line into shipped configurations and what the user gives himself.
+
+    Args:
+        arguments: Arguments of ``fit``, with a path after each ``--config``.
+    """
+    names = {str(path): name for name, path in shipped_configs().items()}
+    shown = [names.get(argument, argument) for argument in arguments]
+    files = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+    bases: list[str] = []
+    before: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for file, content in zip(files, read_configs(arguments), strict=True):
+        if file in names or find_run(Path(file).parent) == Path(file).parent.absolute():
+            bases.append(names.get(file, file))
+            before |= flat_options(content)
+        else:
+            own |= flat_options(content)
+    for option, text in _options(arguments[1:]):
+        own |= flat_options(_nested(option, yaml.safe_load(text) if text.startswith("{") else text))
+    return Given(shown, bases, before, own)
+
+
+def flat_options(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted names.
+
+    A class stands under the name of its option, and its arguments below it, as in ``model.trunk.depth``.
+    """
+    if not isinstance(content, Mapping) or not content:
+        return {prefix: content}
+    if "class_path" in content or "init_args" in content:
+        name = {prefix: str(content["class_path"]).rpartition(".")[2]} if "class_path" in content else {}
+        arguments = content.get("init_args") or {}
+        return name | (flat_options(arguments, prefix) if arguments else {})
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if prefix or key not in _PLACES:
+            values |= flat_options(value, f"{prefix}.{key}" if prefix else str(key))
+    return values
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    remaining = iter(arguments)
+    for argument in remaining:
+        option, equals, value = argument.partition("=")
+        text = value if equals else next(remaining, "")
+        if option.startswith("--") and option not in ("--config", "--trust"):
+            yield option.removeprefix("--"), text
+
+
+def _nested(option: str, value: Any) -> dict[str, Any]:
+    """Return a mapping that gives one option a value, without the arguments' own level of names."""
+    parts = [part for part in option.split(".") if part not in ("init_args", "class_path")]
+    for part in reversed(parts):
+        value = {part: value}
+    return value
