@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def read_given(arguments: Sequence[str]) -> Given:
     """
     names = {str(path): name for name, path in shipped_configs().items()}
     shown = [names.get(argument, argument) for argument in arguments]
-    files = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+    files = [value for option, value in pairwise(arguments) if option == "--config"]
     bases: list[str] = []
     before: dict[str, Any] = {}
     own: dict[str, Any] = {}

@@ -1,7 +1,8 @@
 """The directory of a run: ``runs/<name>/<version>`` with configuration, events and checkpoints.
 
-TensorBoard calls a run by the directory of its events. So these lie in a directory inside, whose name says more
-than a number; configuration and checkpoints keep short paths. A version that the user has named says enough.
+TensorBoard calls a run by the directory of its events. So these lie in a directory inside, whose name says
+more than a number; configuration and checkpoints keep short paths. A version that the user has named says
+enough.
 """
 
 from __future__ import annotations
@@ -131,9 +132,8 @@ class RunDirectory:
     def _place_of_events(self) -> str | None:
         """Return the name of the directory inside for events; ``None`` if they lie in the run's own."""
         if self._goes_on:
-            run = Path(
-                absolute_path(self.root or DEFAULT_ROOT), cast(str, self.name), cast(str, self.version)
-            )
+            names = (self.root or DEFAULT_ROOT, self.name or self.default_name, self.version or "")
+            run = Path(absolute_path(os.path.join(*names)))
             place = event_directory(run)
             return None if place == run else place.name
         return self.label or None if self.version is None else None
