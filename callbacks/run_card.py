@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from lit_gfs.callbacks.progress import run_description
 from lit_gfs.metrics.module_protocol import score_tag, trained_parameters, x_axis
 from lit_gfs.utils.seeding import run_seed
 
@@ -90,15 +91,15 @@ def hyperparameters(trainer: Trainer, method: str) -> dict[str, Any]:
     """
     module, datamodule = trainer.lightning_module, getattr(trainer, "datamodule", None)
     trunk, optimizers = getattr(module, "trunk", None), trainer.optimizers
+    trained = [parameter for optimizer in optimizers for parameter in trained_parameters(optimizer)]
     return {
-        "agent": type(module).__name__,
-        "environment": getattr(datamodule, "env_id", ""),
+        "task": run_description(trainer),
         "method": method,
         "seed": getattr(datamodule, "seed", run_seed()),
         "trunk": "" if trunk is None else type(trunk).__name__,
         "depth": getattr(trunk, "depth", ""),
         "width": getattr(trunk, "width", ""),
-        "parameters": sum(p.numel() for optimizer in optimizers for p in trained_parameters(optimizer)),
+        "trained_parameters": sum(parameter.numel() for parameter in trained),
         "optimizer": "+".join(type(optimizer).__name__ for optimizer in optimizers),
         "learning_rate": optimizers[0].defaults.get("lr", "") if optimizers else "",
         "total_steps": getattr(datamodule, "total_steps", ""),

@@ -11,7 +11,7 @@ import yaml
 
 from lit_gfs.configuration.config_checks import read_configs
 from lit_gfs.configuration.config_files import shipped_configs
-from lit_gfs.runs.checkpoints import find_run
+from lit_gfs.runs.checkpoints import CONFIG_NAME, find_run
 
 DEFAULT = "default"
 """Stands for the value of an option that the shipped configurations do not set."""
@@ -85,7 +85,7 @@ def read_given(arguments: Sequence[str]) -> Given:
     before: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for file, content in zip(files, read_configs(arguments), strict=True):
-        if file in names or find_run(Path(file).parent) == Path(file).parent.absolute():
+        if file in names or _is_of_a_run(Path(file)):
             bases.append(names.get(file, file))
             before |= flat_options(content)
         else:
@@ -93,6 +93,10 @@ def read_given(arguments: Sequence[str]) -> Given:
     for option, text in _options(arguments[1:]):
         own |= flat_options(_nested(option, yaml.safe_load(text) if text.startswith("{") else text))
     return Given(shown, bases, before, own)
+
+
+def _is_of_a_run(file: Path) -> bool:
+    return file.name == CONFIG_NAME and find_run(file.parent) == file.parent.absolute()
 
 
 def flat_options(content: Any, prefix: str = "") -> dict[str, Any]:
