@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_gfs.main import main
+from lit_gfs.metrics.layer_scalars import write_measurement
 from lit_gfs.metrics.series import Series
 from lit_gfs.study.logged_runs import (
     LoggedRun,
@@ -20,6 +23,7 @@ from lit_gfs.study.logged_runs import (
 from lit_gfs.study.run_figures import averaged
 from support.command_line import refused, stopped
 from support.study_fits import write_events
+from support.training import quiet_trainer
 
 RANK, RETURN = "representation/effective_rank", "eval/episode_return"
 
@@ -57,6 +61,44 @@ def test_diagnose_says_what_is_wrong_in_each_run(capsys: pytest.CaptureFixture[s
     healthy, collapsed = capsys.readouterr().out.split("runs/dqn/version_10\n")
     assert healthy.startswith("runs/dqn/version_2\n  0 of 2 rules fired; not judged: dormant units")
     assert collapsed.startswith("  features collapsed since step 100: the effective rank is 1.1")
+
+
+def test_events_may_lie_in_a_directory_that_names_the_run() -> None:
+    make_run("runs/dqn/version_3", ranks=[16.0] * 12, lr=1e-3)
+    directory = Path("runs/dqn/version_3/gfs_2x256_s0")
+    directory.mkdir()
+    for events in directory.parent.glob("events*"):
+        events.rename(directory / events.name)
+
+    assert find_runs(["runs/dqn/version_3"]) == find_runs([str(directory)]) == [directory.parent]
+    assert find_runs(["runs"])[1] == directory.parent
+    run = read_run(directory.parent)
+    assert run.options["model.optimizer.lr"] == 1e-3
+    assert run.steps == 1_100
+
+
+def test_scalars_of_layers_without_charts_are_diagnosed(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = TensorBoardLogger("runs/dqn/version_2", name="", version="")
+    trainer = quiet_trainer(logger=logger)
+    for step in range(6):
+        norms = {f"gradient_flow/norm/trunk.layer_0{layer}": 10.0**layer for layer in range(1, 5)}
+        module = Counting(step)
+        write_measurement(trainer, module, "gradient_flow", {}, norms, per_layer=False)
+    logger.finalize("success")
+
+    main(["diagnose", "runs/dqn/version_2"])
+
+    said = capsys.readouterr().out
+    assert "starving layers since step 0" in said
+    assert "gradients near trunk.layer_01 are 0.001 times those near trunk.layer_04" in said
+
+
+class Counting(BoringModel):
+    """Stands at a step of the x axis."""
+
+    def __init__(self, env_steps: int) -> None:
+        super().__init__()
+        self.env_steps = env_steps
 
 
 def test_a_run_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
