@@ -16,7 +16,7 @@ OVERVIEW = {
     "train/accuracy": "Overview/2_training_accuracy",
     "representation/effective_rank": "Overview/3_effective_rank",
     "representation/dormant_share": "Overview/4_dormant_share",
-    "gradient_flow/max_min_ratio": "Overview/5_gradient_max_min_ratio",
+    "gradient_flow/max_min_ratio": "Overview/5_gradient_ratio",
     "gradient_flow/global_norm": "Overview/6_gradient_norm",
     "gradient_flow/shortened_layers": "Overview/7_shortened_layers",
     "intervention/temporal_clipping/clipped_layers": "Overview/8_clipped_layers",
