@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Where tests train: cpu, or cuda on a machine with a GPU.
 export ACCELERATOR ?= cpu
 
-.PHONY: demo study test test-slow lint typecheck check clean
+.PHONY: demo study test test-slow lint typecheck check docs clean
 
 demo: $(VENV)/.runtime ## train DQN on CartPole in under two minutes
 	$(BIN)/python -m lit_gfs fit --config quickstart
@@ -30,7 +30,11 @@ typecheck: $(VENV)/.development
 	$(BIN)/pip install --quiet --no-deps --target build/typed .
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p lit_gfs
 
-check: lint typecheck test
+check: lint typecheck docs test
+
+# Material announces the end of its own life at every start; a newer builder is a decision for another day.
+docs: $(VENV)/.documentation ## the site of docs/, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "lit_gfs needs Python 3.11 or newer"'
@@ -44,5 +48,9 @@ $(VENV)/.development: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev,video]'
 	touch $@
 
+$(VENV)/.documentation: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

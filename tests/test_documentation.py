@@ -17,9 +17,11 @@ from support.datasets import write_cifar10
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 }
-README = PAGES["README.md"]
+INTERVENTIONS = PAGES["docs/interventions/README.md"]
+# Which page lists the shipped configurations of a folder.
+LISTS = {"": PAGES["docs/training.md"], "recipes": INTERVENTIONS, "studies": PAGES["docs/study.md"]}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -47,10 +49,10 @@ NO_EVALUATION = "--trainer.limit_val_batches=0"
 
 
 def shortened(command: str) -> str:
-    """Add what makes a command of the README end within seconds, on a machine without a C++ compiler too."""
+    """Add what makes a command of a page end within seconds, on a machine without a C++ compiler too."""
     if "--model.compile true" in command:
         return shortened(command.replace("--model.compile true", "--model.compile false"))
-    if command.startswith(("report", "diagnose", "compare")):
+    if command.startswith(("configs", "report", "diagnose", "compare")):
         return command
     if command.startswith("study"):
         return f"{command} --dry_run true" if "--config studies/" in command else command
@@ -85,7 +87,7 @@ def test_every_command_runs(page: str, tmp_path: Path, monkeypatch: pytest.Monke
     for command in commands(page):
         main(shlex.split(shortened(command)))
 
-    if page == "README.md":
+    if page == "docs/training.md":
         assert (tmp_path / "runs/dqn_CartPole-v1/version_0/episode.mp4").stat().st_size > 1_000
 
 
@@ -100,7 +102,8 @@ def test_every_python_program_runs(page: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_there_is_something_to_run() -> None:
-    assert len(commands("README.md")) >= 10
+    assert len(commands("README.md")) >= 5
+    assert len(commands("docs/training.md")) >= 10
     assert len(programs("README.md")) == 2
     assert commands("docs/collapse.md")
 
@@ -115,7 +118,9 @@ def test_every_yaml_block_parses() -> None:
 
 
 def test_every_shipped_config_is_listed() -> None:
-    assert [name for name in shipped_configs() if f"`{name}`" not in README] == []
+    folders = {name: name.rpartition("/")[0] for name in shipped_configs()}
+
+    assert [name for name, folder in folders.items() if f"`{name}`" not in LISTS[folder]] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -125,12 +130,14 @@ def test_every_link_leads_somewhere(page: str) -> None:
     assert [link for link in links if not (ROOT / page).parent.joinpath(link.split("#")[0]).exists()] == []
 
 
-def test_every_intervention_has_its_key_in_the_readme() -> None:
-    assert [key for key in GradientFlowCLI.interventions if f"`gfs.{key}`" not in README] == []
+def test_every_intervention_has_its_key_on_a_page() -> None:
+    assert [key for key in GradientFlowCLI.interventions if f"`gfs.{key}`" not in INTERVENTIONS] == []
 
 
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"(?:^|`)make ([\w-]+)", "\n".join(PAGES.values()), re.MULTILINE))
 
-    for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
+    assert {"demo", "docs", "test"} <= named
+    for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
