@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +75,25 @@ def test_every_page_is_in_the_navigation() -> None:
     written = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
 
     assert sorted(listed) == sorted(written)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("../../lit_gfs/optim/muon.py", "https://example.org/blob/main/lit_gfs/optim/muon.py"),
+        ("../../callbacks", "https://example.org/tree/main/callbacks"),
+        ("../results/README.md#control", "../results/README.md#control"),
+        ("path_init.md", "path_init.md"),
+    ],
+)
+def test_a_link_out_of_docs_leads_to_the_repository_in_the_site(link: str, target: str) -> None:
+    hook = runpy.run_path(str(ROOT / "docs/hooks/repository_links.py"))
+    page = SimpleNamespace(file=SimpleNamespace(abs_src_path=str(ROOT / "docs/interventions/layer_rates.md")))
+    config = SimpleNamespace(docs_dir=str(ROOT / "docs"), repo_url="https://example.org")
+
+    markdown = hook["on_page_markdown"](f"see [it]({link}).", page=page, config=config)
+
+    assert markdown == f"see [it]({target})."
 
 
 def test_the_site_needs_no_other_server() -> None:
