@@ -60,16 +60,14 @@ from lit_gfs.configuration.trainer_clipping import WITHOUT, replaced_clipping
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
-from lit_gfs.networks.trunks import Trunk
 from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
-from lit_gfs.runs.run_directory import RunDirectory, SaveConfig, run_name
+from lit_gfs.runs.run_directory import RunDirectory, SaveConfig, run_label, run_name
 from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
 from lit_gfs.utils.formats import format_return, relative_path
 from lit_gfs.utils.lightning_overhead import drop_empty_hooks
 from lit_gfs.utils.memory import keep_freed_memory
-from lit_gfs.utils.seeding import run_seed
 from lit_gfs.utils.torch_setup import MatmulPrecision, set_matmul_precision, set_threads
 from lit_gfs.utils.working_directory import absolute_path, keeping_working_directory, working_directory
 
@@ -256,7 +254,7 @@ class GradientFlowCLI(LightningCLI):
             run.default_name = self._run_name()
             given = read_given(self._arguments)
             method = given.method(list(chosen))
-            run.label = self._run_label(method)
+            run.label = run_label(method, self.model, self.datamodule)
             run.arguments = self._arguments
             run.resume_from(self._get(self.config_init, "ckpt_path"))
             if config["logger"] in (None, True):
@@ -265,8 +263,8 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
-            callbacks += reporting_callbacks(config["callbacks"])
             callbacks.append(RunCard(method, run_text(given, self.config[self.subcommand])))
+            callbacks += reporting_callbacks(config["callbacks"])
             seed = self._get(self.config, "seed_everything")
             opening = RunOpening(
                 list(chosen),
@@ -364,12 +362,6 @@ class GradientFlowCLI(LightningCLI):
     def _run_name(self) -> str:
         env_id = getattr(self.datamodule, "env_id", type(self.datamodule).__name__)
         return run_name(type(self.model).__name__, env_id)
-
-    def _run_label(self, method: str) -> str:
-        """Return a name that tells runs of one agent on one environment apart, as ``gfs_16x128_s0``."""
-        trunk = getattr(self.model, "trunk", None)
-        size = f"_{trunk.depth}x{trunk.width}" if isinstance(trunk, Trunk) else ""
-        return f"{method}{size}_s{getattr(self.datamodule, 'seed', run_seed())}"
 
     def _configured_name(self) -> str:
         """Return the later value of `_run_name`, before there is an agent and a datamodule."""

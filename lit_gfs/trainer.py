@@ -17,6 +17,9 @@ from typing_extensions import override
 
 import lit_gfs.configuration.yaml_values  # noqa: F401 - writes enums and paths
 from lit_gfs.callbacks.graceful_stop import GracefulStop
+from lit_gfs.callbacks.named import keys_of
+from lit_gfs.callbacks.opening import RunOpening
+from lit_gfs.callbacks.run_card import RunCard
 from lit_gfs.callbacks.trainer_options import (
     TRAINER_DEFAULTS,
     complete_options,
@@ -35,7 +38,7 @@ from lit_gfs.metrics.module_protocol import score_tag
 from lit_gfs.runs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
-from lit_gfs.runs.run_directory import RunDirectory, run_name
+from lit_gfs.runs.run_directory import RunDirectory, run_label, run_name
 from lit_gfs.runs.slurm import switch_off_requeueing
 from lit_gfs.utils.formats import relative_path
 from lit_gfs.utils.library_noise import silence_library_noise
@@ -120,6 +123,7 @@ class RunTrainer(Trainer):
         float32_matmul_precision: MatmulPrecision,
     ) -> None:
         self._run_directory = run
+        self._method = chosen.method
         self._given: dict[str, Any] = {
             "run": {"root": run.root, "name": run.name, "version": run.version},
             "trainer": options,
@@ -140,7 +144,9 @@ class RunTrainer(Trainer):
         # First, so that it writes the checkpoint of a stopped run before the others write.
         complete["callbacks"] = [
             self._stop,
+            RunOpening(keys_of(chosen.interventions), chosen_seed()),
             *callbacks,
+            RunCard(chosen.method),
             *reporting_callbacks(callbacks),
             *progress_bar(complete),
         ]
@@ -180,6 +186,7 @@ class RunTrainer(Trainer):
         keep_freed_memory()
         set_threads(self._given["threads"], model)
         if not self._is_prepared and not cast(Any, self).fast_dev_run:
+            run.label = run_label(self._method, model, data)
             self._prepare(model, checkpoint)
         directory = run.directory if self._is_prepared else working_directory()
         with (

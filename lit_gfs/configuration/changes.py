@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lit_gfs.callbacks.named import METHOD_NAMES, method_name
 from lit_gfs.configuration.config_checks import read_configs
 from lit_gfs.configuration.config_files import shipped_configs
+from lit_gfs.configuration.switches import options_of
 from lit_gfs.runs.checkpoints import CONFIG_NAME, find_run
 
 DEFAULT = "default"
@@ -18,12 +20,7 @@ DEFAULT = "default"
 _PLACES = ("run", "ckpt_path")
 """Options that say where a run is, and not what it is."""
 _RECIPES = "recipes/"
-_SHORT_NAMES = {
-    "path_init": "init",
-    "layer_rates": "rates",
-    "temporal_clipping": "clip",
-    "gradient_normalization": "norm",
-}
+_METHOD_OPTIONS = [["gfs", key] for key in METHOD_NAMES]
 
 
 class Change(NamedTuple):
@@ -65,11 +62,9 @@ class Given(NamedTuple):
         Args:
             interventions: Keys of the interventions that are on, such as ``path_init``.
         """
-        changed = any(option.split(".")[:2] == ["gfs", key] for option in self.own for key in _SHORT_NAMES)
+        changed = any(option == "gfs" or option.split(".")[:2] in _METHOD_OPTIONS for option in self.own)
         recipes = [name.removeprefix(_RECIPES) for name in self.bases if name.startswith(_RECIPES)]
-        if recipes and not changed:
-            return recipes[-1]
-        return "-".join(_SHORT_NAMES[key] for key in interventions if key in _SHORT_NAMES) or "baseline"
+        return recipes[-1] if recipes and not changed else method_name(interventions)
 
 
 def read_given(arguments: Sequence[str]) -> Given:
@@ -118,12 +113,9 @@ def flat_options(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    remaining = iter(arguments)
-    for argument in remaining:
-        option, equals, value = argument.partition("=")
-        text = value if equals else next(remaining, "")
+    for option, value, _ in options_of(arguments):
         if option.startswith("--") and option not in ("--config", "--trust"):
-            yield option.removeprefix("--"), text
+            yield option.removeprefix("--"), value or ""
 
 
 def _nested(option: str, value: Any) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback
 
-from lit_gfs.callbacks.named import INTERVENTIONS, ON_BY_DEFAULT, in_order, key_of
+from lit_gfs.callbacks.named import INTERVENTIONS, ON_BY_DEFAULT, in_order, key_of, keys_of, method_name
 from lit_gfs.configuration.config_files import find_config, shipped_configs
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.utils.signatures import accepted_parameters
@@ -25,6 +26,8 @@ class Chosen(NamedTuple):
     """Those with a key, in the order of `INTERVENTIONS`."""
     others: list[Callback]
     """The user's own ones, in their order."""
+    method: str
+    """The recipe's name if nothing was changed, else the interventions' short names."""
     trainer_options: dict[str, Any]
 
 
@@ -58,9 +61,12 @@ def chosen_interventions(gfs: Mapping[str, Any], recipe: str | None, callbacks: 
         for key, arguments in settings.items()
         if arguments is not None and key not in given
     ]
+    interventions = in_order([*built, *(each for each in callbacks if key_of(each) is not None)])
+    is_recipe = recipe is not None and not gfs and not given
     return Chosen(
-        in_order([*built, *(each for each in callbacks if key_of(each) is not None)]),
+        interventions,
         [each for each in callbacks if key_of(each) is None],
+        Path(str(recipe)).stem if is_recipe else method_name(keys_of(interventions)),
         dict(content.get("trainer") or {}),
     )
 

@@ -22,12 +22,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from lit_gfs.errors import UserError
+from lit_gfs.networks.trunks import Trunk
 from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.runs.event_files import event_directory, wait_for_a_later_name
 from lit_gfs.runs.slurm import job_line
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.formats import relative_path
 from lit_gfs.utils.ranks import is_first_process
+from lit_gfs.utils.seeding import run_seed
 from lit_gfs.utils.working_directory import absolute_path, working_directory
 from lit_gfs.utils.yaml_files import read_yaml
 
@@ -49,6 +51,19 @@ def require_directory(option: str, name: str) -> None:
 def run_name(agent: str, env_id: str) -> str:
     """Return the default name of a group of runs, such as ``dqn_CartPole-v1``."""
     return f"{agent.lower()}_{env_id.replace('/', '-')}"
+
+
+def run_label(method: str, module: object, data: object) -> str:
+    """Return a name that tells runs of one agent on one environment apart, such as ``gfs_16x128_s0``.
+
+    Args:
+        method: What stabilizes the run, such as ``gfs``.
+        module: An agent; the size is left out if it has no trunk.
+        data: A datamodule; without a seed of its own, the run's seed counts.
+    """
+    trunk = getattr(module, "trunk", None)
+    size = f"_{trunk.depth}x{trunk.width}" if isinstance(trunk, Trunk) else ""
+    return f"{method}{size}_s{getattr(data, 'seed', run_seed())}"
 
 
 class RunDirectory:

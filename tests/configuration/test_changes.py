@@ -69,6 +69,7 @@ def test_a_file_of_the_users_own_is_a_change_and_a_runs_is_not(
         ("--config quickstart --config recipes/gfs", INTERVENTIONS, "gfs"),
         ("--config quickstart --config recipes/gfs --gfs.gradient_flow {}", INTERVENTIONS, "gfs"),
         ("--config quickstart --config recipes/gfs --gfs.layer_rates null", INTERVENTIONS[:1], "init"),
+        ("--config quickstart --config recipes/gfs --gfs null", [], "baseline"),
         ("--config quickstart --gfs.path_init {}", ["gradient_flow", *INTERVENTIONS[:3]], "init-rates-clip"),
     ],
 )
