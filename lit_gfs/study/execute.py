@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -27,6 +28,7 @@ from lit_gfs.study.attempts import forget_attempts, prepare
 from lit_gfs.study.collect import Result, read_result, write_result
 from lit_gfs.study.factors import Where, matches
 from lit_gfs.study.plan import Cell, Score, Study
+from lit_gfs.study.running import SharedSteps, Steps, read_steps
 from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.study.worker import LOG_NAME, Fit, Task, describe_exit, fit, work
 from lit_gfs.utils.stop_signals import STOP_SIGNALS, unclaimed_signals
@@ -53,8 +55,8 @@ class Observer(Protocol):
     def ended(self, cell: Cell, result: Result) -> None:
         """Handle the end of a cell."""
 
-    def refresh(self) -> None:
-        """Update the display; called every `POLL_SECONDS` or sooner."""
+    def refresh(self, steps: Mapping[str, Steps]) -> None:
+        """Update the display; called every `POLL_SECONDS` or sooner, with the steps of running cells."""
 
 
 def available_cores() -> int:
@@ -151,7 +153,7 @@ def run_cells(
     """
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     waiting = deque(cells)
-    running: dict[int, tuple[BaseProcess, Task, Connection]] = {}
+    running: dict[int, tuple[BaseProcess, Task, Connection, SharedSteps]] = {}
     # Python's tracker of shared resources, started with the fork server, warns of leaks of stopped workers.
     quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning")))
     with _environment({**environment, "PYTHONWARNINGS": quiet}):
@@ -165,22 +167,25 @@ def run_cells(
                     prepare(place, command)
                     task = Task(cell, command, place, score, keep_checkpoints, environment)
                     told, telling = context.Pipe(duplex=False)
-                    worker = context.Process(target=work, args=(task, run_fit, telling), name=cell.name)
+                    shared = context.RawArray(ctypes.c_longlong, 2)
+                    arguments = (task, run_fit, telling, shared)
+                    worker = context.Process(target=work, args=arguments, name=cell.name)
                     worker.start()
                     telling.close()
-                    running[worker.sentinel] = (worker, task, told)
+                    running[worker.sentinel] = (worker, task, told, shared)
                     observer.started(cell)
                 for sentinel in connection.wait(list(running), timeout=POLL_SECONDS):
-                    process, task, told = running.pop(sentinel)  # type: ignore[arg-type]
+                    process, task, told, _ = running.pop(sentinel)  # type: ignore[arg-type]
                     process.join()
                     _raise_storage_fault(task, told)
                     # A signal to all processes also ends workers; such a worker has not failed.
                     if (result := _result_of(process, task, stop)) is not None:
                         observer.ended(task.cell, result)
-                observer.refresh()
+                far = {task.cell.name: read_steps(shared) for _, task, _, shared in running.values()}
+                observer.refresh({name: steps for name, steps in far.items() if steps is not None})
         finally:
             _end([process for process, *_ in running.values()])
-        for _, task, _ in running.values():
+        for _, task, *_ in running.values():
             if (result := read_result(task.directory)) is not None:  # it ended just before the stop
                 observer.ended(task.cell, result)
 

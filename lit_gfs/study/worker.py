@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.attempts import Attempt, begin_attempt, clear_up, seconds_in
 from lit_gfs.study.collect import Result, read_events, write_result
 from lit_gfs.study.plan import Cell, Score
+from lit_gfs.study.running import SharedSteps, write_steps
 from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
@@ -37,7 +39,10 @@ class Fitted(NamedTuple):
     cpu_seconds: float | None = None
 
 
-Fit = Callable[[list[str]], Fitted]
+Tell = Callable[[int, int | None], None]
+"""Receives the number of steps so far and in all."""
+
+Fit = Callable[[list[str], Tell], Fitted]
 
 
 class Task(NamedTuple):
@@ -60,20 +65,23 @@ class Task(NamedTuple):
     environment: Mapping[str, str]
 
 
-def fit(command: list[str]) -> Fitted:
+def fit(command: list[str], tell: Tell) -> Fitted:
     """Run the command line's ``fit``.
 
     Args:
         command: Its arguments, beginning with ``fit``.
+        tell: Receives the steps of the run, about once a second.
     """
     # Imported here because the command line imports this package.
     from lit_gfs.cli import GradientFlowCLI
     from lit_gfs.metrics.module_protocol import trained_parameters
+    from lit_gfs.study.told_steps import ToldSteps
 
     class TimedFit(GradientFlowCLI):
         started_at = ended_at = cpu_seconds = 0.0
 
         def before_fit(self) -> None:
+            self.trainer.callbacks.append(ToldSteps(tell))  # type: ignore[attr-defined]
             self.started_at, self.cpu_seconds = time.time(), -cpu_seconds()
 
         def after_fit(self) -> None:
@@ -97,7 +105,7 @@ def cpu_seconds() -> float:
     return time.process_time() + times.children_user + times.children_system
 
 
-def work(task: Task, run_fit: Fit, study: Connection) -> None:
+def work(task: Task, run_fit: Fit, study: Connection, steps: SharedSteps) -> None:
     """Run a cell in this process, and write its log and its result.
 
     A process that receives SIGTERM, or whose study has ended, writes no result: its cell has not failed and
@@ -107,6 +115,7 @@ def work(task: Task, run_fit: Fit, study: Connection) -> None:
         task: The task.
         run_fit: Runs the fit.
         study: Receives a fault of the storage.
+        steps: Tells the study how far the run is.
     """
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     for number in STOP_SIGNALS:
@@ -116,7 +125,7 @@ def work(task: Task, run_fit: Fit, study: Connection) -> None:
     # An environment may change the working directory.
     directory = task.directory.absolute()
     try:
-        _run(task, directory, run_fit)
+        _run(task, directory, run_fit, functools.partial(write_steps, steps))
     except (StorageFault, OSError) as error:
         if isinstance(error, OSError):
             if not is_storage_error(error, directory):
@@ -127,12 +136,12 @@ def work(task: Task, run_fit: Fit, study: Connection) -> None:
         os._exit(StorageFault.status)
 
 
-def _run(task: Task, directory: Path, run_fit: Fit) -> None:
+def _run(task: Task, directory: Path, run_fit: Fit, tell: Tell) -> None:
     attempts, options = begin_attempt(directory, task.command)
     _write_output_to(directory / LOG_NAME)
     result = Result(task.cell.name, task.cell.arguments, task.command, FAILED)
     try:
-        fitted = run_fit([*task.command, *options])
+        fitted = run_fit([*task.command, *options], tell)
         # Times in the events are read to the millisecond.
         attempts[-1] = Attempt(round(fitted.started_at, 3), attempts[-1].before)
         events = read_events(directory, task.score, started_at=0.0)

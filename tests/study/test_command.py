@@ -125,7 +125,7 @@ def test_a_study_goes_on_from_the_tables_of_its_parts(capsys: pytest.CaptureFixt
     assert not Path("runs").exists()
     main([*RUN, "--finished", "part", "--jobs=1"])
 
-    assert "2 cells to run, 1 at a time; 2 ended before" in capsys.readouterr().out
+    assert "4 cells: 2 finished before, 2 to run, 1 at a time" in capsys.readouterr().out
     assert tables() == whole
     merged = {row["cell"]: row for row in rows("runs.csv")}
     assert all(merged[cell]["wall_seconds"] == time for cell, time in times.items() if time)

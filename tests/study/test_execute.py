@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lit_gfs.study.execute import (
     run_cells,
 )
 from lit_gfs.study.plan import Cell, Score, Study, read_study
+from lit_gfs.study.running import Steps
 from lit_gfs.study.table import FAILED, FINISHED, Curve
 from lit_gfs.utils.checksummed_files import write_checksummed
 from support import study_fits
@@ -57,6 +59,7 @@ class Record:
         self.running: list[str] = []
         self.most_at_once = 0
         self.results: dict[str, Result] = {}
+        self.steps: dict[str, Steps] = {}
 
     def started(self, cell: Cell) -> None:
         self.running.append(cell.name)
@@ -66,8 +69,8 @@ class Record:
         self.running.remove(cell.name)
         self.results[cell.levels["recipe"]] = result
 
-    def refresh(self) -> None:
-        pass
+    def refresh(self, steps: Mapping[str, Steps]) -> None:
+        self.steps.update(steps)
 
 
 def run(
@@ -332,6 +335,23 @@ def test_a_stop_ends_the_workers_and_leaves_their_cells_unfinished(tmp_path: Pat
     assert set(record.results) == {"well"}
     assert not is_alive(int(started.read_text()))
     assert read_result(started.parent) is None
+
+
+def test_steps_of_a_running_cell_are_told(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    class Impatient(Record):
+        def refresh(self, steps: Mapping[str, Steps]) -> None:
+            super().refresh(steps)
+            if self.steps:
+                stop.set()
+
+    (cell,) = study("never").cells()
+    observer = Impatient()
+    run_cells([cell], Score(), tmp_path, 1, observer, stop, 1, study_fits.fit)
+
+    assert observer.steps == {cell.name: Steps(100, 200)}
+    assert observer.results == {}
 
 
 def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:

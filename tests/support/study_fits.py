@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.worker import Fitted
+from lit_gfs.study.worker import Fitted, Tell
 from lit_gfs.utils.checksummed_files import write_checksummed
 
 TAG = "eval/episode_return"
@@ -43,8 +43,9 @@ def write_events(
     writer.close()
 
 
-def fit(command: list[str]) -> Fitted:
+def fit(command: list[str], tell: Tell) -> Fitted:
     """Do what ``--ends`` says; write down when, how and with what the fit ran."""
+    tell(100, 200)
     began = time.time()
     directory, ends = run_directory(command), option(command, "ends")
     seed = int(option(command, "seed_everything"))
