@@ -10,17 +10,15 @@ import numpy as np
 
 from lit_gfs.metrics.intervals import (
     Floats,
-    estimate,
     interquartile_means,
     optimality_gaps,
     probabilities_of_improvement,
 )
 from lit_gfs.study.curves import least_speed_up, needed, own_target, speed_up
+from lit_gfs.study.estimates import Figure, figure, missing
 from lit_gfs.study.groups import Group, Stratum
 from lit_gfs.study.plan import Compare, Score
-
-AIMS = {"ratio": 1.0, "ratio_at_scale": 0.95, "stability_gain": 0.62, "speed_up": 1.8}
-"""Aims of the method; for the ratio to the small baseline, the lower end of the interval has to reach it."""
+from lit_gfs.study.verdicts import AIMS, outcomes, verdict
 
 NO_SPEED = "the objective changes by design"
 """Note of a speed-up if the curve does not measure speed."""
@@ -28,13 +26,24 @@ NO_SPEED = "the objective changes by design"
 ITSELF = "the baseline itself"
 """Note of a figure that would compare the baseline with itself."""
 
-Figure = dict[str, Any]
-"""An estimate: ``value``, ``interval``, ``note`` (why one is unknown) and ``strata`` (number of strata)."""
+_AGAINST_OWN = (
+    "ratio_at_scale",
+    "compared_score",
+    "score_difference",
+    "stability_gain",
+    "speed_up",
+    "speed_up_seconds",
+    "speed_up_to_base_score",
+    "probability_of_improvement",
+)
+_AGAINST_BASE = ("ratio", "speed_up_over_base", "speed_up_over_base_seconds")
 
 
 class Comparison(NamedTuple):
     """A group and the baseline's groups of its stratum. Samples are ``(1 + resamples,)``."""
 
+    task: str
+    """The name of the stratum."""
     group: Group
     own: Group | None
     """The baseline at the same scale."""
@@ -78,9 +87,8 @@ def compare(stratum: Stratum, scale: str, recipe: str, plan: Compare, score: Sco
     speeds["speed_up_to_base_score"] = _to_base_score(stratum, group, own, base, score)
     # Resampled curves of a whole study would fill the memory, and no other figure needs them.
     small = [group and group._replace(by_steps=None, by_seconds=None) for group in (own, base)]
-    return Comparison(
-        group._replace(by_steps=None, by_seconds=None), small[0], small[1], steps_to_reach, speeds
-    )
+    group = group._replace(by_steps=None, by_seconds=None)
+    return Comparison(stratum.name, group, small[0], small[1], steps_to_reach, speeds)
 
 
 def _to_base_score(
@@ -131,8 +139,9 @@ def against(
         measures_speed: Whether their curves show how fast a run learns.
 
     Returns:
-        Figures by name, and ``verdicts`` by aim: ``met``, ``met by the estimate alone`` (the interval reaches
-        below the aim), ``not met`` or ``undefined``; the baseline has no verdicts.
+        Figures by name, ``verdicts`` by aim, and ``outcomes``: the tasks that are won, tied and lost against
+        the baseline at the same scale. The baseline has no outcomes, and a verdict only on figures that do
+        not compare it with itself.
     """
     no_own, no_base = f"no baseline at {scale}", f"no baseline at {plan.base_scale}"
     own_speed, base_speed = (no_own, no_base) if measures_speed else (NO_SPEED, NO_SPEED)
@@ -148,6 +157,8 @@ def against(
         "ratio_at_scale": _over(
             strata, _ratios, _scores, _own_scores, unknown=no_own, undefined="baseline at the floor"
         ),
+        "compared_score": _over(strata, _first, _scores, _own_scores, unknown=no_own),
+        "score_difference": _over(strata, _differences, _scores, _own_scores, unknown=no_own),
         "baseline_instability": _over(strata, interquartile_means, _own_lost, unknown="never learned"),
         "stability_gain": _over(
             strata, _gains, _lost, _own_lost, unknown=no_gain, undefined="baseline lost nothing", best=1.0
@@ -161,50 +172,17 @@ def against(
             strata, probabilities_of_improvement, _scores, _own_scores, unknown=no_own
         ),
     }
-    if recipe != plan.baseline:
-        return {**figures, "verdicts": {name: _verdict(name, figures[name]) for name in AIMS}}
-    itself = [
-        "ratio_at_scale",
-        "stability_gain",
-        "speed_up",
-        "speed_up_seconds",
-        "speed_up_to_base_score",
-        "probability_of_improvement",
-    ]
-    if scale == plan.base_scale:
-        itself += ["ratio", "speed_up_over_base", "speed_up_over_base_seconds"]
-    return {**figures, **{name: missing(ITSELF) for name in itself}, "verdicts": {}}
-
-
-def figure(
-    statistics: Floats,
-    runs: int,
-    strata: int = 1,
-    undefined: str = "",
-    worst: float = -math.inf,
-    best: float = math.inf,
-) -> Figure:
-    """Turn a statistic of the sample and its resamples into a figure.
-
-    Args:
-        statistics: ``(1 + resamples,)``, the sample first.
-        runs: Number of runs of the smallest group; a single run has no interval.
-        strata: Number of strata that the statistic covers.
-        undefined: The reason if the statistic is NaN.
-        worst: Lowest possible value.
-        best: Highest possible value.
-    """
-    if math.isnan(statistics[0]):
-        return missing(undefined)
-    value, low, high = estimate(statistics, worst=worst, best=best)
-    if runs < 2:
-        return {"value": value, "interval": None, "note": "one seed", "strata": strata}
-    return {"value": value, "interval": [low, high], "note": "", "strata": strata}
-
-
-def missing(why: str) -> Figure:
-    """Return an undefined or unknown figure."""
-    return {"value": None, "interval": None, "note": why, "strata": 0}
+    if recipe == plan.baseline:
+        itself = _AGAINST_OWN + (_AGAINST_BASE if scale == plan.base_scale else ())
+        figures |= {name: missing(ITSELF) for name in itself}
+        sides = []
+    else:
+        sides = [(each.task, each.group.scores, each.own and each.own.scores) for each in strata]
+    return {
+        **figures,
+        "verdicts": {name: verdict(name, figures[name]) for name in AIMS if figures[name]["note"] != ITSELF},
+        "outcomes": outcomes(sides),
+    }
 
 
 def _scores(comparison: Comparison) -> Floats | None:
@@ -233,6 +211,14 @@ def _ratios(scores: Sequence[Floats], base: Sequence[Floats]) -> Floats:
     ratios = np.where(numerator > 0, np.inf, np.nan)
     ratios[0] = np.nan
     return np.divide(numerator, unit, out=ratios, where=unit > 0)
+
+
+def _first(scores: Sequence[Floats], _: Sequence[Floats]) -> Floats:
+    return interquartile_means(scores)
+
+
+def _differences(scores: Sequence[Floats], own: Sequence[Floats]) -> Floats:
+    return interquartile_means(scores) - interquartile_means(own)
 
 
 def _gains(lost: Sequence[Floats], baseline: Sequence[Floats]) -> Floats:
@@ -269,17 +255,3 @@ def _median_speed_up(strata: Sequence[Comparison], name: str, unknown: str) -> F
     runs = min(len(group.runs) for group in [*(c.group for _, c in defined), *baselines] if group)
     medians = np.median(np.stack([factors for factors, _ in defined]), axis=0)
     return figure(medians, runs, len(defined), worst=0.0)
-
-
-def _verdict(name: str, result: Figure) -> str:
-    value, interval, aim = result["value"], result["interval"], AIMS[name]
-    if value is None:
-        return "undefined"
-    if value < aim:
-        return "not met"
-    if interval is not None and interval[0] >= aim:
-        return "met"
-    if name != "ratio":
-        return "met by the estimate alone"
-    # "Without loss" is about the interval's lower end.
-    return "undefined" if interval is None else "not met"

@@ -21,9 +21,6 @@ h2 { font-size: 20px; margin: 52px 0 8px; padding-top: 14px; border-top: 2px sol
 h3 { font-size: 15px; margin: 26px 0 6px; }
 p, ul { max-width: 860px; }
 .lead { font-size: 18px; color: var(--soft); margin-top: 0; }
-.verdict { background: var(--tint); border-left: 4px solid var(--ink); padding: 14px 22px; margin: 22px 0; }
-.verdict p { margin: 4px 0 8px; } .verdict ul { margin: 6px 0; padding-left: 20px; }
-.verdict li { margin: 5px 0; }
 nav { font-size: 13px; margin: 14px 0; } nav a { margin-right: 16px; color: #0b5394; text-decoration: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 12.5px; line-height: 1.35; margin: 8px 0 18px; width: 100%;
@@ -34,17 +31,26 @@ tr.set td { background: var(--tint); font-weight: 600; }
 tr.new td { border-top: 1.5px solid #9aa0a6; }
 td .range { display: block; color: var(--soft); font-size: 11.5px; white-space: nowrap; }
 td .note { display: block; } td .beside { white-space: nowrap; }
-td:nth-child(2) { white-space: nowrap; }
+td:first-child { white-space: nowrap; }
 .note { color: var(--soft); font-style: italic; font-size: 11.5px; }
+.note .chip { font-style: normal; }
 .chip { display: inline-block; font-size: 11px; border-radius: 9px; padding: 0 8px; white-space: nowrap;
   background: #e6e8eb; color: #3c4043; }
 .chip.met { background: #d5ecdf; color: #0b5d38; } .chip.alone { background: #fbeccb; color: #7a4d00; }
 .chip.unmet { background: #f7d9d5; color: #8c1d13; }
+.small { font-size: 13px; color: var(--soft); }
+.pair { display: grid; grid-template-columns: minmax(0, 11fr) minmax(0, 9fr); gap: 28px; align-items: start; }
+.pair figure { margin-top: 0; } .pair th, .pair td { padding: 4px 5px; }
+section:first-of-type h2 { margin-top: 18px; }
 .swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px; }
 figure { margin: 12px 0 22px; } figure img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: 12.5px; color: var(--soft); max-width: 860px; }
 details { margin: 10px 0; } summary { cursor: pointer; font-size: 15px; font-weight: 600; padding: 4px 0; }
 pre { background: var(--tint); padding: 12px 16px; font-size: 13px; overflow-x: auto; white-space: pre-wrap; }
+@media (max-width: 900px) { .pair { display: block; } }
+@media (max-width: 600px) { main { padding: 24px 14px 60px; } h1 { font-size: 25px; }
+  h2 { margin-top: 36px; } body, .lead { font-size: 15px; }
+  figure .scroll img { max-width: none; width: 760px; } }
 @media print { main { max-width: none; padding: 0; } .scroll { overflow: visible; } }
 """
 
@@ -74,12 +80,35 @@ def details(title: str, is_open: bool, *content: str) -> str:
     )
 
 
-def picture(source: str, description: str, caption: str) -> str:
-    """Show a figure from a data URI."""
-    return (
-        f'<figure><img src="{source}" alt="{escape(description)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def picture(source: str, description: str, caption: str, fits: bool = False) -> str:
+    """Show a figure.
+
+    Args:
+        source: A data URI.
+        description: What the figure shows, for those who cannot see it.
+        caption: Text below it.
+        fits: Whether it is readable on a telephone. Another figure keeps its width there, and scrolls.
+    """
+    image = f'<img src="{source}" alt="{escape(description)}">'
+    shown = image if fits else f'<div class="scroll">{image}</div>'
+    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def beside(left: str, right: str) -> str:
+    """Put two parts beside each other, or one below the other on a narrow screen."""
+    return f'<div class="pair"><div>{left}</div><div>{right}</div></div>'
+
+
+def chip(text: str, kind: str = "", title: str = "") -> str:
+    """Write a word on a coloured ground.
+
+    Args:
+        text: The word.
+        kind: ``met`` (green), ``alone`` (yellow), ``unmet`` (red), or empty (grey).
+        title: What it says on hovering.
+    """
+    shown = f' title="{escape(title)}"' if title else ""
+    return f'<span class="chip {kind}"{shown}>{escape(text)}</span>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> str:
@@ -115,6 +144,11 @@ def short(value: float) -> str:
 def decimals(value: float) -> str:
     """Write a number with two decimals."""
     return f"{value:.2f}"
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign and two decimals."""
+    return f"{value:+.2f}"
 
 
 def percent(value: float) -> str:

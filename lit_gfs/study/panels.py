@@ -72,14 +72,28 @@ def _encoded(figure: Figure, kind: str) -> bytes:
 
 
 def panel_axes(
-    count: int, columns: int, height: float, styles: dict[str, Style], marks: Sequence[Line2D] = ()
+    count: int,
+    columns: int,
+    height: float,
+    styles: dict[str, Style],
+    marks: Sequence[Line2D] = (),
+    widest: float = 4.0,
 ) -> tuple[Figure, list[Axes]]:
-    """Lay out panels of a height in inches, in rows under a legend of recipes and other marks."""
+    """Lay out panels of a height in inches, in rows under a legend of recipes and other marks.
+
+    Args:
+        count: Number of panels.
+        columns: Number of panels in a row.
+        height: Height of a row.
+        styles: Looks of the recipes in the legend.
+        marks: Other marks in the legend.
+        widest: Largest width of a panel, with its margins, in inches.
+    """
     rows = math.ceil(count / columns)
-    width = min(WIDTH, 4.0 * columns)
+    width = min(WIDTH, widest * columns)
     legend_columns = int(width / _LEGEND_COLUMN_WIDTH)
     legend_rows = math.ceil((len(styles) + len(marks)) / legend_columns)
-    figure, array = axes_grid(rows, columns, width, height, top=0.2 + 0.24 * legend_rows)
+    figure, array = axes_grid(rows, columns, width, height, top=0.28 + 0.2 * legend_rows)
     handles = [
         Line2D([], [], lw=1.8, ms=5, marker=style.marker, label=recipe, **line_style(style))
         for recipe, style in styles.items()
@@ -95,6 +109,7 @@ def panel_axes(
         axis.grid(axis="y", color="#e4e4e4", lw=0.6)
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=7.5, length=2.5)
+        axis.tick_params(which="minor", labelsize=6.5)  # of a logarithmic axis that spans few decades
     return figure, axes[:count]
 
 

@@ -7,36 +7,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lit_gfs.study.comparisons import AIMS
 from lit_gfs.study.figures import curve_figure, heat_map_figure, ladder_figure, scale_figure
 from lit_gfs.study.ladders import MARGIN
 from lit_gfs.study.origin import Part
-from lit_gfs.study.page import (
-    decimals,
-    details,
-    estimate_text,
-    page,
-    percent,
-    picture,
-    section,
-    table,
-)
+from lit_gfs.study.page import details, page, picture, section, table
 from lit_gfs.study.panels import data_uri
 from lit_gfs.study.plan import Study
-from lit_gfs.study.report_tables import (
-    FEW_STRATA,
-    aggregates,
-    has_both_sets,
-    headline_section,
-    runs_section,
-    set_title,
-)
-from lit_gfs.study.summary import ALL, AMONG_HELD_OUT, HELD_OUT, SIZE_DOES_NOT_HURT, SIZE_HURTS, Summary
-from lit_gfs.study.table import GradientNorms, Table
+from lit_gfs.study.report_overview import overview_section, verdict_section
+from lit_gfs.study.report_tables import headline_section, runs_section
+from lit_gfs.study.summary import Summary
+from lit_gfs.study.table import FAILED, MISSING, GradientNorms, Table
 from lit_gfs.utils.atomic_files import replacing_text
 
 REPORT_FILE = "report.html"
-_CHIPS = {"met": "met", "met by the estimate alone": "alone", "not met": "unmet", "undefined": ""}
+FEW_STRATA = 3
+"""Up to this number of strata, the heat maps of all are open at first."""
 
 
 def write_report(
@@ -54,11 +39,14 @@ def write_report(
     Returns:
         The path of the page.
     """
+    ladders = [each for each in summary["ladders"] if _is_climbed(summary, each)]
     contents = {
-        "headline": "Headline figures",
-        "scale": "Scale against final score",
-        **({"ladder": "The largest network without loss"} if summary["ladders"] else {}),
+        "overview": "At a glance",
+        "verdicts": "Verdicts",
+        "scale": "Scores by size, task by task",
+        **({"ladder": "The largest network without loss"} if ladders else {}),
         "curves": "Learning curves",
+        "headline": "Headline figures",
         "runs": "Runs",
         "gradients": "Gradient flow",
         "failures": "Failures",
@@ -67,9 +55,10 @@ def write_report(
     sections = [
         f"<h1>{escape(summary['study'])}</h1>",
         f'<p class="lead">{escape(summary["description"])}</p>',
-        _verdict(summary),
+        _counts(summary),
         "<nav>" + "".join(f'<a href="#{key}">{title}</a>' for key, title in contents.items()) + "</nav>",
-        headline_section(summary, contents["headline"]),
+        overview_section(summary, contents["overview"]),
+        verdict_section(summary, contents["verdicts"]),
         section(
             "scale",
             contents["scale"],
@@ -81,8 +70,9 @@ def write_report(
                 "Recipes stand side by side at each scale.",
             ),
         ),
-        *(_ladders(summary, contents["ladder"]) for _ in summary["ladders"][:1]),
+        *([_ladders(summary, ladders, contents["ladder"])] if ladders else []),
         _curves(summary, contents["curves"]),
+        headline_section(summary, contents["headline"]),
         runs_section(summary, contents["runs"]),
         _gradients(study, table, summary, contents["gradients"]),
         _failures(summary, contents["failures"]),
@@ -94,68 +84,20 @@ def write_report(
     return path
 
 
-def _verdict(summary: Summary) -> str:
+def _counts(summary: Summary) -> str:
     cells = summary["cells"]
-    sizes = [scale for scale in summary["scales"] if scale != summary["base_scale"]] or summary["scales"]
-    parts = []
-    titles = [ALL, SIZE_HURTS, SIZE_DOES_NOT_HURT]
-    if has_both_sets(summary):
-        titles[1:1] = [HELD_OUT]
-        titles.insert(3, SIZE_HURTS + AMONG_HELD_OUT)
-    for title in titles:
-        rows = [
-            row
-            for row in aggregates(summary, title)
-            if row["scale"] in sizes and row["recipe"] != summary["baseline"]
-        ]
-        if rows:
-            write = _no_worse if title == SIZE_DOES_NOT_HURT else _sentence
-            sentences = "".join(write(row, summary) for row in rows)
-            parts.append(f"<p><b>{set_title(title)}</b></p><ul>{sentences}</ul>")
     missing = f", {cells['missing']} were not run" if cells["missing"] else ""
-    parts.append(
-        f"<p>{cells['failed']} of {cells['planned']} cells failed{missing}. "
-        "Aims: the interval of the ratio at 1 or above, a stability gain of "
-        f"{percent(AIMS['stability_gain'])}, a speed-up of {AIMS['speed_up']}; where size does not hurt, "
-        f"at least {AIMS['ratio_at_scale']} of the score of the baseline at the same scale.</p>"
-    )
-    return f'<div class="verdict">{"".join(parts)}</div>'
+    return f'<p class="small">{cells["failed"]} of {cells["planned"]} cells failed{missing}.</p>'
 
 
-def _sentence(row: dict[str, Any], summary: Summary) -> str:
-    tuned = row["recipe"] != summary["tuned_baseline"] and row.get("tuned_baseline")
-    also = f" Against {escape(summary['tuned_baseline'])}: {_comparison(tuned)}." if tuned else ""
-    return f"<li>{_who(row)}: {_comparison(row)}.{also}</li>"
+def _is_climbed(summary: Summary, ladder: dict[str, Any]) -> bool:
+    """Return whether two scales of a ladder have results."""
+    return len({group["scale"] for group in summary["groups"]} & set(ladder["scales"])) > 1
 
 
-def _comparison(figures: dict[str, Any]) -> str:
-    chips = {name: _chip(verdict) for name, verdict in figures["verdicts"].items()}
-    return (
-        f"{estimate_text(figures['ratio'], decimals)} of the small baseline's score {chips['ratio']}; "
-        f"stability gain {estimate_text(figures['stability_gain'], percent)} {chips['stability_gain']}; "
-        f"speed-up {estimate_text(figures['speed_up'], decimals)} {chips['speed_up']}"
-    )
-
-
-def _no_worse(row: dict[str, Any], summary: Summary) -> str:
-    ratio = estimate_text(row["ratio_at_scale"], decimals)
-    return (
-        f"<li>{_who(row)}: {ratio} of the score of {escape(summary['baseline'])} at the same scale "
-        f"{_chip(row['verdicts']['ratio_at_scale'])}.</li>"
-    )
-
-
-def _who(row: dict[str, Any]) -> str:
-    return f"<b>{escape(row['recipe'])}</b> at <b>{escape(row['scale'])}</b>"
-
-
-def _chip(verdict: str) -> str:
-    return f'<span class="chip {_CHIPS[verdict]}">{verdict}</span>'
-
-
-def _ladders(summary: Summary, title: str) -> str:
+def _ladders(summary: Summary, ladders: Sequence[dict[str, Any]], title: str) -> str:
     parts = []
-    for ladder in summary["ladders"]:
+    for ladder in ladders:
         name = f"{ladder['along']}{' at ' * bool(ladder['at'])}{ladder['at']}"
         rows = [
             [escape(entry["stratum"]), escape(entry["recipe"])]
@@ -233,13 +175,19 @@ def _gradients(study: Study, runs: Table, summary: Summary, title: str) -> str:
 
 
 def _failures(summary: Summary, title: str) -> str:
-    rows = [[escape(failure[key]) for key in ("cell", "status", "error")] for failure in summary["failures"]]
+    parts = []
+    for status in (FAILED, MISSING):
+        found = [failure for failure in summary["failures"] if failure["status"] == status]
+        rows = [[escape(failure["cell"]), escape(failure["error"])] for failure in found]
+        if rows:
+            name = f"{len(rows)} cells {'failed' if status == FAILED else 'were not run'}"
+            parts.append(details(name, status == FAILED, table(["cell", "error"], rows)))
     return section(
         "failures",
         title,
         "Every cell that failed or was not run. A failed cell counts as the floor in all figures; one that "
         "was not run is left out.",
-        table(["cell", "status", "error"], rows) if rows else "<p>None.</p>",
+        *(parts or ["<p>None.</p>"]),
     )
 
 
@@ -265,5 +213,5 @@ def _provenance(directory: Path, summary: Summary, parts: Sequence[Part], title:
         "runs, by</p>",
         f"<pre>python -m lit_gfs report {escape(str(directory))}</pre>",
         f"<p>The bootstrap is seeded with {summary['seed']}: rebuilding gives the same numbers.</p>",
-        table(header, rows),
+        details("Versions and machines", False, table(header, rows)),
     )

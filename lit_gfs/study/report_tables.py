@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from lit_gfs.study.comparisons import Figure
+from lit_gfs.study.estimates import Figure
 from lit_gfs.study.page import decimals, details, estimate_cell, number, percent, section, short, table
 from lit_gfs.study.panels import recipe_styles
 from lit_gfs.study.summary import (
@@ -20,9 +20,6 @@ from lit_gfs.study.summary import (
     TUNED,
     Summary,
 )
-
-FEW_STRATA = 3
-"""Up to this number of strata, all parts of the page are open at first."""
 
 
 def aggregates(summary: Summary, name: str, stratum: str = "") -> list[dict[str, Any]]:
@@ -44,20 +41,12 @@ def headline_section(summary: Summary, title: str) -> str:
         sets = [TUNED, HELD_OUT, ALL]
         by_size = [name + among for name in by_size for among in (AMONG_TUNED, AMONG_HELD_OUT, "")]
     chosen = [(set_title(name), aggregates(summary, name)) for name in sets + by_size]
+    parts = [*chosen, *((name, aggregates(summary, STRATUM, name)) for name in strata)]
     return section(
         "headline",
         title,
         _explanation(summary),
-        *_headline_tables(summary, [(name, rows) for name, rows in chosen if rows]),
-        "<h3>Task by task</h3>",
-        *(
-            details(
-                name,
-                len(strata) <= FEW_STRATA,
-                *_headline_tables(summary, [("", aggregates(summary, STRATUM, name))]),
-            )
-            for name in strata
-        ),
+        *(details(name, False, *_headline_tables(summary, rows)) for name, rows in parts if rows),
     )
 
 
@@ -67,15 +56,11 @@ def set_title(name: str) -> str:
     return title[:1].upper() + title[1:]
 
 
-def _headline_tables(summary: Summary, sets: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> list[str]:
-    """Show the headlines of named sets, and below them the comparison with the tuned baseline."""
-
-    def rows(lines: Callable[..., list[list[str]]]) -> list[Sequence[str] | str]:
-        return [line for name, found in sets for line in ([name] * bool(name) + lines(summary, found))]
-
-    shown = [table(_HEADLINE_COLUMNS, rows(_headline_rows))]
+def _headline_tables(summary: Summary, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Show headlines, and below them the comparison with the tuned baseline."""
+    shown = [table(_HEADLINE_COLUMNS, _headline_rows(summary, rows))]
     if tuned := summary["tuned_baseline"]:
-        shown += [f"<h3>Against {escape(tuned)}</h3>", table(_TUNED_COLUMNS, rows(_tuned_rows))]
+        shown += [f"<h3>Against {escape(tuned)}</h3>", table(_TUNED_COLUMNS, _tuned_rows(summary, rows))]
     return shown
 
 
@@ -140,7 +125,7 @@ def _tuned_rows(summary: Summary, rows: Sequence[dict[str, Any]]) -> list[list[s
             estimate_cell(figures[name], form, len(row["tasks"]))
             for name, (_, form) in _TUNED_FIGURES.items()
         ]
-        lines.append([_scale(row, before), _recipe(summary, row["recipe"]), *cells])
+        lines.append([scale_cell(row, before), recipe_cell(summary, row["recipe"]), *cells])
         before = row["scale"]
     return lines
 
@@ -170,7 +155,7 @@ def _headline_rows(summary: Summary, rows: Sequence[dict[str, Any]]) -> list[lis
                 )
             ),
         ]
-        lines.append([_scale(row, before), _recipe(summary, row["recipe"]), *cells])
+        lines.append([scale_cell(row, before), recipe_cell(summary, row["recipe"]), *cells])
         before = row["scale"]
     return lines
 
@@ -208,8 +193,8 @@ def runs_section(summary: Summary, title: str) -> str:
             learned = f"{group['learned']} of {group['seeds']} learned"
             rows.append(
                 [
-                    _scale(group, before),
-                    _recipe(summary, group["recipe"]),
+                    scale_cell(group, before),
+                    recipe_cell(summary, group["recipe"]),
                     estimate_cell(group["final_score"], number),
                     estimate_cell(group["normalized_score"], decimals),
                     estimate_cell(group["instability"], short)
@@ -225,7 +210,7 @@ def runs_section(summary: Summary, title: str) -> str:
                 ]
             )
             before = group["scale"]
-        parts.append(details(name, len(strata) <= FEW_STRATA, table(header, rows)))
+        parts.append(details(name, False, table(header, rows)))
     return section(
         "runs",
         title,
@@ -235,13 +220,16 @@ def runs_section(summary: Summary, title: str) -> str:
     )
 
 
-def _scale(row: dict[str, Any], before: str | None) -> str:
+def scale_cell(row: dict[str, Any], before: str | None) -> str:
+    """Write a row's scale, unless the row before has the same."""
     return "" if row["scale"] == before else f"<b>{escape(row['scale'])}</b>"
 
 
-def _recipe(summary: Summary, recipe: str) -> str:
+def recipe_cell(summary: Summary, recipe: str) -> str:
+    """Write a recipe's name beside its colour."""
     colour = recipe_styles(summary["recipes"], summary["baseline"])[recipe].colour
-    return f'<span class="swatch" style="background:{colour}"></span>{escape(recipe)}'
+    swatch = f'<span class="swatch" style="background:{colour}"></span>'
+    return f'<span class="beside">{swatch}{escape(recipe)}</span>'
 
 
 def _final(score: float | None) -> str:

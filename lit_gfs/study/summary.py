@@ -14,15 +14,13 @@ from lit_gfs.metrics.intervals import Floats, interquartile_means
 from lit_gfs.study.comparisons import (
     NO_SPEED,
     Comparison,
-    Figure,
     against,
     compare,
-    figure,
     headline,
-    missing,
     size_hurts,
 )
 from lit_gfs.study.curves import GroupCurve
+from lit_gfs.study.estimates import Figure, figure, missing
 from lit_gfs.study.groups import Group, Stratum, failed, read_stratum, stratum_names
 from lit_gfs.study.ladders import find_ladders, largest_without_loss
 from lit_gfs.study.plan import Study

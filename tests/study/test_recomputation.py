@@ -150,6 +150,8 @@ def recomputed(tasks: list[str]) -> dict[str, list[float]]:
     ours, own, base = groups
     figures = {
         "ratio": interval(iqm([g.scores for g in ours]) / iqm([g.scores for g in base])),
+        "compared_score": interval(iqm([g.scores for g in ours])),
+        "score_difference": interval(iqm([g.scores for g in ours]) - iqm([g.scores for g in own])),
         "stability_gain": stability_gain([g.lost for g in ours], [g.lost for g in own]),
     }
     all_factors = {
@@ -185,6 +187,25 @@ def test_figures_of_the_control_study(name: str, stratum: str) -> None:
         expected = [None if np.isinf(end) else pytest.approx(end, rel=1e-5, abs=1e-9) for end in bounds]
         assert committed[figure]["value"] == pytest.approx(value, rel=1e-5), figure
         assert committed[figure]["interval"] == expected, figure
+
+
+def test_wins_ties_and_losses_of_the_control_study() -> None:
+    summary = json.loads((STUDY / "summary.json").read_text())
+    counted = 0
+    for committed in summary["aggregates"]:
+        if committed["set"] != "all tasks" or committed["recipe"] == "baseline":
+            continue
+        scale, recipe = committed["scale"], committed["recipe"]
+        expected: dict[str, list[str]] = {"wins": [], "ties": [], "losses": []}
+        for task in committed["tasks"]:
+            ours, own = group(task, scale, recipe), group(task, scale, "baseline")
+            if not ours.runs or not own.runs:
+                continue
+            _, low, high = interval(iqm([ours.scores]) - iqm([own.scores]))
+            expected["wins" if low > 0 else "losses" if high < 0 else "ties"].append(task)
+        assert committed["outcomes"] == expected, (scale, recipe)
+        counted += len(expected["wins"] + expected["ties"] + expected["losses"])
+    assert counted > 20
 
 
 def test_final_scores_and_instabilities_follow_from_the_curves() -> None:

@@ -300,7 +300,18 @@ def test_the_baseline_is_not_compared_with_itself() -> None:
     assert headline(summary, "baseline")["stability_gain"]["value"] is None
     assert headline(summary, "baseline")["ratio"]["value"] == pytest.approx(1)
     assert headline(summary, "baseline", "base")["ratio"]["note"] == "the baseline itself"
-    assert headline(summary, "baseline")["verdicts"] == {}
+    assert headline(summary, "baseline", "base")["verdicts"] == {}
+    assert headline(summary, "baseline")["outcomes"] == {"wins": [], "ties": [], "losses": []}
+
+
+def test_the_large_baseline_is_judged_beside_the_small_one() -> None:
+    plan = study()
+    steady = summarize(plan, table(plan, SPEED), resamples=50)
+    falling = summarize(plan, table(plan, TRUTH, noise=0.1), resamples=50)
+
+    assert headline(steady, "gfs")["verdicts"]["ratio"] == "met"
+    assert headline(steady, "baseline")["verdicts"] == {"ratio": "met"}
+    assert headline(falling, "baseline")["verdicts"] == {"ratio": "not met"}
 
 
 def test_the_tuned_baseline_is_a_second_baseline() -> None:
