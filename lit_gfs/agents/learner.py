@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -16,6 +17,7 @@ from lit_gfs.agents.graphed_steps import GraphedSteps
 from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.metric_writer import MetricWriter
 from lit_gfs.envs import EnvSpec
+from lit_gfs.gradients.global_norm import clip_global_norm
 from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.metrics.recorded_means import RecordedMeans
@@ -26,7 +28,7 @@ from lit_gfs.runs.exact_resume import ExactResume
 from lit_gfs.runs.resume_checks import require_same_class
 from lit_gfs.utils.cuda_graphs import CannotCapture
 from lit_gfs.utils.given_arguments import RemembersArguments
-from lit_gfs.utils.lightning_overhead import LeanModule, drop_empty_hooks
+from lit_gfs.utils.lightning_overhead import LeanModule, drop_empty_hooks, remember_batch_hooks
 from lit_gfs.utils.torch_setup import require_compiler
 
 
@@ -152,6 +154,7 @@ class Learner(LeanModule, RemembersArguments):
         Raises:
             UserError: If there is no C++ compiler.
         """
+        remember_batch_hooks(self.trainer)
         if self.is_compiled:
             require_compiler(self.device)
             for network in self.networks():
@@ -185,6 +188,28 @@ class Learner(LeanModule, RemembersArguments):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer asks for; the joint norm of plain gradients on the CPU without detours."""
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if (
+            gradient_clip_val
+            and gradient_clip_algorithm in (None, "norm")
+            and type(self.trainer.precision_plugin) is Precision
+            and self.trainer.world_size == 1
+            and all(each.dtype == torch.float32 and each.is_cpu and not each.is_sparse for each in gradients)
+        ):
+            if gradients:
+                clip_global_norm(gradients, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # -- reporting ---------------------------------------------------------------------------------------
 

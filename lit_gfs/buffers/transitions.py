@@ -91,7 +91,7 @@ class TransitionStorage(RingStorage):
         """
         at = self._indices(index)
         at_start, at_next = (
-            {key: torch.from_numpy(np.asarray(column[at])) for key, column in columns.items()}
+            {key: torch.from_numpy(np.asarray(column.take(at, 0))) for key, column in columns.items()}
             for columns in (self._columns, self._next)
         )
         # The public constructor checks every entry, which takes longer than copying them.

@@ -60,6 +60,15 @@ class RolloutWriter(Writer):
         """Ignore the state."""
 
 
+class RolloutReplay(ReplayBuffer):
+    """A replay buffer without transforms, for one process: sampling takes half of the time."""
+
+    def _sample(self, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        """Draw transitions, as TorchRL's buffer does between its locks."""
+        index, info = self._sampler.sample(self._storage, batch_size)
+        return self._storage.get(index), {**info, "index": index}
+
+
 def uniform_replay_buffer(storage: Storage, batch_size: int) -> ReplayBuffer:
     """Make a replay buffer that samples uniformly, with torch's global generator.
 
@@ -71,7 +80,7 @@ def uniform_replay_buffer(storage: Storage, batch_size: int) -> ReplayBuffer:
         A buffer whose ``extend`` takes rollouts ``(num_envs, T)`` and whose ``sample`` gives
         ``(batch_size,)``.
     """
-    return ReplayBuffer(
+    return RolloutReplay(
         storage=storage,
         sampler=RandomSampler(),
         writer=RolloutWriter(),

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from tensordict import TensorDict
 
-from lit_gfs.agents import DQN
+from lit_gfs.agents import DQN, learner
+from lit_gfs.agents.learner import Learner
+from lit_gfs.datamodules import ReplayDataModule
+from lit_gfs.gradients.global_norm import clip_global_norm
+from support.accelerator import ACCELERATOR
 from support.specs import discrete_spec
+from support.training import MakeTrainer, weights
 
 SPEC = discrete_spec()
 
@@ -64,3 +71,39 @@ def test_scores_are_logged_on_the_modules_device(monkeypatch: pytest.MonkeyPatch
     agent.report_evaluation({"eval/episode_return": torch.tensor(1.0)})
 
     assert logged["eval/episode_return"].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_ours"),
+    [
+        ({"gradient_clip_val": 0.01}, True),
+        ({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "norm", "accumulate_grad_batches": 2}, True),
+        ({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, False),
+        ({"gradient_clip_val": 0.01, "precision": "bf16-mixed"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_the_trainer_clips_as_it_does_by_itself(
+    options: dict[str, Any], is_ours: bool, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> torch.Tensor:
+        torch.manual_seed(7)
+        data = ReplayDataModule(
+            "CartPole-v1", num_envs=2, total_steps=48, learning_starts=16, steps_per_update=4, seed=3
+        )
+        agent = DQN(data.env_spec)
+        make_trainer(limit_val_batches=0, **options).fit(agent, data)
+        return weights(agent)
+
+    clipped = []
+
+    def noted(gradients: Any, max_norm: float) -> None:
+        clipped.append(max_norm)
+        clip_global_norm(gradients, max_norm)
+
+    monkeypatch.setattr(learner, "clip_global_norm", noted)
+    ours = trained()
+    assert bool(clipped) == (is_ours and ACCELERATOR == "cpu")
+    monkeypatch.setattr(Learner, "configure_gradient_clipping", LightningModule.configure_gradient_clipping)
+    assert torch.equal(ours, trained())

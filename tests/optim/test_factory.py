@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lit_gfs.gradients.step_guard import can_skip_exactly
 from lit_gfs.optim import Kron
@@ -66,3 +68,44 @@ def test_optimizers_of_others_are_left_alone() -> None:
     optimizer = make_optimizer(Kron, nn.Linear(2, 2).parameters())
 
     assert not {"fused", "foreach"} & set(optimizer.param_groups[0])
+
+
+def test_hooks_and_profilers_see_a_step() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = make_optimizer(lambda p: torch.optim.Adam(p, lr=0.1), [parameter])
+    LambdaLR(optimizer, lambda _: 1.0)  # wraps the step once more
+    seen: list[str] = []
+
+    def step(note: str) -> None:
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+        seen.append(note)
+
+    step("plain")
+    with torch.autograd.profiler.profile() as profile:
+        step("profiled")
+    assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
+    for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+        handle = register(lambda *arguments: seen.append("hook"))
+        step("hooked")
+        handle.remove()
+    for register in (register_optimizer_step_pre_hook, register_optimizer_step_post_hook):
+        handle = register(lambda *arguments: seen.append("hook"))
+        step("hooked")
+        handle.remove()
+    step("plain")
+    assert seen == ["plain", "profiled", *["hook", "hooked"] * 4, "plain"]
+    assert copy.deepcopy(optimizer).state_dict().keys() == optimizer.state_dict().keys()
+
+
+def test_a_plain_step_leaves_the_profilers_entry_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = make_optimizer(lambda p: torch.optim.Adam(p, lr=0.1), [parameter])
+    parameter.grad = torch.ones(3)
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("an entry for the profiler")
+
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", refuse)
+    optimizer.step()
+    assert parameter.lt(0).all()
