@@ -111,7 +111,8 @@ class EnvRunner:
         if isinstance(env, AutoResetEnv):
             env.keep_history()  # before the first reset, for `state_dict`
         policy = agent.collection_policy()
-        if getattr(agent, "uses_cuda_graphs", False) and isinstance(policy, Policy):
+        uses_graphs = getattr(agent, "uses_cuda_graphs", False) and isinstance(policy, Policy)
+        if uses_graphs:
             policy.use_graphs(agent.device, cast(Any, agent).tensors)
         has_images = len(env.observation_spec["observation"].shape) == 4
         options: dict[str, Any] = {
@@ -126,7 +127,9 @@ class EnvRunner:
         self._collector: DirectCollector | ResidentCollector
         with self._adding_steps_to_faults():
             if isinstance(env, TensorEnv) and isinstance(policy, Policy):
-                self._collector = ResidentCollector(env.to(agent.device), policy, **options)
+                self._collector = ResidentCollector(
+                    env.to(agent.device), policy, uses_graphs=uses_graphs, **options
+                )
             else:
                 self._collector = DirectCollector(
                     env,

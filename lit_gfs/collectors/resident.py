@@ -25,12 +25,15 @@ class ResidentCollector(Collector):
     Args:
         env: The environment.
         policy: The policy.
+        uses_graphs: Whether the environment steps by a CUDA graph, see `TensorEnv.use_graphs`.
         options: TorchRL's options; all devices are the environment's.
     """
 
     is_direct = True
 
-    def __init__(self, env: TensorEnv, policy: Policy, **options: Any) -> None:
+    def __init__(self, env: TensorEnv, policy: Policy, *, uses_graphs: bool = False, **options: Any) -> None:
+        if uses_graphs:
+            env.use_graphs()
         devices = dict.fromkeys(("policy_device", "env_device", "storing_device"), env.device)
         super().__init__(env, policy, **{**options, **devices, "use_buffers": False})
         self.steps = self.frames_per_batch

@@ -200,8 +200,9 @@ class Graphed(Generic[Output]):
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield
-        with torch.no_grad():
-            torch._foreach_copy_([tensor.detach() for tensor in tensors], saved)
+        if tensors:
+            with torch.no_grad():
+                torch._foreach_copy_([tensor.detach() for tensor in tensors], saved)
 
 
 class GraphedFunction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +18,9 @@ from lit_gfs.agents import PPO, PQN
 from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.collectors.resident import ResidentCollector
 from lit_gfs.envs import EnvSpec, make_env
+from lit_gfs.envs.tensor.graphed import GraphedTransition
 from lit_gfs.envs.tensor.suite import tensor_envs
+from lit_gfs.utils import cuda_graphs
 from support import processes, standin
 
 STEPS = 30
@@ -91,6 +94,50 @@ def test_a_runner_goes_on_from_its_state() -> None:
     assert not other.pass_barrier(1)
     rollout = other.collect()
     assert all(torch.equal(rollout[key], expected[key]) for key in KEYS)
+
+
+@pytest.mark.parametrize("env_id", ["tensor/CartPole-v1", "tensor/MinAtar/Seaquest-v1"])
+def test_rollouts_by_graphs_are_the_same(env_id: str) -> None:
+    rollouts = []
+    for uses_graphs in (False, True):
+        env: Any = make_env(env_id, 3)
+        agent = make_agent(PQN, env)
+        type(agent).uses_cuda_graphs = uses_graphs
+        runner = make_runner(env, agent, 8)
+        parts: list[Any] = [runner.collect().clone() for _ in range(4)]
+        rollouts.append(torch.cat(parts, 1))
+        assert isinstance(env._transition, GraphedTransition) == uses_graphs
+        if uses_graphs:
+            assert env._transition.is_captured
+            # A state from before belongs to the next step, too.
+            state, expected = runner.state_dict(), runner.collect().clone()
+            runner.load_state_dict(state)
+            runner.pass_barrier(1)
+            again = runner.collect()
+            assert all(torch.equal(again[key], expected[key]) for key in KEYS)
+    ordinary, graphed = rollouts
+    for key in ordinary.keys(True, True):
+        assert torch.equal(ordinary[key], graphed[key]), key
+    assert ordinary["next", "done"].any()
+
+
+def test_an_environment_that_cannot_be_captured_steps_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(cuda_graphs, "capture", refuse)
+    env: Any = make_env("tensor/CartPole-v1", 3)
+    other: Any = make_env("tensor/CartPole-v1", 3, seed=0)
+    env.set_seed(0)
+    env.use_graphs()
+    env.reset()
+    other.reset()
+    with pytest.warns(UserWarning, match="steps without CUDA graphs: operation not permitted .* capturing$"):
+        first = env.advance(torch.tensor([0, 1, 0]))
+    assert torch.equal(first.observation, other.advance(torch.tensor([0, 1, 0])).observation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.advance(torch.tensor([0, 1, 0]))
 
 
 class CrossDeviceCopies(TorchDispatchMode):

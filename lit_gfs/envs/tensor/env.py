@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from typing_extensions import override
 from lit_gfs.envs.action_specs import discrete_action
 from lit_gfs.envs.auto_reset import AutoResetEnv
 from lit_gfs.envs.tensor.game import TensorGame, choose, where_row
+from lit_gfs.envs.tensor.graphed import GraphedTransition
 
 
 class Episodes(NamedTuple):
@@ -95,6 +96,7 @@ class TensorEnv(AutoResetEnv):
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._has_seed_due = True
         self._generator = torch.Generator(self.device)
+        self._transition: Callable[..., Any] = self.transition
         self._episodes: Episodes | None = None
         self._observations: dict[str, Tensor] = {}
         self._already_reset = self._nowhere = torch.zeros(num_envs, dtype=torch.bool)
@@ -106,12 +108,17 @@ class TensorEnv(AutoResetEnv):
         super().to(device)
         if self.device != before:
             self._generator = torch.Generator(self.device)
+            self._transition = self.transition
             self._has_seed_due = True
             self._episodes, self._observations = None, {}
             self._already_reset = self._nowhere = self._nowhere.to(self.device)
             self._actions = None if self._actions is None else self._actions.to(self.device)
             self._shared_not_done = self._not_done()
         return self
+
+    def use_graphs(self) -> None:
+        """Step by a CUDA graph from now on, or go on without, with one line, if that is not possible."""
+        self._transition = GraphedTransition(self.transition, self.device, self.env_id)
 
     # -- stepping ----------------------------------------------------------------------------------------
 
@@ -170,7 +177,7 @@ class TensorEnv(AutoResetEnv):
     def _take_step(self, action: Tensor) -> tuple[TensorStep, dict[str, Tensor]]:
         """Step; return the step, and its observations by name."""
         assert self._episodes is not None, "an environment is reset before it steps"
-        self._episodes, step, observation, ended = self.transition(self._episodes, action, self._draw())
+        self._episodes, step, observation, ended = self._transition(self._episodes, action, self._draw())
         self._observations = self._named(observation, self._episodes.game)
         return step, self._named(step.observation, ended)
 
