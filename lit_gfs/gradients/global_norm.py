@@ -12,8 +12,9 @@ from torch import Tensor
 def clip_global_norm(gradients: Sequence[Tensor], max_norm: float) -> None:
     """Shorten gradients in place if their joint 2-norm exceeds a limit.
 
-    The result is that of ``torch.nn.utils.clip_grad_norm_``, bit by bit. For a small network PyTorch's function takes
-    more than twice as long: it groups the gradients by device and type, and multiplies them by 1.
+    The result is that of ``torch.nn.utils.clip_grad_norm_``, bit by bit. For a small network PyTorch's
+    function takes more than twice as long: it groups the gradients by device and type, and multiplies them
+    by 1.
 
     Args:
         gradients: Dense gradients of one type, on the CPU.
@@ -21,6 +22,6 @@ def clip_global_norm(gradients: Sequence[Tensor], max_norm: float) -> None:
     """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     factor = max_norm / (norm + 1e-6)
-    # Not below 1 is not the same as at least 1: a norm that is not finite spoils all gradients, as in PyTorch.
+    # A factor of NaN is not at least 1 either: it spoils all gradients, as in PyTorch.
     if not factor.item() >= 1:
         torch._foreach_mul_(gradients, factor)

@@ -53,7 +53,7 @@ def drop_empty_hooks(owners: Iterable[Callback | LightningModule]) -> None:
 
 
 def _is_idle(owner: Callback | LightningModule, hook: Any) -> bool:
-    """Return whether a hook is that of a `ModelCheckpoint` for the end of a batch, which saves at no batch."""
+    """Return whether a hook is the end of a batch for a `ModelCheckpoint` that never saves there."""
     return (
         isinstance(owner, ModelCheckpoint)
         and hook is ModelCheckpoint.on_train_batch_end
@@ -66,8 +66,8 @@ class LeanModule(LightningModule):
     """A LightningModule for which Lightning looks up less in each training step.
 
     - Lightning sets the name of the current hook twice around every hook, some sixty times a training step.
-      PyTorch's modules look at every attribute that is set, in case it is a parameter, a buffer or a module. A
-      string is none of them.
+      PyTorch's modules look at every attribute that is set, in case it is a parameter, a buffer or a
+      module. A string is none of them.
     - Hooks that do nothing are skipped.
     - Lightning reads the signature of ``training_step`` before every call. It is made once for each class.
     """
