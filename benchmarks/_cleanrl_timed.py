@@ -1,8 +1,9 @@
-"""Runs one of CleanRL's scripts and notes the clock whenever the script prints its speed.
+"""Runs a script of CleanRL or LeanRL and notes the clock whenever the script tells its speed.
 
     python _cleanrl_timed.py OUTPUT SECONDS CLOCK SCRIPT [OPTION ...]
 
-It runs in CleanRL's own environment, and needs only the standard library. OUTPUT becomes a JSON object with
+It runs in the script's own environment, and needs only the standard library. CleanRL's scripts print their
+speed, LeanRL's show it beside a bar of tqdm. OUTPUT becomes a JSON object with
 `lines`, pairs of the clock (s) and the script's `global_step`, and the script's settings. CLOCK is `wall` or
 `cpu`; it is read within the script's process, so a late reader of the script's output does not matter. The
 process ends with the first such line after SECONDS.
@@ -30,7 +31,8 @@ LIBRARIES = ("torch", "numpy", "gymnasium", "gym", "ale_py", "envpool")
 
 
 class SpeedLines:
-    """Replacement of `print`: it also notes the clock and the script's step count at each printed speed.
+    """Replacement of `print` and of a bar's `set_description`: it also notes the clock and the script's step
+    count at each speed.
 
     Args:
         output: The file to write.
@@ -49,10 +51,27 @@ class SpeedLines:
 
     def __call__(self, *values: Any, **options: Any) -> None:
         self._print(*values, **options)
-        if not values or not str(values[0]).startswith("SPS"):
+        if values and str(values[0]).startswith("SPS"):
+            self._note(sys._getframe(1).f_globals)
+
+    def watch_bars(self) -> None:
+        """Note the speeds beside the bars of tqdm, if it is installed."""
+        try:
+            from tqdm import tqdm
+        except ImportError:
             return
+        show = tqdm.set_description
+
+        def set_description(bar: Any, text: str | None = None, *arguments: Any, **options: Any) -> None:
+            show(bar, text, *arguments, **options)
+            if (text or "").startswith("speed:"):
+                self._note(sys._getframe(1).f_globals)
+
+        tqdm.set_description = set_description
+
+    def _note(self, script: dict[str, Any]) -> None:
         # The step count is a variable of the script, because the number of steps between two lines varies.
-        self._script = sys._getframe(1).f_globals
+        self._script = script
         self._lines.append((self._clock(), int(self._script["global_step"])))
         now = time.perf_counter()
         self._began = self._began or now
@@ -87,6 +106,7 @@ def main() -> None:
         import ale_py  # noqa: F401
     speeds = SpeedLines(Path(output), float(seconds), clock)
     builtins.print = speeds
+    speeds.watch_bars()
     sys.argv = [script, *options]
     sys.path[0] = str(Path(script).parent)
     try:

@@ -181,6 +181,7 @@ class Instruments:
                     (callback, name, type(callback).__name__)
                     for name in CALLBACK_HOOKS
                     if getattr(type(callback), name, None) is not getattr(Callback, name, None)
+                    and callable(getattr(callback, name))  # an idle hook is not called
                 ]
         # A missing name is an error here; otherwise its time would count as another span's.
         return targets

@@ -1,17 +1,19 @@
-"""Compare training speed with one of CleanRL's scripts: both in turns on one machine, and the ratio of each.
+"""Compare training speed with a script of CleanRL or LeanRL: both in turns on one machine, and their ratio.
 
-CleanRL's script runs in its own environment; benchmarks/throughput.py runs `fit` with the hyperparameters of
-the script. docs/throughput.md explains how to make that environment, and lists differences in the work.
+The script runs in its own environment; benchmarks/throughput.py runs `fit` with the hyperparameters of the
+script. docs/throughput.md explains how to make that environment, and lists differences in the work.
 
     python benchmarks/beside_cleanrl.py --script ppo --cleanrl ../cleanrl --python ../cleanrl-env/bin/python
     python benchmarks/beside_cleanrl.py --script dqn --cleanrl ../cleanrl --python ../cleanrl-env/bin/python \
         --turns 3 --seconds 30 --clock cpu --option data.num_envs=20 --json dqn.json
+    python benchmarks/beside_cleanrl.py --script dqn_torchcompile --leanrl ../leanrl --device cuda \
+        --python ../leanrl-env/bin/python --their-option compile=true --their-option cudagraphs=true
 
-Both run on the CPU, with the same `OMP_NUM_THREADS` (or without it) and on the same clock. A speed is the
-median over segments of at least half a second, after a warm-up of a tenth of the time; a segment has whole
-rollouts and all their updates. A segment of CleanRL's script lies between two of its lines `SPS: ...`; the
-first such line comes at its first update. The number in the line is not used, because it is the average since
-the start.
+Both run on the same device, with the same `OMP_NUM_THREADS` (or without it) and on the same clock. A speed
+is the median over segments of at least half a second, after a warm-up of a tenth of the time; a segment has
+whole rollouts and all their updates. A segment of a script lies between two of its lines `SPS: ...` (CleanRL)
+or `speed: ...` (LeanRL); the first such line comes after its first update. The number in the line is not
+used, because it may be the average since the start.
 """
 
 from __future__ import annotations
@@ -69,11 +71,22 @@ _EQUALIZED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
-PAIRS = {
+_CLEANRL = {
     script: Pair(agent, env_id, *_EQUALIZED.get(script, ({}, {})))
     for agent, scripts in SCRIPTS.items()
     for script, env_id in zip(scripts, ("CartPole-v1", "ALE/Breakout-v5"), strict=True)
 }
+
+PAIRS: dict[str, dict[str, Pair]] = {
+    "cleanrl": _CLEANRL,
+    # LeanRL's scripts have the hyperparameters of CleanRL's.
+    "leanrl": {
+        f"{script}{suffix}": _CLEANRL[script]
+        for script in ("dqn", "ppo_atari_envpool")
+        for suffix in ("", "_torchcompile")
+    },
+}
+"""Scripts by repository; a script is a file in the folder of that name in the repository."""
 
 
 # -- one run -------------------------------------------------------------------------------------------------
@@ -104,20 +117,52 @@ def steady_speed(lines: Sequence[tuple[float, int]]) -> float:
     )
 
 
+def repository_of(arguments: argparse.Namespace) -> tuple[str, Path]:
+    """Return the name of the repository that the user gave, and its clone."""
+    return ("cleanrl", arguments.cleanrl) if arguments.cleanrl is not None else ("leanrl", arguments.leanrl)
+
+
+def pair_of(arguments: argparse.Namespace) -> Pair:
+    """Return the script and the options for the same work here.
+
+    Raises:
+        UserError: If the repository has no such script.
+    """
+    name, clone = repository_of(arguments)
+    known = PAIRS[name]
+    if arguments.script not in known:
+        raise UserError(f"--script is {arguments.script!r}; expected with --{name}: {', '.join(known)}")
+    if not (clone / name / f"{arguments.script}.py").is_file():
+        raise UserError(f"--{name} {clone} has no {name}/{arguments.script}.py; expected its clone")
+    return known[arguments.script]
+
+
+def their_options(options: dict[str, Any]) -> list[str]:
+    """Return options as the scripts read them: those that are true or false are switches without a value."""
+    switches = {"true": "--{}", "false": "--no-{}"}
+    return [
+        switches[str(value)].format(name) if str(value) in switches else f"--{name}={value}"
+        for name, value in options.items()
+    ]
+
+
 def run_script(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run CleanRL's script for the measuring time; return its speed and its settings.
+    """Run the script for the measuring time; return its speed and its settings.
 
     Raises:
         UserError: If it cannot be started, or ends without printing its speed.
     """
-    script = arguments.cleanrl.resolve() / "cleanrl" / f"{arguments.script}.py"
-    options = typed({**PAIRS[arguments.script].theirs, **settings(arguments.their_option)})
+    name, clone = repository_of(arguments)
+    script = clone.resolve() / name / f"{arguments.script}.py"
+    options = their_options({**pair_of(arguments).theirs, **settings(arguments.their_option)})
+    device = ["--no-cuda"] if arguments.device == "cpu" else []
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory, "speeds.json")
         command = [arguments.python.absolute(), HERE / "_cleanrl_timed.py", output]
-        command += [str(arguments.seconds), arguments.clock, script, "--no-cuda", *options]
+        command += [str(arguments.seconds), arguments.clock, script, *device, *options]
         # The scripts import helpers from the root of their repository, and write below the working directory.
-        environment = {**os.environ, "PYTHONPATH": str(arguments.cleanrl.resolve())}
+        # LeanRL's would upload their curves.
+        environment = {**os.environ, "PYTHONPATH": str(clone.resolve()), "WANDB_MODE": "disabled"}
         told = run_alone(script.name, command, arguments.seconds, cwd=directory, env=environment)
         known = json.loads(output.read_text())
     if not known["lines"]:
@@ -134,8 +179,8 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: If it fails.
     """
-    pair = PAIRS[arguments.script]
-    options = {"trainer.accelerator": "cpu", **pair.ours, **settings(arguments.option)}
+    pair = pair_of(arguments)
+    options = {"trainer.accelerator": arguments.device, **pair.ours, **settings(arguments.option)}
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory, "speed.json")
         command = [sys.executable, HERE / "throughput.py", "--preset", "cleanrl", "--json", output]
@@ -181,10 +226,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: If an option is wrong, or a run fails.
     """
-    if not (arguments.cleanrl / "cleanrl" / f"{arguments.script}.py").is_file():
-        raise UserError(
-            f"--cleanrl {arguments.cleanrl} has no cleanrl/{arguments.script}.py; expected its clone"
-        )
+    pair = pair_of(arguments)
     if arguments.turns < 1:
         raise UserError(f"--turns is {arguments.turns}; expected at least 1")
     load = os.getloadavg()[0]
@@ -198,8 +240,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             f"theirs {speeds[1]:.0f}, ratio {turns[-1]['ratio']:.2f}",
             file=sys.stderr,
         )
-    pair = PAIRS[arguments.script]
+    name, clone = repository_of(arguments)
     return {
+        "repository": name,
         "script": arguments.script,
         "agent": ours["agent"],
         "env_id": pair.env_id,
@@ -219,7 +262,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": {**ours["machine"], "load_average": load},
         "versions": {
             "ours": {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}},
-            "theirs": {"commit": commit(arguments.cleanrl), **theirs["versions"]},
+            "theirs": {"commit": commit(clone), **theirs["versions"]},
         },
     }
 
@@ -236,9 +279,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--script", choices=PAIRS, required=True, help="which of CleanRL's scripts")
-    parser.add_argument("--cleanrl", type=Path, required=True, help="a clone of CleanRL's repository")
-    parser.add_argument("--python", type=Path, required=True, help="the Python of CleanRL's environment")
+    parser.add_argument("--script", required=True, help="the script's name, as in dqn or dqn_torchcompile")
+    repository = parser.add_mutually_exclusive_group(required=True)
+    repository.add_argument("--cleanrl", type=Path, help="a clone of CleanRL's repository")
+    repository.add_argument("--leanrl", type=Path, help="a clone of LeanRL's repository")
+    parser.add_argument("--python", type=Path, required=True, help="the Python of the script's environment")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0, help="measuring time of each run")
     parser.add_argument(

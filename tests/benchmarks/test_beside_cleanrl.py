@@ -1,4 +1,4 @@
-"""The benchmark beside CleanRL's scripts, with scripts that only print lines of speed in their place."""
+"""The benchmark beside scripts of CleanRL and LeanRL, with scripts that only tell speeds in their place."""
 
 from __future__ import annotations
 
@@ -35,6 +35,27 @@ if __name__ == "__main__":
             print("SPS:", 7)
 """
 
+LEANRL = """
+import json, os, sys, time
+import tqdm
+import root_helper
+
+class args:
+    num_envs = 1
+
+if __name__ == "__main__":
+    with open(__file__ + ".json", "w") as file:
+        told = {"pid": os.getpid(), "options": sys.argv[1:], "uploads": os.environ["WANDB_MODE"]}
+        json.dump(told, file)
+    bar = tqdm.tqdm(range(100_000))
+    for global_step in bar:
+        time.sleep(0.002)
+        if global_step % 2 == 0:
+            bar.set_description("warming up")
+        if global_step % 5 == 0:
+            bar.set_description(f"speed: {7: 4.2f} sps, epsilon")
+"""
+
 
 @pytest.fixture
 def beside() -> ModuleType:
@@ -48,12 +69,15 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / "root_helper.py").touch()
     for name in ("dqn", "ppo"):
         (tmp_path / "cleanrl" / f"{name}.py").write_text(SCRIPT)
+    (tmp_path / "leanrl").mkdir()
+    (tmp_path / "leanrl" / "dqn_torchcompile.py").write_text(LEANRL)
     return tmp_path
 
 
 def arguments(clone: Path, **changed: Any) -> argparse.Namespace:
     options = {"script": "ppo", "cleanrl": clone, "python": Path(sys.executable), "seconds": 0.2, "turns": 1}
-    more = {"clock": "wall", "precision": "32", "option": [], "their_option": []}
+    more = {"clock": "wall", "precision": "32", "device": "cpu", "option": [], "their_option": []}
+    more["leanrl"] = None
     return argparse.Namespace(**{**options, **more, **changed})
 
 
@@ -124,6 +148,40 @@ def test_a_script_runs_with_its_options_until_the_time_is_over(
     slept = 0.01 * (len(known["lines"]) - 1)
     passed = known["lines"][-1][0] - known["lines"][0][0]
     assert passed >= slept if clock == "wall" else passed < slept
+
+
+@pytest.mark.parametrize(("device", "told_device"), [("cpu", ["--no-cuda"]), ("cuda", [])])
+def test_a_script_of_leanrl_tells_its_speed_beside_a_bar(
+    beside: ModuleType, clone: Path, device: str, told_device: list[str]
+) -> None:
+    given = {"cleanrl": None, "leanrl": clone, "script": "dqn_torchcompile", "device": device}
+    known = beside.run_script(
+        arguments(clone, **given, their_option=["compile=true", "cudagraphs=false", "seed=3"])
+    )
+
+    run = json.loads((clone / "leanrl" / "dqn_torchcompile.py.json").read_text())
+    equalized = ["--learning-starts=1000", "--start-e=0.05"]
+    assert run["options"] == [*told_device, *equalized, "--compile", "--no-cudagraphs", "--seed=3"]
+    assert run["uploads"] == "disabled"
+    assert has_ended(run["pid"])
+    assert [steps for _, steps in known["lines"]] == [5 * n for n in range(len(known["lines"]))]
+    assert known["num_envs"] == 1
+    assert beside.pair_of(arguments(clone, **given)).agent == "dqn"
+
+
+def test_fit_runs_on_the_same_device(
+    beside: ModuleType, clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run_alone(name: str, command: list[Any], seconds: float, **options: Any) -> str:
+        commands.append([str(part) for part in command])
+        command[command.index("--json") + 1].write_text("{}")
+        return ""
+
+    monkeypatch.setattr(beside, "run_alone", run_alone)
+    beside.run_ours(arguments(clone, device="cuda"))
+    assert "--option=trainer.accelerator=cuda" in commands[0]
 
 
 def test_a_script_that_ends_by_itself_has_a_speed_too(beside: ModuleType, clone: Path) -> None:
@@ -215,6 +273,12 @@ FAILING = 'raise SystemExit("no such thing")'
         (FAILING, [], "ppo.py failed with status 1; its last lines: no such thing"),
         (SCRIPT.replace("True", "global_step < 48"), [], "ppo.py: 0 segments between lines of speed"),
         (SCRIPT, ["--script", "pqn"], "has no cleanrl/pqn.py"),
+        (
+            SCRIPT,
+            ["--script", "dqn_torchcompile"],
+            "--script is 'dqn_torchcompile'; expected with --cleanrl: dqn,",
+        ),
+        (SCRIPT, ["--leanrl", "."], "argument --leanrl: not allowed with argument --cleanrl"),
         (SCRIPT, ["--python", "missing/python"], "missing/python cannot be started: No such file"),
         (SCRIPT, ["--turns", "0"], "--turns is 0"),
         (SCRIPT, ["--their-option", "num-envs"], "option 'num-envs'; expected key=value"),
