@@ -22,6 +22,7 @@ _MONITORS = (
 _PPO = ("--agent=ppo", *_BREAKOUT)
 _DQN = ("--agent=dqn", *_BREAKOUT, "--option=data.buffer_size=100000")
 _PQN = ("--agent=pqn", *_BREAKOUT, "--num-envs=128", "--option=data.rollout_steps=32")
+_RESIDENT = ("--config=pqn_minatar", "--env-id=tensor/MinAtar/Breakout-v1")
 _NO_GRAPHS = "--option=model.cuda_graphs=false"
 _OVERLAP = "--option=data.overlap=true"
 
@@ -44,6 +45,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "as shipped": _PQN,
         "without CUDA graphs": (*_PQN, _NO_GRAPHS),
         "overlap": (*_PQN, _OVERLAP),
+    },
+    "pqn, 128 in tensors": {
+        "as shipped": _RESIDENT,
+        "without CUDA graphs": (*_RESIDENT, _NO_GRAPHS),
     },
 }
 """Options of throughput.py by row, by group; the first row is the one that the others are compared with."""

@@ -72,7 +72,9 @@ class RawParts:
         data = known.datamodule
         self.num_envs: int = data.num_envs
         self._precision: Callable[[], AbstractContextManager] = known.precision_plugin.forward_context
-        self.simulator, self._environment = bare_simulator(data.env_id, data.num_envs, data.env_options)
+        self.simulator, self._environment = bare_simulator(
+            data.env_id, data.num_envs, data.env_options, agent.device
+        )
         observation = batch["observation"][torch.arange(data.num_envs) % len(batch)].clone()
         network: nn.Module = agent.actor_critic if isinstance(agent, PPO) else agent.q_network  # type: ignore[union-attr]
         self._policy = bare_policy(network, observation, self._precision)
@@ -98,11 +100,16 @@ class RawParts:
 # -- environment ---------------------------------------------------------------------------------------------
 
 
-def bare_simulator(env_id: str, num_envs: int, options: dict[str, Any]) -> tuple[str, Work]:
+def bare_simulator(
+    env_id: str, num_envs: int, options: dict[str, Any], device: torch.device
+) -> tuple[str, Work]:
     """Return the fastest of the suite's own ways to step this many environments, and its name.
 
     The work is `VECTOR_STEPS` vector steps with prepared actions; after an episode ends, the next one begins.
+    Environments in tensors step on the given device.
     """
+    if env_id.startswith("tensor/"):
+        return "TensorEnv.advance", _tensor(env_id, num_envs, options, device)
     if env_id.startswith("ALE/"):
         return "ale_py.vector_env.AtariVectorEnv", _atari(env_id, num_envs, options)
     if env_id.startswith("dm_control/"):
@@ -161,6 +168,21 @@ def _gymnasium_single(env_id: str, num_envs: int, options: dict[str, Any]) -> Wo
                 _, _, terminated, truncated, _ = simulator.step(next(actions))
                 if terminated or truncated:
                     simulator.reset()
+
+    return work
+
+
+def _tensor(env_id: str, num_envs: int, options: dict[str, Any], device: torch.device) -> Work:
+    env: Any = make_env(env_id, num_envs, seed=0, **options).to(device)
+    if device.type == "cuda":
+        env.use_graphs()
+    env.reset()
+    actions = itertools.cycle([env.action_spec.rand().to(device) for _ in range(DRAWN)])
+
+    @torch.no_grad()
+    def work() -> None:
+        for _ in range(VECTOR_STEPS):
+            env.advance(next(actions))
 
     return work
 

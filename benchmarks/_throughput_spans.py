@@ -17,6 +17,7 @@ from lightning.pytorch.trainer import call
 
 from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.collectors.policy import Policy
+from lit_gfs.envs.tensor import TensorEnv
 
 BASE = "lightning"
 """The time outside of all inner spans: Lightning's loop."""
@@ -146,13 +147,14 @@ class Instruments:
     ) -> list[tuple[Any, str, str]]:
         data, loader, kind = trainer.datamodule, trainer.train_dataloader, type(agent)
         env = type(data.runner.env)
+        stepping = {"_send": "simulate", "_receive": "simulate"}
+        stepping |= {"begin": "around_simulate", "finish": "around_simulate"}
+        if issubclass(env, TensorEnv):
+            stepping = {"advance": "simulate"}
         targets = [
             (EnvRunner, "collect", "collector"),
             (env, "step_and_maybe_reset", "environment.around_simulate"),
-            (env, "begin", "environment.around_simulate"),
-            (env, "finish", "environment.around_simulate"),
-            (env, "_send", "environment.simulate"),
-            (env, "_receive", "environment.simulate"),
+            *((env, name, f"environment.{part}") for name, part in stepping.items()),
             (Policy, "forward", "policy"),
             (data.runner._collector, "_act", "policy"),  # where it calls the policy's function itself
             (kind, "on_collection_start", "agent.on_collection"),

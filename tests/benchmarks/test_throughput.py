@@ -103,6 +103,18 @@ def test_interventions_and_options_of_fit_reach_the_run(throughput: ModuleType) 
     assert result["options"]["model.trunk.width"] == "16"
 
 
+def test_environments_in_tensors_have_a_bare_loop_too(throughput: ModuleType) -> None:
+    result = measure(
+        throughput,
+        *("--agent", "pqn", "--env-id", "tensor/CartPole-v1", "--num-envs", "4", "--clock", "cpu"),
+        *("--option", "model.trunk.width=16", "--option", "data.rollout_steps=16"),
+    )
+
+    assert result["simulator"] == "TensorEnv.advance"
+    assert result["limit"]["environment"] > 0
+    assert result["spans"]["environment.simulate"]["seconds_per_step"] > 0
+
+
 @pytest.mark.parametrize("agent", ["dqn", "ppo", "pqn"])
 def test_with_interventions_a_preset_leaves_clipping_to_them(throughput: ModuleType, agent: str) -> None:
     arguments = argparse.Namespace(
