@@ -49,7 +49,7 @@ def train(directory: Path, *names: str) -> None:
 
     (run,) = directory.glob("runs/*/version_0")
     assert (run / "config.yaml").is_file()
-    assert list(run.glob("events.out.tfevents.*"))
+    assert list(run.rglob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize("name", WHOLE)

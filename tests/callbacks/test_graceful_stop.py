@@ -87,7 +87,8 @@ def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
         "lit_gfs: stopping after this step; once more to stop at once",
         f"lit_gfs: stopped by {name}; to go on: python -m lit_gfs fit --ckpt_path {RUN}/last.ckpt",
     ]
-    rows = dict(line.strip().split("  ", 1) for line in printed.out.splitlines()[1:])
+    summary = [line for line in printed.out.splitlines() if line.startswith("  ")]
+    rows = dict(line.strip().split("  ", 1) for line in summary)
     assert rows["status"].strip().startswith("interrupted at step ")
     assert rows["last checkpoint"].strip() == str(RUN / "last.ckpt")
     assert read_checksummed(RUN / "last.ckpt")["global_step"] == 20
