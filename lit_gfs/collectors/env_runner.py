@@ -111,8 +111,8 @@ class EnvRunner:
         if isinstance(env, AutoResetEnv):
             env.keep_history()  # before the first reset, for `state_dict`
         policy = agent.collection_policy()
-        uses_graphs = getattr(agent, "uses_cuda_graphs", False) and isinstance(policy, Policy)
-        if uses_graphs:
+        uses_graphs = getattr(agent, "uses_cuda_graphs", False)
+        if uses_graphs and isinstance(policy, Policy):
             policy.use_graphs(agent.device, cast(Any, agent).tensors)
         has_images = len(env.observation_spec["observation"].shape) == 4
         options: dict[str, Any] = {

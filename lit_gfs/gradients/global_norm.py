@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def clip_global_norm(gradients: Sequence[Tensor], max_norm: float) -> None:
+def clip_global_norm(gradients: list[Tensor], max_norm: float) -> None:
     """Shorten gradients in place if their joint 2-norm exceeds a limit.
 
     The result is that of ``torch.nn.utils.clip_grad_norm_``, bit by bit. For a small network PyTorch's

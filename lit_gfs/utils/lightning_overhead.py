@@ -91,5 +91,5 @@ class LeanModule(LightningModule):
 
 def remember_batch_hooks(trainer: Trainer) -> None:
     """Find out once in a fit whether module or datamodule has the hooks that move a batch to its device."""
-    selector = trainer._data_connector._datahook_selector  # type: ignore[attr-defined]
+    selector: Any = trainer._data_connector._datahook_selector
     selector.get_instance = functools.cache(selector.get_instance)
