@@ -318,12 +318,13 @@ def test_a_bare_simulator_takes_every_step_that_it_is_charged_for(
         ("CartPole-v1", {}, "gymnasium"),
         ("ALE/Pong-v5", {"repeat_action_probability": 0.0}, "AtariVectorEnv"),
         ("dm_control/cartpole-swingup-v0", {"action_repeat": 2}, "dm_control"),
+        ("tensor/CartPole-v1", {}, "TensorEnv"),
     ],
 )
 def test_every_suite_has_a_bare_simulator(
     raw: ModuleType, env_id: str, options: dict[str, Any], name: str
 ) -> None:
-    simulator, work = raw.bare_simulator(env_id, 2, options)
+    simulator, work = raw.bare_simulator(env_id, 2, options, torch.device("cpu"))
     assert name in simulator
     assert math.isfinite(raw.seconds_per_call(work, 0.01))
 
