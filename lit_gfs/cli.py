@@ -11,7 +11,8 @@ from lit_gfs.utils.library_noise import silence_library_noise
 
 silence_library_noise()
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -49,19 +50,22 @@ from lit_gfs.configuration.config_checks import (
     check_values,
     read_configs,
 )
+from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, take_trust, trusting
 from lit_gfs.configuration.former_options import with_present_arguments
 from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, refusal_in
+from lit_gfs.configuration.named_classes import option_names
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
 from lit_gfs.runs.checkpoint_io import ChecksummedCheckpointIO
-from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
+from lit_gfs.runs.checkpoints import find_checkpoint, is_misfit, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
+from lit_gfs.runs.layout import DEFAULT_ROOT, LAST, latest_run
 from lit_gfs.runs.run_directory import RunDirectory, SaveConfig
 from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
 from lit_gfs.utils.formats import format_return, relative_path
@@ -90,8 +94,6 @@ class GradientFlowCLI(LightningCLI):
 
     Args:
         args: Arguments, beginning with the subcommand.
-        others: Subcommands of other programs for the help: a line about each, and a function that makes its
-            parser.
     """
 
     interventions: ClassVar[dict[str, type[Callback]]] = {
@@ -112,9 +114,7 @@ class GradientFlowCLI(LightningCLI):
     def __init__(
         self,
         args: Sequence[str],
-        others: Mapping[str, tuple[str, Callable[[], jsonargparse.ArgumentParser]]] | None = None,
     ) -> None:
-        self._others = others or {}
         arguments, packages = take_trust(args)
         with trusting(packages), keeping_working_directory():
             self._run(arguments)
@@ -150,14 +150,6 @@ class GradientFlowCLI(LightningCLI):
         """Offer no ``predict``, and no option to load a checkpoint with code in it."""
         offered = LightningCLI.subcommands()
         return {name: {*skip, "weights_only"} for name, skip in offered.items() if name != "predict"}
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Add the other programs' subcommands too, so that the help shows them."""
-        super()._add_subcommands(parser, **kwargs)
-        offered = parser._subcommands_action
-        assert offered is not None
-        for name, (description, make_parser) in self._others.items():
-            offered.add_subcommand(name, make_parser(), help=description)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory, the interventions, and the link from environment to agent."""
@@ -197,8 +189,8 @@ class GradientFlowCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except UserError as error:
-            line = without_contents(one_line(str(error), parser), args, contents)
-            raise UserError(line) from None
+            line = one_line(str(error), parser, lambda: self._option_names(parser, args))
+            raise UserError(without_contents(line, args, contents)) from None
         config = self.config[self.config["subcommand"]]
         for content in contents:
             check_empty_keys(content, config)
@@ -206,6 +198,15 @@ class GradientFlowCLI(LightningCLI):
         check_values(config)
         check_parts(config)
         self._contents = contents
+
+    def _option_names(self, parser: LightningArgumentParser, args: Sequence[str]) -> set[str]:
+        """Return the full names of all options, for the classes that the configurations choose."""
+        files = [value for option, value in pairwise(args) if option == "--config"]
+        try:
+            config = _parsed(parser, args[0], files)
+        except UserError:  # it needs a model
+            config = _parsed(parser, args[0], [str(find_config("quickstart"))])
+        return option_names(config, {f"gfs.{name}": cls for name, cls in self.interventions.items()})
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters overrule the command line. Our checkpoints hold
@@ -382,6 +383,26 @@ class GradientFlowCLI(LightningCLI):
         model, data = (self._get(self.config, name) for name in ("model", "data"))
         data_class = data.class_path.rpartition(".")[2]
         return _run_name(model.class_path.rpartition(".")[2], data.init_args.get("env_id", data_class))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``fit``, ``validate`` or ``test``, and return the exit status, 0.
+
+    Args:
+        arguments: The command line, beginning with the subcommand; every ``--config`` is a file.
+
+    Raises:
+        UserError: With one line about what is wrong.
+    """
+    try:
+        GradientFlowCLI(arguments)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+def _parsed(parser: LightningArgumentParser, subcommand: str, files: Sequence[str]) -> Any:
+    return parser.parse_args([subcommand, *(f"--config={file}" for file in files)])[subcommand]
 
 
 def _run_name(agent: str, env_id: str) -> str:

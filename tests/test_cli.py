@@ -179,7 +179,6 @@ def test_a_run_without_a_logger_leaves_other_files_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ["stay trainable", "Run a grid of fits"]),
         (["fit"], ["--gfs.gradient_flow"]),
         (["study"], ["--retry_failed"]),
         (["report"], ["directory"]),

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score
 from lit_gfs.metrics.series import Series, bounded
-from lit_gfs.runs.checkpoints import CONFIG_NAME
+from lit_gfs.runs.layout import CONFIG_NAME
 from lit_gfs.utils.formats import relative_path
 from lit_gfs.utils.yaml_files import read_yaml
 
