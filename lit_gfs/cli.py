@@ -56,6 +56,7 @@ from lit_gfs.configuration.former_options import with_present_arguments
 from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, refusal_in
 from lit_gfs.configuration.named_classes import option_names
+from lit_gfs.configuration.option_help import help_text, without_help
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.envs import EnvSpec
@@ -180,6 +181,10 @@ class GradientFlowCLI(LightningCLI):
         Raises:
             UserError: With one line about what is wrong.
         """
+        args, about = without_help(args)
+        if about is not None and not any(option in ("--config", "--model") for option in args):
+            own = self._parser(args[0])
+            self._end_with_help(own, own.get_defaults(), about)
         contents: list[dict[str, Any]] = []
         if args and args[0] in self._subcommand_parsers:
             contents = read_configs(args)
@@ -197,7 +202,13 @@ class GradientFlowCLI(LightningCLI):
         check_groups(config)
         check_values(config)
         check_parts(config)
+        if about is not None:
+            self._end_with_help(self._parser(args[0]), config, about)
         self._contents = contents
+
+    def _end_with_help(self, parser: LightningArgumentParser, config: Any, about: str) -> NoReturn:
+        print(help_text(parser, config, self.interventions, about))
+        raise SystemExit(0)
 
     def _option_names(self, parser: LightningArgumentParser, args: Sequence[str]) -> set[str]:
         """Return the full names of all options, for the classes that the configurations choose."""

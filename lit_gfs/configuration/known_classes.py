@@ -50,6 +50,12 @@ def nearest_class(value: str, base: type) -> str:
     return close.replace("'Kron'", "'lit_gfs.optim.Kron'")
 
 
+def buildable(base: type) -> list[str]:
+    """Return the names of our own subclasses, without those that are bases of others."""
+    classes = {cls for cls in _subclasses(base) if cls.__module__.startswith("lit_gfs.")}
+    return sorted(cls.__name__ for cls in classes - {each for cls in classes for each in cls.__bases__})
+
+
 def _known_classes() -> Iterator[type]:
     return _subclasses(Learner, LightningDataModule, Trunk, Encoder, Optimizer, Callback)
 
