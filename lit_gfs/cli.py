@@ -182,7 +182,7 @@ class GradientFlowCLI(LightningCLI):
             UserError: With one line about what is wrong.
         """
         args, about = without_help(args)
-        if about is not None and not any(option in ("--config", "--model") for option in args):
+        if about is not None and not {"--config", "--model"} & {each.partition("=")[0] for each in args}:
             own = self._parser(args[0])
             self._end_with_help(own, own.get_defaults(), about)
         contents: list[dict[str, Any]] = []

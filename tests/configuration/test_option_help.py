@@ -47,6 +47,13 @@ def test_the_help_is_about_options_with_a_word_in_their_name(capsys: pytest.Capt
         assert set(re.findall(r"^  --(\w+\.\w+)", text, re.MULTILINE)) == {"gfs.temporal_clipping"}
 
 
+def test_classes_may_be_chosen_without_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(["fit", "--model=PPO", "--data=RolloutDataModule", "--data.env_id=x", "--help"], capsys)
+
+    assert "\n  --model.clip 0.2\n" in text
+    assert "\n  --data.env_id x\n" in text
+
+
 def test_mistakes_beside_help_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     config = ["fit", "--config", "quickstart"]
     assert "did you mean 'gamma'?" in refused([*config, "--model.gama=1", "--help"], capsys)
