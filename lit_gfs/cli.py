@@ -11,7 +11,8 @@ from lit_gfs.utils.library_noise import silence_library_noise
 
 silence_library_noise()
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -48,10 +49,13 @@ from lit_gfs.configuration.config_checks import (
     check_values,
     read_configs,
 )
+from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, is_by_default, take_trust, trusting
 from lit_gfs.configuration.former_options import with_present_arguments
 from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, refusal_in
+from lit_gfs.configuration.named_classes import option_names
+from lit_gfs.configuration.option_help import help_text, without_help
 from lit_gfs.configuration.parser_errors import one_line, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.configuration.run_text import run_text
@@ -60,9 +64,10 @@ from lit_gfs.configuration.trainer_clipping import WITHOUT, replaced_clipping
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import OtherProcessFailed, UserError
 from lit_gfs.metrics.module_protocol import score_tag
-from lit_gfs.runs.checkpoints import DEFAULT_ROOT, LAST, find_checkpoint, is_misfit, latest_run, reason_of
+from lit_gfs.runs.checkpoints import find_checkpoint, is_misfit, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
+from lit_gfs.runs.layout import DEFAULT_ROOT, LAST, latest_run
 from lit_gfs.runs.run_directory import RunDirectory, SaveConfig, run_label, run_name
 from lit_gfs.runs.slurm import find_requeued, is_requeued, switch_off_requeueing
 from lit_gfs.utils.formats import format_return, relative_path
@@ -91,8 +96,6 @@ class GradientFlowCLI(LightningCLI):
 
     Args:
         args: Arguments, beginning with the subcommand.
-        others: Subcommands of other programs for the help: a line about each, and a function that makes its
-            parser.
     """
 
     interventions: ClassVar[dict[str, type[Callback]]] = INTERVENTIONS
@@ -104,9 +107,7 @@ class GradientFlowCLI(LightningCLI):
     def __init__(
         self,
         args: Sequence[str],
-        others: Mapping[str, tuple[str, Callable[[], jsonargparse.ArgumentParser]]] | None = None,
     ) -> None:
-        self._others = others or {}
         arguments, packages = take_trust(args)
         with trusting(packages), keeping_working_directory():
             self._run(arguments)
@@ -137,14 +138,6 @@ class GradientFlowCLI(LightningCLI):
         offered = LightningCLI.subcommands()
         return {name: {*skip, "weights_only"} for name, skip in offered.items() if name != "predict"}
 
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Add the other programs' subcommands too, so that the help shows them."""
-        super()._add_subcommands(parser, **kwargs)
-        offered = parser._subcommands_action
-        assert offered is not None
-        for name, (description, make_parser) in self._others.items():
-            offered.add_subcommand(name, make_parser(), help=description)
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory, the interventions, and the link from environment to agent."""
         parser.add_class_arguments(RunDirectory, "run")
@@ -174,6 +167,10 @@ class GradientFlowCLI(LightningCLI):
         Raises:
             UserError: With one line about what is wrong.
         """
+        args, about = without_help(args)
+        if about is not None and not {"--config", "--model"} & {each.partition("=")[0] for each in args}:
+            own = self._parser(args[0])
+            self._end_with_help(own, own.get_defaults(), about)
         contents: list[dict[str, Any]] = []
         if args and args[0] in self._subcommand_parsers:
             contents = read_configs(args)
@@ -188,15 +185,30 @@ class GradientFlowCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except UserError as error:
-            line = without_contents(one_line(str(error), parser), args, contents)
-            raise UserError(line) from None
+            line = one_line(str(error), parser, lambda: self._option_names(parser, args))
+            raise UserError(without_contents(line, args, contents)) from None
         config = self.config[self.config["subcommand"]]
         for content in contents:
             check_empty_keys(content, config)
         check_groups(config)
         check_values(config)
         check_parts(config)
+        if about is not None:
+            self._end_with_help(self._parser(args[0]), config, about)
         self._contents = contents
+
+    def _end_with_help(self, parser: LightningArgumentParser, config: Any, about: str) -> NoReturn:
+        print(help_text(parser, config, self.interventions, about))
+        raise SystemExit(0)
+
+    def _option_names(self, parser: LightningArgumentParser, args: Sequence[str]) -> set[str]:
+        """Return the full names of all options, for the classes that the configurations choose."""
+        files = [value for option, value in pairwise(args) if option == "--config"]
+        try:
+            config = _parsed(parser, args[0], files)
+        except UserError:  # it needs a model
+            config = _parsed(parser, args[0], [str(find_config("quickstart"))])
+        return option_names(config, {f"gfs.{name}": cls for name, cls in self.interventions.items()})
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would let a checkpoint's hyperparameters overrule the command line. Our checkpoints hold
@@ -368,3 +380,23 @@ class GradientFlowCLI(LightningCLI):
         model, data = (self._get(self.config, name) for name in ("model", "data"))
         data_class = data.class_path.rpartition(".")[2]
         return run_name(model.class_path.rpartition(".")[2], data.init_args.get("env_id", data_class))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``fit``, ``validate`` or ``test``, and return the exit status, 0.
+
+    Args:
+        arguments: The command line, beginning with the subcommand; every ``--config`` is a file.
+
+    Raises:
+        UserError: With one line about what is wrong.
+    """
+    try:
+        GradientFlowCLI(arguments)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+def _parsed(parser: LightningArgumentParser, subcommand: str, files: Sequence[str]) -> Any:
+    return parser.parse_args([subcommand, *(f"--config={file}" for file in files)])[subcommand]

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterable
 from typing import ClassVar
 
+_LEAST_ALIKE, _ABOUT_AS_ALIKE = 0.5, 0.1
+"""Shares of equal characters, as `difflib` counts them."""
 LONGEST_SHOWN = 200
 """How many characters of a user's value an error message shows at most."""
 
@@ -142,11 +144,22 @@ def nearest(value: str, choices: Iterable[str]) -> str:
     Returns:
         ``"; did you mean 'a' or 'b'?"``, as the end of a sentence, or ``""`` if no choice is close.
     """
+    return did_you_mean(closest(value, choices))
+
+
+def closest(value: str, choices: Iterable[str]) -> list[str]:
+    """Return up to three choices that resemble a value: the closest first, then those about as close."""
     by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.5)
-    if not close:
-        return ""
-    return f"; did you mean {' or '.join(repr(by_lower[name]) for name in close)}?"
+    alike = {name: difflib.SequenceMatcher(None, name, value.lower()).ratio() for name in by_lower}
+    least = max(_LEAST_ALIKE, max(alike.values(), default=0.0) - _ABOUT_AS_ALIKE)
+    names = [name for name in sorted(alike, key=lambda name: -alike[name]) if alike[name] >= least]
+    return [by_lower[name] for name in names[:3]]
+
+
+def did_you_mean(choices: Iterable[str]) -> str:
+    """Return the end of a sentence that suggests choices, or ``""`` if there are none."""
+    suggested = " or ".join(repr(choice) for choice in choices)
+    return f"; did you mean {suggested}?" if suggested else ""
 
 
 def require_between(least: float, most: float, **values: float | None) -> None:

@@ -18,8 +18,9 @@ from lit_gfs.envs.auto_reset import AutoResetEnv
 from lit_gfs.envs.closing import close_env
 from lit_gfs.envs.gymnasium import GymnasiumEnv
 from lit_gfs.errors import UserError
-from lit_gfs.runs.checkpoints import CONFIG_NAME, LAST, directory_of, find_checkpoint, find_run, latest_run
+from lit_gfs.runs.checkpoints import find_checkpoint
 from lit_gfs.runs.checkpoints import reason_of as first_reason
+from lit_gfs.runs.layout import CONFIG_NAME, LAST, directory_of, find_run, latest_run
 from lit_gfs.runs.resume_checks import require_same_class
 from lit_gfs.utils.checksummed_files import read_checksummed
 from lit_gfs.utils.library_noise import silence_library_noise

@@ -35,9 +35,10 @@ from lit_gfs.configuration.described_run import (
 )
 from lit_gfs.errors import RunStopped, UserError
 from lit_gfs.metrics.module_protocol import score_tag
-from lit_gfs.runs.checkpoints import LAST, find_checkpoint, is_misfit, latest_run, reason_of
+from lit_gfs.runs.checkpoints import find_checkpoint, is_misfit, reason_of
 from lit_gfs.runs.companions import ending_together
 from lit_gfs.runs.exit_status import told_in_one_line
+from lit_gfs.runs.layout import LAST, latest_run
 from lit_gfs.runs.run_directory import RunDirectory, run_label, run_name
 from lit_gfs.runs.slurm import switch_off_requeueing
 from lit_gfs.utils.formats import relative_path

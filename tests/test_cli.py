@@ -178,8 +178,7 @@ def test_a_run_without_a_logger_leaves_other_files_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ["stay trainable", "Run a grid of fits"]),
-        (["fit"], ["--gfs.gradient_flow"]),
+        (["fit"], ["--gfs.gradient_flow", "One of Classifier, DQN, PPO, PQN"]),
         (["study"], ["--retry_failed"]),
         (["report"], ["directory"]),
     ],

@@ -13,7 +13,7 @@ from lit_gfs.callbacks.named import METHOD_NAMES, method_name
 from lit_gfs.configuration.config_checks import read_configs
 from lit_gfs.configuration.config_files import shipped_configs
 from lit_gfs.configuration.switches import options_of
-from lit_gfs.runs.checkpoints import CONFIG_NAME, find_run
+from lit_gfs.runs.layout import CONFIG_NAME, find_run
 
 DEFAULT = "default"
 """Stands for the value of an option that the shipped configurations do not set."""

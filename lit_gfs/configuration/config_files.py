@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lit_gfs.configs
 from lit_gfs.errors import UserError, nearest
-from lit_gfs.runs.checkpoints import CONFIG_NAME, LAST, directory_of, find_run, latest_run
+from lit_gfs.runs.layout import CONFIG_NAME, LAST, directory_of, find_run, latest_run
 
 CONFIG_DIRECTORY = Path(lit_gfs.configs.__path__[0])
 _RUN_OPTIONS = ("--run.root", "--run.name", "--run.version")
@@ -32,14 +32,21 @@ def find_config(name: str) -> Path:
         return Path(name)
     if os.path.isdir(name):
         raise UserError(f"--config {name!r} is a directory; expected a YAML file or a shipped name")
-    shipped = shipped_configs()
-    short = name.removeprefix("configs/").removesuffix(".yaml")
-    if short in shipped:
-        return shipped[short]
+    if (path := shipped_config(name)) is not None:
+        return path
     raise UserError(
-        f"--config {name!r} not found; expected a YAML file or a shipped name such as 'quickstart'"
-        f"{nearest(short, shipped)}"
+        f"--config {name!r} not found; expected a YAML file or a name that `lit_gfs configs` lists"
+        f"{nearest(_short(name), shipped_configs())}"
     )
+
+
+def shipped_config(name: str) -> Path | None:
+    """Return the path of a shipped configuration; ``configs/`` and ``.yaml`` may stand around its name."""
+    return shipped_configs().get(_short(name))
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("configs/").removesuffix(".yaml")
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:

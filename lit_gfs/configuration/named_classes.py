@@ -58,6 +58,17 @@ def named_classes(config: Any, place: str = "") -> Iterator[NamedClass]:
         yield from named_classes(value, f"{place}{key}.")
 
 
+def option_names(config: Namespace, parts: Mapping[str, type]) -> set[str]:
+    """Return the full names of all options, as in ``model.trunk.depth``.
+
+    Args:
+        config: The parsed configuration.
+        parts: Classes by the option that takes them; their arguments count even where none is chosen.
+    """
+    chosen = {key.replace(".init_args", "").removesuffix(".class_path") for key, _ in config.items()}
+    return chosen | {f"{place}.{name}" for place, cls in parts.items() for name in accepted_parameters(cls)}
+
+
 def _find(path: str) -> Any:
     """Import the object at an import path, such as a class or a method of a class."""
     module, _, name = path.rpartition(".")

@@ -6,22 +6,18 @@ alternative of an optional argument ("or None"), so the line tells the first con
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule, Trainer
-from torch.optim import Optimizer
 
-from lit_gfs.agents.learner import Learner
 from lit_gfs.configuration.config_trust import refusal
+from lit_gfs.configuration.suggestions import meant_options, nearest_option
 from lit_gfs.errors import LONGEST_SHOWN, nearest
-from lit_gfs.networks import Encoder, Trunk
-from lit_gfs.utils.signatures import accepted_parameters
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _NESTED = re.compile(r"NestedArg\(key='([^']+)'")
@@ -44,20 +40,21 @@ _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"does not accept (?:option|nested key|key) '([^']+)'")
 _MISSING = re.compile(r"the following arguments are required: ([\w., ]+?)(?= - |$)")
 _NO_VALUE = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
-_KINDS_OF_KEYS = {"trunk": Trunk, "encoder": Encoder, "optimizer": Optimizer}
-_FEW = 8
-"""The most classes that a message lists by name."""
 _RESTRICTED = re.compile(r"Not of type PositiveInt: (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)")
 _EMPTY = re.compile(r"(Given value|Got value|import path string): *(?=\n|$)")
 _SUBCOMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
-def one_line(message: str, parser: ArgumentParser) -> str:
+def one_line(
+    message: str, parser: ArgumentParser, find_options: Callable[[], Collection[str]] | None = None
+) -> str:
     """Shorten a jsonargparse message.
 
     Args:
         message: The parser's own, over several lines.
         parser: The parser that found the error, for the valid keys.
+        find_options: Lists the full names of all options, those of chosen classes included; ``None`` takes
+            the parser's.
 
     Returns:
         One line: the key, the value, what was expected, and the nearest valid choice where there is one.
@@ -67,14 +64,18 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     places = list(dict.fromkeys(_KEY.findall(text)))
     typed = _NESTED.search(text)
     path = f"{places[0]}.{typed[1]}" if typed and places else ".".join(places)
-    named = _named_class(text)
+    ours = _OURS.search(text)  # the class of ours that alone was expected, as under gfs.<name>
+    named = _classes().known_class(ours[1]) if ours else None
     if found := _NOT_IMPORTED.search(text):
         return refusal(path, found[1])
     if found := _NOT_ACCEPTED.search(text):
         key = path if typed else f"{path}.{found[1]}"
         name = found[1].split(".")[-1]
+        options = find_options() if find_options else set()
+        below = {option for option in options if option.startswith(f"{key.rpartition('.')[0]}.")}
         # An argument of the same name belongs to another class.
-        return f"{key} is no known key{nearest(name, _argument_names(named) - {name})}"
+        others = _classes().argument_names(named) - {name}
+        return f"{key} is no known key{meant_options(name, below) or nearest(name, others)}"
     if found := _AMBIGUOUS.search(text):
         return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
     if found := _RESTRICTED.search(text):
@@ -83,10 +84,11 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     takes_plain = alternatives is not None and _PLAIN.search(alternatives[1]) is not None
     if (found := _NO_CLASS.search(text) or _NOT_FOUND.search(whole)) and not takes_plain:
         value = found[1].strip("'")
-        if kind := _KINDS_OF_KEYS.get(path.rpartition(".")[2]):
-            return f"{path} is {value!r}; expected a class of {kind.__name__}{_nearest_class(value, kind)}"
+        if kind := _classes().KINDS_OF_KEYS.get(path.rpartition(".")[2]):
+            close = _classes().nearest_class(value, kind)
+            return f"{path} is {value!r}; expected a class of {kind.__name__}{close}"
         expected = f"{named.__name__} or null" if named else "a class"
-        return f"{path} is {value!r}; expected {expected}{nearest(value, _class_names(named))}"
+        return f"{path} is {value!r}; expected {expected}{nearest(value, _classes().class_names(named))}"
     if found := _WRONG_CLASS.search(text):
         return f"{path} is {found[1]!r}; expected a class of {found[2]}"
     if found := _NO_SUBCLASS.search(text):
@@ -95,10 +97,12 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         value = found[2].strip("'")
         return f"{path} is {value!r}; expected {_describe(found[1])}{_nearest_literal(value, found[1])}"
     if (found := _UNRECOGNIZED.search(text)) and typed and places:
-        return f"--{path} is no known option{nearest(typed[1].partition('.')[0], _argument_names(named))}"
+        close = nearest(typed[1].partition(".")[0], _classes().argument_names(named))
+        return f"--{path} is no known option{close}"
     if found:
         option = found[1].partition("=")[0]
-        return f"{option} is no known option{nearest(option, _options(parser))}"
+        options = find_options() if find_options else {each.lstrip("-") for each in _options(parser)}
+        return f"{option} is no known option{nearest_option(option, options)}"
     if found := _UNKNOWN_KEY.search(text):
         keys = {option.removeprefix("--").partition(".")[0] for option in _options(parser)}
         return f"{found[1]} is no known key{nearest(found[1].partition('.')[0], keys)}"
@@ -164,49 +168,11 @@ def _nearest_literal(value: str, expected: str) -> str:
     return nearest(value, re.findall(r"'([^']+)'", expected)) if "Literal" in expected else ""
 
 
-def _known_classes() -> Iterator[type]:
-    return _subclasses(Learner, LightningDataModule, Trunk, Encoder, Optimizer, Callback)
+def _classes() -> ModuleType:
+    # Imported late: a parser whose options take no class does without PyTorch and Lightning.
+    from lit_gfs.configuration import known_classes
 
-
-def _names_of(base: type) -> set[str]:
-    return {cls.__name__ for cls in _subclasses(base) if cls is not base and not inspect.isabstract(cls)}
-
-
-def _nearest_class(value: str, base: type) -> str:
-    names = _names_of(base) | ({"Kron"} if base is Optimizer else set())
-    close = nearest(value.rpartition(".")[2], names)
-    if not close and len(names) <= _FEW:
-        close = f": {', '.join(sorted(names))}"
-    # By its full name: a library that may be imported has an optimizer of the same name.
-    return close.replace("'Kron'", "'lit_gfs.optim.Kron'")
-
-
-def _subclasses(*bases: type) -> Iterator[type]:
-    pending = list(bases)
-    while pending:
-        cls = pending.pop()
-        pending += cls.__subclasses__()
-        yield cls
-
-
-def _named_class(text: str) -> type | None:
-    """Return the class of ours that alone was expected, as under ``gfs.<name>``."""
-    found = _OURS.search(text)
-    return next((cls for cls in _known_classes() if found and cls.__name__ == found[1]), None)
-
-
-def _class_names(named: type | None) -> set[str]:
-    if named is not None:
-        return {named.__name__}
-    # Kron by its full name: a library that may be imported has an optimizer of the same name.
-    return {cls.__name__ for cls in _known_classes() if not inspect.isabstract(cls)} | {"lit_gfs.optim.Kron"}
-
-
-def _argument_names(named: type | None) -> set[str]:
-    if named is not None:
-        return set(accepted_parameters(named))
-    classes = [cls for cls in _known_classes() if cls.__module__.startswith(("lit_gfs.", "torch.optim"))]
-    return {name for cls in [*classes, Trainer] for name in accepted_parameters(cls)}
+    return known_classes
 
 
 def _options(parser: ArgumentParser) -> set[str]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 ZERO_COLOUR = "#c4c4c4"
 NOT_FINITE_COLOUR = "#e8112d"

@@ -12,12 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from lit_gfs.runs.layout import LAST_NAME, PREVIOUS_NAME
 from lit_gfs.utils.atomic_files import PARTIAL, replacing
 from lit_gfs.utils.checksummed_files import UnwritableFile, is_intact, read_checksummed, write_checksummed
-
-LAST_NAME = "last.ckpt"
-PREVIOUS_NAME = "previous.ckpt"
-"""The ``last.ckpt`` before the current one."""
 
 
 class ChecksummedCheckpointIO(CheckpointIO):

@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from lit_gfs.errors import UserError
 from lit_gfs.networks.trunks import Trunk
-from lit_gfs.runs.checkpoints import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run
 from lit_gfs.runs.event_files import event_directory, wait_for_a_later_name
+from lit_gfs.runs.layout import CONFIG_HEADER, CONFIG_NAME, DEFAULT_ROOT, find_run, require_directory
 from lit_gfs.runs.slurm import job_line
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.formats import relative_path
@@ -34,18 +34,6 @@ from lit_gfs.utils.working_directory import absolute_path, working_directory
 from lit_gfs.utils.yaml_files import read_yaml
 
 _FROM_LOGGER = re.compile(r"events\.out\.tfevents\.|hparams\.yaml$")
-
-
-def require_directory(option: str, name: str) -> None:
-    """Check that a name from the user can be a directory.
-
-    Raises:
-        UserError: If it is empty, or an address such as ``s3://bucket``, which is not supported.
-    """
-    if not name or "\x00" in name:
-        raise UserError(f"{option} is {name!r}; expected a directory")
-    if "://" in name:
-        raise UserError(f"{option} is {name!r}; expected a directory of this machine, as in: {option} runs")
 
 
 def run_name(agent: str, env_id: str) -> str:

@@ -18,7 +18,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
-from lit_gfs.runs.checkpoints import CONFIG_NAME, newest_intact
+from lit_gfs.runs.checkpoints import newest_intact
+from lit_gfs.runs.layout import CONFIG_NAME
 from lit_gfs.utils.formats import relative_path
 
 

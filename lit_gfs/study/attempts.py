@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_gfs.runs.checkpoint_io import PREVIOUS_NAME
-from lit_gfs.runs.checkpoints import newest_intact
 from lit_gfs.runs.event_files import SUPERSEDED
+from lit_gfs.runs.layout import PREVIOUS_NAME
 from lit_gfs.study.collect import RESULT_NAME
 from lit_gfs.utils.atomic_files import replacing_text
 
@@ -61,6 +60,9 @@ def begin_attempt(directory: Path, command: Sequence[str]) -> tuple[list[Attempt
     Returns:
         All attempts including this one, and the arguments to add to the command.
     """
+    # Imported late: it needs PyTorch, which planning a study does not.
+    from lit_gfs.runs.checkpoints import newest_intact
+
     attempts = _read(directory, command)
     checkpoint = newest_intact(directory)[0] if attempts else None
     if checkpoint is None:

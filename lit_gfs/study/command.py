@@ -1,4 +1,4 @@
-"""The subcommands ``study`` and ``report``, and the list of all subcommands besides LightningCLI's."""
+"""The subcommands ``study`` and ``report``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from jsonargparse.typing import PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
+from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import StorageFault, UserError
-from lit_gfs.runs.run_directory import require_directory
+from lit_gfs.runs.layout import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.collect import Result, make_table
-from lit_gfs.study.compare import COMPARE
-from lit_gfs.study.diagnose import DIAGNOSE
 from lit_gfs.study.environment import environment
 from lit_gfs.study.execute import (
     available_cores,
@@ -34,7 +33,7 @@ from lit_gfs.study.execute import (
 )
 from lit_gfs.study.factors import Where, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
-from lit_gfs.study.options_check import check_options
+from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.origin import (
     ORIGIN_NAME,
     Part,
@@ -47,7 +46,6 @@ from lit_gfs.study.origin import (
 )
 from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.progress import StudyProgress
-from lit_gfs.study.subcommand import Subcommand, SubcommandParser
 from lit_gfs.study.summary import summarize, write_summary
 from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_table
 
@@ -76,8 +74,17 @@ def study_parser() -> ArgumentParser:
         help="Directory with the tables of a study, as in docs/results/control: take its cells over, and run "
         "only the others. Give it once for each directory.",
     )
-    parser.add_argument("--retry_failed", type=bool, default=False, help="Run failed cells again.")
-    parser.add_argument("--dry_run", type=bool, default=False, help="Print the cells, and run nothing.")
+    parser.add_argument(
+        "--retry_failed", type=bool, nargs="?", const=True, default=False, help="Run failed cells again."
+    )
+    parser.add_argument(
+        "--dry_run",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="Print the cells, and run nothing. Their options are checked when the study runs.",
+    )
     add_trust_option(parser)
     return parser
 
@@ -111,10 +118,11 @@ def run_study(options: Namespace) -> int:
     only = read_where(options.only, study.factors, "--only") if options.only else None
     jobs = options.jobs or max(1, available_cores() // options.threads)
     directory = Path(options.root) / study.name
-    check_options(study)
     elsewhere = [read_elsewhere(study, name, options.threads) for name in options.finished or ()]
     if options.dry_run:
+        check_configs(study)
         return _print_plan(study, only, directory, options, elsewhere)
+    check_options(study)
     with (
         _storage_faults(directory, "; what ended is kept, and the same command continues"),
         locked(directory),
@@ -159,16 +167,8 @@ def run_report(options: Namespace) -> int:
     return 0
 
 
-SUBCOMMANDS = {
-    "study": Subcommand("Run a grid of fits, and report on it.", study_parser, run_study),
-    "report": Subcommand("Make a study's report again.", report_parser, run_report),
-    "diagnose": DIAGNOSE,
-    "compare": COMPARE,
-}
-
-
 def run(arguments: Sequence[str]) -> int:
-    """Run one of the subcommands and return the exit status.
+    """Run ``study`` or ``report``, and return the exit status.
 
     Args:
         arguments: The command line, beginning with the subcommand's name.
@@ -176,13 +176,14 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: With one line about what is wrong.
     """
-    subcommand = SUBCOMMANDS[arguments[0]]
+    if arguments[0] == "report":
+        return run_report(report_parser().parse_args(arguments[1:]))
     others, packages = take_trust(arguments[1:])
-    options = subcommand.parser().parse_args(others)
+    options = study_parser().parse_args(others)
     options.trust = packages
     try:
         with trusting(packages):
-            return subcommand.run(options)
+            return run_study(options)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 128 + signal.SIGINT

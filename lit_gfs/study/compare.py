@@ -8,12 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.metrics.diagnosis import diagnose
 from lit_gfs.runs.event_files import event_directory
@@ -25,7 +26,6 @@ from lit_gfs.study.logged_runs import (
     read_run,
     short_run_names,
 )
-from lit_gfs.study.subcommand import Subcommand, SubcommandParser
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.formats import format_return, relative_path
 
@@ -50,11 +50,11 @@ def compare_parser() -> ArgumentParser:
     return parser
 
 
-def run_compare(options: Namespace) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Print a table of runs, and write the page.
 
     Args:
-        options: The parsed command line.
+        arguments: The command line, beginning with ``compare``.
 
     Returns:
         The exit status, 0.
@@ -63,6 +63,7 @@ def run_compare(options: Namespace) -> int:
         UserError: If there are less than two runs, or the page's directory does not exist.
         StorageFault: If the page cannot be written.
     """
+    options = compare_parser().parse_args(arguments[1:])
     directories = find_runs(options.runs)
     if len(directories) < 2:
         raise UserError(f"compare got one run, {relative_path(directories[0])!r}; expected at least two")
@@ -158,6 +159,3 @@ def comparison_page(names: Sequence[str], runs: Sequence[LoggedRun], rows: Seque
         shown = picture(data_uri(figure), "Curves of all runs", "Means over neighbouring points.")
         sections.append(section("curves", "Curves", "Each panel shows one logged quantity.", shown))
     return page("Runs side by side", sections)
-
-
-COMPARE = Subcommand("Show how existing runs differ.", compare_parser, run_compare)

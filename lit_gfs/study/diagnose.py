@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
+from jsonargparse import ArgumentParser
+
+from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.metrics.diagnosis import diagnose, summary_line
 from lit_gfs.study.logged_runs import find_runs, read_run
-from lit_gfs.study.subcommand import Subcommand, SubcommandParser
 from lit_gfs.utils.formats import relative_path
 
 
@@ -21,17 +23,19 @@ def diagnose_parser() -> ArgumentParser:
     parser.add_argument(
         "--strict",
         type=bool,
+        nargs="?",
+        const=True,
         default=False,
         help="Exit with status 1 if a rule fires and lasts until the end of a run.",
     )
     return parser
 
 
-def run_diagnose(options: Namespace) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Print the findings of each run.
 
     Args:
-        options: The parsed command line.
+        arguments: The command line, beginning with ``diagnose``.
 
     Returns:
         The exit status: 0, or with ``--strict true`` 1 if there is a finding that lasts.
@@ -39,6 +43,7 @@ def run_diagnose(options: Namespace) -> int:
     Raises:
         UserError: If there is no such run.
     """
+    options = diagnose_parser().parse_args(arguments[1:])
     wrong = False
     for directory in find_runs(options.runs):
         scalars = read_run(directory).scalars
@@ -47,6 +52,3 @@ def run_diagnose(options: Namespace) -> int:
         lines = [finding.line for finding in findings] + [summary_line(scalars)]
         print(relative_path(directory), *(f"  {line}" for line in lines), sep="\n", flush=True)
     return int(wrong and options.strict)
-
-
-DIAGNOSE = Subcommand("Say what went wrong in existing runs.", diagnose_parser, run_diagnose)

@@ -9,13 +9,14 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("torch", "torchrl", "lightning", "gymnasium", "ale-py", "dm_control", "numpy")
 
 
 def environment() -> dict[str, str]:
     """Return the commit, the versions of packages, the machine, and the date."""
+    # Imported late: subcommands that run nothing do without PyTorch.
+    import torch
+
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     has_gpu = torch.cuda.is_available()
     return {

@@ -11,8 +11,8 @@ from lit_gfs.configuration.changes import flat_options
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score
 from lit_gfs.metrics.series import Series, bounded
-from lit_gfs.runs.checkpoints import CONFIG_NAME
 from lit_gfs.runs.event_files import event_directory
+from lit_gfs.runs.layout import CONFIG_NAME
 from lit_gfs.runs.logged_scalars import logged_scalars
 from lit_gfs.utils.formats import relative_path
 from lit_gfs.utils.yaml_files import read_yaml

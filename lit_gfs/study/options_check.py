@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from lit_gfs.configuration.config_files import complete_arguments
+from lit_gfs.configuration.config_files import complete_arguments, find_config
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.study.plan import Cell, Study
+
+
+def check_configs(study: Study) -> None:
+    """Check that all configurations of a study exist; this takes no time, unlike `check_options`.
+
+    Raises:
+        UserError: If one does not.
+    """
+    for factor, levels in study.factors.items():
+        for name, level in levels.items():
+            for config in level.configs:
+                try:
+                    find_config(config)
+                except UserError as error:
+                    raise UserError(f"factors.{factor}.{name}: {error}") from error
 
 
 def check_options(study: Study) -> None:

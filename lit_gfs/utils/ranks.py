@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch import distributed
-
 _RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK")
 """Variables by which torchrun, Lightning or a user give a process its rank."""
 _CLUSTER_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -31,6 +29,9 @@ def share(total: int, rank: int, world_size: int) -> int:
 
 def gather(value: Any) -> list[Any]:
     """Return the values of all processes, by rank; all processes must call it."""
+    # Imported late: programs that only ask for the first process do without PyTorch.
+    from torch import distributed
+
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     gathered: list[Any] = [None] * distributed.get_world_size()

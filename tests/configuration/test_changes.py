@@ -10,7 +10,7 @@ import yaml
 from lit_gfs.configuration.changes import DEFAULT, Change, read_given
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.configuration.run_text import run_text
-from lit_gfs.runs.checkpoints import CONFIG_HEADER
+from lit_gfs.runs.layout import CONFIG_HEADER
 
 RESOLVED = {
     "seed_everything": 3,

@@ -156,7 +156,7 @@ def test_a_study_is_checked_before_it_imports_anything(capsys: pytest.CaptureFix
     text = find_config("studies/smoke").read_text()
     Path("study.yaml").write_text(text.replace("lit_gfs.networks.PlainTrunk", "side_effect.Bad"))
 
-    assert "side_effect.Bad" in refused(["study", "--config=study.yaml", "--dry_run=true"], capsys)
+    assert "side_effect.Bad" in refused(["study", "--config=study.yaml"], capsys)
     assert "side_effect" not in sys.modules
 
 

@@ -13,7 +13,8 @@ import torch
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
-from lit_gfs.runs.checkpoints import damage_of, find_checkpoint, latest_run, newest_intact
+from lit_gfs.runs.checkpoints import damage_of, find_checkpoint, newest_intact
+from lit_gfs.runs.layout import latest_run
 from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
 from support.command_line import DQN, stopped
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_gfs.runs.checkpoints import CONFIG_HEADER
+from lit_gfs.runs.layout import CONFIG_HEADER
 from lit_gfs.runs.run_directory import RunDirectory
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.main import main
+from lit_gfs.study.options_check import check_options
 from lit_gfs.study.plan import Study
 from support.command_line import stopped
 
@@ -352,10 +353,22 @@ def test_the_atari_study_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["studies/control", "studies/label_shuffle", "studies/smoke"])
 def test_the_options_of_every_shipped_study_are_known(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["study", "--config", name, "--dry_run", "true"])
+    study = Study.load(find_config(name))
+    check_options(study)
+    main(["study", "--config", name, "--dry_run"])
 
-    planned = len(Study.load(find_config(name)).cells())
+    planned = len(study.cells())
     assert capsys.readouterr().out.count("\npython -m lit_gfs fit ") == planned
+
+
+def test_a_plan_names_configurations_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    study = with_options()
+    study["factors"]["recipe"]["gfs"] = {"configs": ["recipes/gsf"]}
+    write(study)
+
+    assert mistake_of([*RUN, "--dry_run"], capsys).startswith(
+        "factors.recipe.gfs: --config 'recipes/gsf' not found"
+    )
 
 
 def wait_for_a_cell(name: str = "log.txt", seconds: float = 300.0) -> None:

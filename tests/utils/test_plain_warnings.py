@@ -22,6 +22,21 @@ def test_ours_are_one_line_and_others_stay_as_they_are() -> None:
     assert "UserWarning" in formatted(str(lit_gfs.__file__))
 
 
+def test_callbacks_that_only_the_checkpoint_has_are_named_in_one_line() -> None:
+    lightning = (
+        "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided "
+        "during `Trainer` instantiation. Please add the following callbacks: "
+        "[\"LastCheckpoint{'monitor': None}\", 'CurvatureMonitor']."
+    )
+    with plain_warnings():
+        told = warnings.formatwarning(UserWarning(lightning), UserWarning, "call.py", 3, line="")
+
+    assert told == (
+        "lit_gfs: warning: the checkpoint also has the state of LastCheckpoint, CurvatureMonitor, "
+        "which this run does without\n"
+    )
+
+
 def test_the_command_line_warns_in_one_line(tmp_path: Path) -> None:
     ended = run(
         [

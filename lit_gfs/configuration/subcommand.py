@@ -1,11 +1,10 @@
-"""What a subcommand besides those of LightningCLI consists of."""
+"""The parser of a subcommand besides those of LightningCLI."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from lit_gfs.configuration.parser_errors import one_line
 from lit_gfs.errors import UserError
@@ -20,11 +19,3 @@ class SubcommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message in one line."""
         raise UserError(one_line(message, self)) from ex
-
-
-class Subcommand(NamedTuple):
-    """A subcommand: its help text, its parser, and the function that runs it and returns the exit status."""
-
-    help: str
-    parser: Callable[[], ArgumentParser]
-    run: Callable[[Namespace], int]
