@@ -142,7 +142,7 @@ def test_a_study_goes_on_from_the_tables_of_its_parts(capsys: pytest.CaptureFixt
     # The same command goes on, also without the option, and nothing runs again.
     for again in ([*RUN, "--finished=part"], RUN):
         main([*again, "--jobs=1"])
-        assert "0 cells to run" in capsys.readouterr().out
+        assert ", 0 to run," in capsys.readouterr().out
         assert json.loads((TABLES / "origin.json").read_text())["parts"] == parts
     page = (TABLES / "report.html").read_text(encoding="utf-8")
     assert "run in 2 parts" in page
@@ -183,7 +183,7 @@ def test_an_origin_of_one_part_is_read(capsys: pytest.CaptureFixture[str]) -> No
 
     main([*RUN, "--finished=part", *only])
 
-    assert "0 cells to run" in capsys.readouterr().out
+    assert ", 0 to run," in capsys.readouterr().out
     parts = json.loads((TABLES / "origin.json").read_text())["parts"]
     assert [part["cells"] for part in parts] == [["digits-base-baseline-seed_0"], []]
     assert parts[0]["versions"] == old["versions"]
