@@ -10,6 +10,9 @@ from lit_gfs.metrics.series import Series, last_stretch
 PAGE = "docs/collapse.md"
 """The page about all symptoms."""
 
+EVALUATION = "eval/episode_return"
+"""The score of an agent. Several rules look at it."""
+
 Scalars = Mapping[str, Series]
 """The series of a run by tag."""
 

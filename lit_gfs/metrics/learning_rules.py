@@ -10,7 +10,7 @@ import math
 from itertools import accumulate, pairwise
 from statistics import median
 
-from lit_gfs.metrics.findings import Finding, Scalars, Symptom
+from lit_gfs.metrics.findings import EVALUATION, Finding, Scalars, Symptom
 from lit_gfs.metrics.scores import smooth
 from lit_gfs.metrics.series import Series
 
@@ -20,7 +20,6 @@ TD_ERROR = "loss/td_error"
 CHURN = "policy/churn"
 HEAD_CHURN = "policy/churn_head"
 KL = "loss/approx_kl"
-EVALUATION = "eval/episode_return"
 TRAINING = "train/episode_return"
 EPSILON = "schedule/epsilon"
 

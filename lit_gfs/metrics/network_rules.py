@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from statistics import median
 
-from lit_gfs.metrics.findings import Finding, Scalars, Symptom
+from lit_gfs.metrics.findings import EVALUATION, Finding, Scalars, Symptom
 from lit_gfs.metrics.series import Series
 
 RANK = "representation/effective_rank"
@@ -37,6 +37,8 @@ RANK_SHARE = 1 / 6
 """The same as a share of the highest rank so far. DQN on CartPole learns with a quarter of its first rank."""
 RANK_ALONE = 1.2
 """At most this rank is a collapse, no matter how high it was before."""
+SUCCESS_MARGIN = 0.1
+"""A policy is at its best within this share of its gain. One that balances a pole needs one feature."""
 
 
 def collapsed_features(scalars: Scalars) -> list[Finding] | None:
@@ -44,9 +46,11 @@ def collapsed_features(scalars: Scalars) -> list[Finding] | None:
     if (rank := COLLAPSED.series(scalars, RANK)) is None:
         return None
     highest = list(accumulate(rank.values, max))
+    evaluation = scalars.get(EVALUATION, Series([], []))
     holds = [
-        value <= RANK_ALONE or value <= min(RANK_LIMIT, RANK_SHARE * most)
-        for value, most in zip(rank.values, highest, strict=True)
+        (value <= RANK_ALONE or value <= min(RANK_LIMIT, RANK_SHARE * most))
+        and not _succeeds(evaluation, step)
+        for step, value, most in zip(rank.steps, rank.values, highest, strict=True)
     ]
     return COLLAPSED.find(
         rank.steps,
@@ -56,6 +60,15 @@ def collapsed_features(scalars: Scalars) -> list[Finding] | None:
             f"and was up to {highest[-1]:.3g}"
         ),
     )
+
+
+def _succeeds(evaluation: Series, step: int) -> bool:
+    """Return whether the evaluations up to a step have risen, and the last is about the best of them."""
+    known = [value for at, value in zip(evaluation.steps, evaluation.values, strict=True) if at <= step]
+    if not known:
+        return False
+    gain = max(known) - known[0]
+    return gain > 0 and known[-1] >= max(known) - SUCCESS_MARGIN * gain
 
 
 DORMANT_UNITS = Symptom(

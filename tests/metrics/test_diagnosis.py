@@ -59,6 +59,8 @@ def names(findings: Sequence[Finding]) -> list[str]:
 FIRING: list[tuple[str, Scalars]] = [
     ("features collapsed", {RANK: series(16, 9, *[2.4] * 8)}),
     ("features collapsed", {RANK: series(*[1.1] * 8)}),
+    ("features collapsed", {RANK: series(*[1.1] * 8), EVALUATION: series(9, 8)}),
+    ("features collapsed", {RANK: series(*[1.1] * 10), EVALUATION: series(9, 500, 300)}),
     ("dormant units", {DORMANT: series(0.1, 0.8, 0.8, 0.76)}),
     ("dormant units", {DORMANT: series(*[0.3] * 3), f"{DORMANT_LAYER}trunk.layers.9": series(*[0.97] * 3)}),
     ("starving layers", chain(*[[0.01] * 5] * 2, *[[1.0] * 5] * 6)),
@@ -90,6 +92,9 @@ QUIET: list[tuple[str, Scalars]] = [
         EPSILON: series(1.0, 0.8, 0.6, 0.4),
     }),
     ("noise of a bad policy", {EVALUATION: series(-500, -495, -500, *[-500] * 10)}),
+    ("one direction is enough for a solved task", {
+        RANK: series(8, *[1.1] * 11), EVALUATION: series(9, 200, *[500] * 10)
+    }),
     ("a dip", {EVALUATION: series(-500, -90, -90, -500, -90, -90, -90, -90)}),
 ]  # fmt: skip
 
