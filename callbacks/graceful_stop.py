@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
+from lit_gfs.callbacks.summary import logger_directory
 from lit_gfs.errors import EnvironmentFault, RunStopped, TrainingDiverged
 from lit_gfs.runs.checkpoint_io import last_checkpoint
 from lit_gfs.runs.checkpoints import newest_intact
@@ -96,9 +97,8 @@ class GracefulStop(Callback):
             self.signal = self._agreed_signal or self.signal
         elif isinstance(exception, EnvironmentFault):
             last = last_checkpoint(trainer)
-            # `trainer.log_dir` would wait for the other ranks, which do not reach this point.
-            directory = last.dirpath if last is not None else getattr(trainer.logger, "log_dir", None)
-            directory = Path(directory or trainer.default_root_dir)
+            logged = None if trainer.logger is None else logger_directory(trainer.logger)
+            directory = Path((logged if last is None else last.dirpath) or trainer.default_root_dir)
             if trainer.world_size == 1:
                 self._save(trainer)
             else:  # writing a checkpoint would need all ranks

@@ -31,20 +31,6 @@ ON_BY_DEFAULT: tuple[str, ...] = ("nan_guard",)
 """Keys of the callbacks that are on unless they are switched off."""
 
 
-METHOD_NAMES = {
-    "path_init": "init",
-    "layer_rates": "rates",
-    "temporal_clipping": "clip",
-    "gradient_normalization": "norm",
-}
-"""Short names, for names of runs, of the callbacks that change how a network learns."""
-
-
-def method_name(keys: Iterable[str]) -> str:
-    """Name what stabilizes a run by the keys of its callbacks, such as ``init-clip``; else ``baseline``."""
-    return "-".join(METHOD_NAMES[key] for key in keys if key in METHOD_NAMES) or "baseline"
-
-
 def key_of(callback: Callback) -> str | None:
     """Return the key of a callback, also of a subclass; ``None`` if it has none."""
     return next((key for key, kind in INTERVENTIONS.items() if isinstance(callback, kind)), None)

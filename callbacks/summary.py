@@ -227,13 +227,16 @@ def _checkpoints(trainer: Trainer, score: str) -> tuple[float | None, list[str],
 
 def logger_directories(trainer: Trainer) -> list[str]:
     """Return the directories of the Trainer's loggers, each once."""
-    return _distinct(filter(None, map(_directory_of, trainer.loggers)))
+    return _distinct(filter(None, map(logger_directory, trainer.loggers)))
 
 
-def _directory_of(logger: Logger) -> str | None:
+def logger_directory(logger: Logger) -> str | None:
+    """Return the directory of a logger; that of the run, if its events lie in one inside."""
     # `trainer.log_dir` would wait for the other ranks, which do not reach this point.
     directory = getattr(logger, "log_dir", None) or logger.save_dir
-    return None if directory is None else str(directory)
+    if directory is None:
+        return None
+    return os.path.dirname(directory) if getattr(logger, "sub_dir", None) else str(directory)
 
 
 def run_directory(trainer: Trainer, directories: Sequence[str]) -> str | None:

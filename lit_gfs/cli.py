@@ -196,6 +196,8 @@ class GradientFlowCLI(LightningCLI):
         if about is not None:
             self._end_with_help(self._parser(args[0]), config, about)
         self._contents = contents
+        # While the working directory is the user's: an environment may change it.
+        self._given = read_given(self._arguments)
 
     def _end_with_help(self, parser: LightningArgumentParser, config: Any, about: str) -> NoReturn:
         print(help_text(parser, config, self.interventions, about))
@@ -264,8 +266,7 @@ class GradientFlowCLI(LightningCLI):
         callbacks: list[Callback] = []
         if self.subcommand == "fit":
             run.default_name = self._run_name()
-            given = read_given(self._arguments)
-            method = given.method(list(chosen))
+            method = self._given.method(list(chosen))
             run.label = run_label(method, self.model, self.datamodule)
             run.arguments = self._arguments
             run.resume_from(self._get(self.config_init, "ckpt_path"))
@@ -275,7 +276,7 @@ class GradientFlowCLI(LightningCLI):
             callbacks.append(SaveConfig(run, self._parser(self.subcommand), self.config[self.subcommand]))
             if config["enable_checkpointing"] is not False:
                 callbacks += run.checkpoints(score_tag(self.model))
-            callbacks.append(RunCard(method, run_text(given, self.config[self.subcommand])))
+            callbacks.append(RunCard(method, run_text(self._given, self.config[self.subcommand])))
             callbacks += reporting_callbacks(config["callbacks"])
             seed = self._get(self.config, "seed_everything")
             opening = RunOpening(

@@ -155,6 +155,11 @@ class RunTrainer(Trainer):
         set_matmul_precision(float32_matmul_precision, self.strategy.root_device)
         switch_off_requeueing(self)
 
+    @property
+    def run_directory(self) -> Path:
+        """The directory of the run, with checkpoints and configuration; complete once `fit` begins."""
+        return self._run_directory.directory
+
     @override
     def fit(
         self,

@@ -294,7 +294,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_newest_intact_checkpoint(tmp_path: Path) -> None:
     # Where nothing can be mounted, a limit to the size of files stands in, of what is written in the end.
     (tmp_path / "runs").mkdir()
-    with full_disk(tmp_path / "runs", 290 << 10) as mounted:
+    with full_disk(tmp_path / "runs", 320 << 10) as mounted:
         ended = run([*PPO, options("none", 0, 0)], tmp_path, None if mounted else small_files)
 
         assert ended.status == 5

@@ -163,5 +163,5 @@ def test_a_number_that_is_read_in_every_update_is_found(tmp_path: Path) -> None:
             watched(tmp_path, arguments, [IN_EVERY_STEP], True)
         return
     waits = watched(tmp_path, arguments, [IN_EVERY_STEP], True)
-    assert set(waits["found"]) == {"aten._local_scalar_dense.default in lit_gfs.agents.dqn.optimizer_step"}
+    assert set(waits["found"]) == {"aten._local_scalar_dense.default in lit_gfs.optim.factory.step"}
     assert len(waits["found"]) == LAST - FIRST

@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lit_gfs.callbacks.named import METHOD_NAMES, method_name
 from lit_gfs.configuration.config_checks import read_configs
 from lit_gfs.configuration.config_files import shipped_configs
+from lit_gfs.configuration.flat_options import flat_options
+from lit_gfs.configuration.method_names import METHOD_NAMES, method_name
 from lit_gfs.configuration.switches import options_of
 from lit_gfs.runs.layout import CONFIG_NAME, find_run
 
 DEFAULT = "default"
 """Stands for the value of an option that the shipped configurations do not set."""
-_PLACES = ("run", "ckpt_path")
-"""Options that say where a run is, and not what it is."""
 _RECIPES = "recipes/"
 _METHOD_OPTIONS = [["gfs", key] for key in METHOD_NAMES]
 
@@ -92,24 +91,6 @@ def read_given(arguments: Sequence[str]) -> Given:
 
 def _is_of_a_run(file: Path) -> bool:
     return file.name == CONFIG_NAME and find_run(file.parent) == file.parent.absolute()
-
-
-def flat_options(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by dotted names.
-
-    A class stands under the name of its option, and its arguments below it, as in ``model.trunk.depth``.
-    """
-    if not isinstance(content, Mapping) or not content:
-        return {prefix: content}
-    if "class_path" in content or "init_args" in content:
-        name = {prefix: str(content["class_path"]).rpartition(".")[2]} if "class_path" in content else {}
-        arguments = content.get("init_args") or {}
-        return name | (flat_options(arguments, prefix) if arguments else {})
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if prefix or key not in _PLACES:
-            values |= flat_options(value, f"{prefix}.{key}" if prefix else str(key))
-    return values
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback
 
-from lit_gfs.callbacks.named import INTERVENTIONS, ON_BY_DEFAULT, in_order, key_of, keys_of, method_name
+from lit_gfs.callbacks.named import INTERVENTIONS, ON_BY_DEFAULT, in_order, key_of, keys_of
 from lit_gfs.configuration.config_files import find_config, shipped_configs
+from lit_gfs.configuration.method_names import method_name
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.utils.signatures import accepted_parameters
 from lit_gfs.utils.yaml_files import read_yaml

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_gfs.metrics.layer_scalars import read_layer_scalars
-
 if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
 
@@ -18,6 +16,8 @@ def logged_scalars(directory: Path) -> dict[str, list[ScalarEvent]]:
         directory: Directory with event files.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from lit_gfs.metrics.layer_scalars import read_layer_scalars
 
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()

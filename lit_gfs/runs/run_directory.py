@@ -187,7 +187,9 @@ class RunDirectory:
 
     def _event_files(self) -> list[Path]:
         place = Path(self.logger().log_dir)
-        return list(place.iterdir()) if place.is_dir() else []
+        return (
+            list(place.iterdir()) if os.path.isdir(place) else []
+        )  # Path.is_dir raises if a name is too long
 
     def save_config(self, parser: ArgumentParser, config: Namespace) -> None:
         """Write the resolved configuration when training begins; leave out a checkpoint of this run."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_gfs.configuration.changes import flat_options
+from lit_gfs.configuration.flat_options import flat_options
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import final_score
 from lit_gfs.metrics.series import Series, bounded

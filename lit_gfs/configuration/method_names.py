@@ -1,0 +1,18 @@
+"""How a run is called by the callbacks that change how its network learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+METHOD_NAMES = {
+    "path_init": "init",
+    "layer_rates": "rates",
+    "temporal_clipping": "clip",
+    "gradient_normalization": "norm",
+}
+"""Short names, for names of runs, of the callbacks that change how a network learns."""
+
+
+def method_name(keys: Iterable[str]) -> str:
+    """Name what stabilizes a run by the keys of its callbacks, such as ``init-clip``; else ``baseline``."""
+    return "-".join(METHOD_NAMES[key] for key in keys if key in METHOD_NAMES) or "baseline"
