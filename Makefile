@@ -8,8 +8,8 @@ export ACCELERATOR ?= cpu
 
 .PHONY: demo study test test-slow lint typecheck check docs clean
 
-demo: $(VENV)/.runtime ## train DQN on CartPole in under two minutes
-	$(BIN)/python -m lit_gfs fit --config quickstart
+demo: $(VENV)/.runtime ## train DQN on CartPole in under a minute
+	$(BIN)/python -m lit_gfs fit --config demo
 
 study: $(VENV)/.runtime ## a small study from plan to report, in under five minutes
 	$(BIN)/python -m lit_gfs study --config studies/smoke

@@ -99,6 +99,7 @@ def test_ppo_leaves_the_untrained_agent_behind_on_cartpole() -> None:
     ("name", "least"),
     [
         ("quickstart", 475),
+        ("demo", 475),
         ("ppo_cartpole", 475),
         ("dqn_acrobot", -100),
         ("ppo_cartpole_swingup", 700),
