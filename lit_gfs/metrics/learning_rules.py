@@ -130,9 +130,10 @@ APART_LIMIT = 0.5
 
 
 def evaluation_apart(scalars: Scalars) -> list[Finding] | None:
-    """Find evaluations that return far less or far more than training does between them.
+    """Find evaluations that return far less than training does between them.
 
-    While random actions become rarer, training is expected to lag behind.
+    While random actions become rarer, the two are not comparable. Evaluations that return more are expected:
+    training has random actions, and its mean lags behind.
     """
     if (evaluation := APART.series(scalars, EVALUATION)) is None or TRAINING not in scalars:
         return None
@@ -153,15 +154,8 @@ def evaluation_apart(scalars: Scalars) -> list[Finding] | None:
         ours, theirs = (median(values[point] for point in points) for values in (evaluated, trained))
         return f"evaluations return {ours:,.4g}, and training {theirs:,.4g}"
 
-    return [
-        finding
-        for sign in (1, -1)
-        for finding in APART.find(
-            steps,
-            [sign * (ours - theirs) >= distance > 0 for ours, theirs in zip(evaluated, trained, strict=True)],
-            text,
-        )
-    ][:1]
+    holds = [theirs - ours >= distance > 0 for ours, theirs in zip(evaluated, trained, strict=True)]
+    return APART.find(steps, holds, text)
 
 
 def _settled(epsilon: Series | None) -> float:

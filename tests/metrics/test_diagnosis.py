@@ -91,6 +91,7 @@ QUIET: list[tuple[str, Scalars]] = [
         TRAINING: series(*[20, 30, 40, 60]),
         EPSILON: series(1.0, 0.8, 0.6, 0.4),
     }),
+    ("training has random actions", {EVALUATION: series(*[500] * 8), TRAINING: series(*[100] * 8)}),
     ("noise of a bad policy", {EVALUATION: series(-500, -495, -500, *[-500] * 10)}),
     ("one direction is enough for a solved task", {
         RANK: series(8, *[1.1] * 11), EVALUATION: series(9, 200, *[500] * 10)
@@ -156,8 +157,8 @@ def test_the_ratio_of_layers_leaves_out_what_is_not_finite() -> None:
 
 def test_evaluations_are_judged_once_epsilon_is_constant() -> None:
     scalars = {
-        EVALUATION: series(*[500] * 8),
-        TRAINING: series(*[20] * 8),
+        EVALUATION: series(*[20] * 8),
+        TRAINING: series(*[500] * 8),
         EPSILON: series(1.0, 0.5, *[0.05] * 6),
     }
 
