@@ -28,17 +28,17 @@ class Rule(NamedTuple):
     judge: Callable[[Scalars], list[Finding] | None]
 
 
-_MONITOR = "more measurements of --gfs.representation {}"
+_MONITOR = "more measurements of --gfs.representation true"
 
 RULES = (
     Rule("features collapsed", _MONITOR, network_rules.collapsed_features),
     Rule("dormant units", _MONITOR, network_rules.dormant_units),
     Rule(
         "starving or exploding layers",
-        "more measurements of --gfs.gradient_flow {}, and four layers",
+        "more measurements of --gfs.gradient_flow true, and four layers",
         network_rules.uneven_layers,
     ),
-    Rule("divergence", "--gfs.nan_guard {}", learning_rules.divergence),
+    Rule("divergence", "--gfs.nan_guard true", learning_rules.divergence),
     Rule("churn", _MONITOR, learning_rules.churning_policy),
     Rule("learning rate too high", _MONITOR, learning_rules.too_high_rate),
     Rule("evaluation and training apart", "more evaluations", learning_rules.evaluation_apart),

@@ -27,7 +27,7 @@ _ABOUT_THE_REST = "section 4"
 _SMALLER_RATE = "a smaller --model.optimizer.init_args.lr"
 
 DIVERGENCE = Symptom(
-    "divergence", 5, 0.6, f"{_SMALLER_RATE}, or --gfs.temporal_clipping {{}}", _ABOUT_THE_REST
+    "divergence", 5, 0.6, f"{_SMALLER_RATE}, or --gfs.temporal_clipping true", _ABOUT_THE_REST
 )
 BLOW_UP = 100.0
 """A TD error that is so many times the median of all errors before has left the scale of the task."""
@@ -67,7 +67,7 @@ CHURNING = Symptom(
     "churn",
     8,
     0.375,  # churn is 0 at some steps and high at others
-    f"--gfs.temporal_clipping {{}}, or {_SMALLER_RATE}",
+    f"--gfs.temporal_clipping true, or {_SMALLER_RATE}",
     "section 2",
 )
 CHURN_LIMIT = 0.3
@@ -167,7 +167,7 @@ def _settled(epsilon: Series | None) -> float:
     )
 
 
-LOST = Symptom("return lost", 5, 1.0, f"--gfs.temporal_clipping {{}}, or {_SMALLER_RATE}", _ABOUT_THE_REST)
+LOST = Symptom("return lost", 5, 1.0, f"--gfs.temporal_clipping true, or {_SMALLER_RATE}", _ABOUT_THE_REST)
 LOST_LIMIT = 0.75
 """Share of its improvement that a run has lost again."""
 LEAST_GAIN = 0.1

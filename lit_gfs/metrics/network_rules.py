@@ -22,13 +22,13 @@ NORM = "gradient_flow/norm/"
 
 _ABOUT_FEATURES = "section 2"
 _ABOUT_GRADIENTS = "section 1"
-_OPENING = "--gfs.path_init {} --gfs.path_init.init_args.mirrored true"
+_OPENING = "--gfs.path_init true --gfs.path_init.mirrored true"
 
 COLLAPSED = Symptom(
     "features collapsed",
     8,
     1.0,
-    f"{_OPENING} --gfs.temporal_clipping {{}}, or a ResidualTrunk",
+    f"{_OPENING} --gfs.temporal_clipping true, or a ResidualTrunk",
     _ABOUT_FEATURES,
 )
 RANK_LIMIT = 2.5
@@ -106,13 +106,13 @@ STARVING = Symptom(
     "starving layers",
     5,
     0.8,
-    f"{_OPENING}, --gfs.gradient_normalization {{}}, or a smaller rate",
+    f"{_OPENING}, --gfs.gradient_normalization true, or a smaller rate",
     _ABOUT_GRADIENTS,
 )
 STARVING_LIMIT = 0.1
 """Largest ratio of the gradient norms of a chain's first and last quarter if its first layers starve."""
 EXPLODING = Symptom(
-    "exploding layers", 5, 0.8, f"{_OPENING}, or --gfs.gradient_normalization {{}}", _ABOUT_GRADIENTS
+    "exploding layers", 5, 0.8, f"{_OPENING}, or --gfs.gradient_normalization true", _ABOUT_GRADIENTS
 )
 EXPLODING_LIMIT = 30.0
 """Smallest such ratio if gradients explode on their way down; healthy deep networks reach 10."""
