@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -32,17 +33,17 @@ RANK, RETURN = "representation/effective_rank", "eval/episode_return"
 def _directory_with_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_run("runs/dqn/version_2", ranks=[16.0] * 12, lr=1e-3)
-    make_run("runs/dqn/version_10", ranks=[16.0, *[1.1] * 11], lr=1e-2)
+    make_run("runs/dqn/version_10", ranks=[16.0, *[1.1] * 11], lr=1e-2, returns=range(11, -1, -1))
 
 
-def make_run(directory: str, ranks: list[float], lr: float) -> None:
+def make_run(directory: str, ranks: list[float], lr: float, returns: Iterable[float] = range(12)) -> None:
     path = Path(directory)
     path.mkdir(parents=True)
     write_events(
         path,
         {
             RANK: [(100 * index, rank) for index, rank in enumerate(ranks)],
-            RETURN: [(100 * index, float(index)) for index in range(12)],
+            RETURN: [(100 * index, float(value)) for index, value in enumerate(returns)],
         },
     )
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": lr}}
@@ -158,7 +159,7 @@ def test_compare_shows_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert ["model.optimizer.lr", "0.001", "0.01"] in rows
     assert ["steps", "1,100", "1,100"] in rows
-    assert ["final score", "10.5", "10.5"] in rows  # of the last tenth of the steps
+    assert ["final score", "10.5", "0.50"] in rows  # of the last tenth of the steps
     assert ["best score", "11.0", "11.0"] in rows
     assert not [row for row in rows if row[0].startswith(("seed", "run", "ckpt"))]
     assert any(row[:2] == ["diagnosis", "nothing found"] and "collapsed" in row[2] for row in rows)
