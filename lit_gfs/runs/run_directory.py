@@ -169,7 +169,8 @@ class RunDirectory:
             self._discard_new_files()
             return
         directory = self._made[0]
-        written = [path for path in directory.rglob("*") if not path.is_dir()]
+        there = directory.rglob("*") if os.path.isdir(directory) else ()
+        written = [path for path in there if not path.is_dir()]
         if all(path.name == CONFIG_NAME or _FROM_LOGGER.match(path.name) for path in written):
             for path in written:
                 path.unlink()

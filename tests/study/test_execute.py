@@ -128,7 +128,7 @@ def test_however_a_cell_fails_it_is_recorded_and_the_others_run(tmp_path: Path) 
 def test_jobs_run_at_once_with_the_threads_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
 
-    record = run(study("well", seeds=3).cells(), tmp_path, jobs=2, threads=3)
+    record = run(study("together", seeds=3).cells(), tmp_path, jobs=2, threads=3)
 
     assert record.most_at_once == 2
     facts = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("facts.json"))]

@@ -76,6 +76,10 @@ def fit(command: list[str], tell: Tell) -> Fitted:
     if ends == "never":
         (directory / "pid").write_text(str(os.getpid()))
         time.sleep(600)
+    if ends == "together":
+        (directory / "begun").touch()
+        while len(list(directory.parent.glob("*/begun"))) < 2 and time.time() < began + 30:
+            time.sleep(0.01)
     time.sleep(0.2)
     write_events(directory, curves, began)
     facts = {
