@@ -1,4 +1,4 @@
-"""What a run is, in five lines before it trains."""
+"""Five lines that describe a run before it trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes to TensorBoard what a run is: its command, its hyperparameters, and the scores it has reached."""
+"""Describes a run in TensorBoard: its command, its hyperparameters, and the scores it has reached."""
 
 from __future__ import annotations
 

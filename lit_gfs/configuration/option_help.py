@@ -127,7 +127,7 @@ def sections(parser: ArgumentParser, config: Namespace, interventions: Mapping[s
         place = f"gfs.{key}"
         section = _part(place, by_place.get(place) or NamedClass(place, cls, {}, {}), {})
         state = "on" if place in by_place else "off"
-        switch = Option(place, state, "null switches it off, {} switches it on.")
+        switch = Option(place, state, "true switches it on, false switches it off.")
         found.append(Section(section.heading, [switch, *section.options]))
     return [*found, _group("trainer", Trainer, config)]
 

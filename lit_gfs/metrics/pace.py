@@ -12,7 +12,7 @@ Interval = int | Literal["auto"]
 
 
 class Pace(NamedTuple):
-    """What ``auto`` stands for.
+    """The meaning of ``auto``.
 
     Attributes:
         points: Measurements in a run that it aims at.

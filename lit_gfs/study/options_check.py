@@ -9,7 +9,7 @@ from lit_gfs.study.plan import Cell, Study
 
 
 def check_configs(study: Study) -> None:
-    """Check that all configurations of a study exist; this takes no time, unlike `check_options`.
+    """Check that all configurations of a study exist. It reads no options, and so imports no PyTorch.
 
     Raises:
         UserError: If one does not.
