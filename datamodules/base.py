@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.closing import close_env, leave_open
 from lit_gfs.envs.make import complete_options
+from lit_gfs.envs.task_stream import TaskStream
 from lit_gfs.envs.tensor import TensorEnv
 from lit_gfs.errors import STOPS, EnvironmentFault, UserError, in_one_line
 from lit_gfs.runs.announcements import announce
@@ -187,6 +188,12 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
     def frame_skip(self) -> int:
         """Simulator frames per environment step."""
         return self._env_spec.frame_skip
+
+    @property
+    def task(self) -> int | None:
+        """The task that was trained last, as its index in a `TaskStream`; ``None`` in other environments."""
+        env = None if self.runner is None else self.runner.env
+        return env.task if isinstance(env, TaskStream) else None
 
     @property
     def planned_batches(self) -> int:
@@ -366,6 +373,12 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
             )
         return played
 
+    def undisturbed(self) -> AbstractContextManager[Any]:
+        """Let an evaluation draw without effect on the later draws of training, or on a checkpoint."""
+        if self.runner is not None:
+            return self.runner.undisturbed()
+        return isolated_generators(cast(Any, self.trainer).lightning_module.device)
+
     def _film_and_evaluate(self) -> TensorDict:
         if not cast(Any, self.trainer).is_global_zero:
             return self._evaluate()
@@ -383,10 +396,11 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         agent = trainer.lightning_module
         if isinstance(env, TensorEnv):
             env.to(agent.device)
+        if isinstance(env, TaskStream):
+            env.begin_task(env.task_at(max(0, self.env_steps - 1)))
         seed = derive_seed("evaluation", self.seed, trainer.global_rank, self.env_steps)
         # An evaluation must not change the next random numbers of training.
-        isolation = isolated_generators(agent.device) if self.runner is None else self.runner.undisturbed()
-        with isolation, trainer.precision_plugin.forward_context():
+        with self.undisturbed(), trainer.precision_plugin.forward_context():
             seed_generators(seed)
             env.set_seed(seed)
             try:

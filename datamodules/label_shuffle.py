@@ -10,9 +10,15 @@ from torch import Tensor
 
 from lit_gfs.datamodules.base import require_positive
 from lit_gfs.datamodules.image_sets import CLASSES, load_images
-from lit_gfs.datamodules.shuffled_labels import Batch, EpochLoader, EvaluationLoader, ShuffledLabels
+from lit_gfs.datamodules.shuffled_labels import (
+    Batch,
+    EpochLoader,
+    EvaluationLoader,
+    PermutedPixels,
+    ShuffledLabels,
+)
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, nearest
 from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.runs.trainer_checks import (
     require_evaluation_between_epochs,
@@ -23,16 +29,22 @@ from lit_gfs.utils.given_arguments import RemembersArguments
 from lit_gfs.utils.seeding import run_seed
 from lit_gfs.utils.transfers import send
 
+_TASKS = {"labels": ShuffledLabels, "pixels": PermutedPixels}
+_SHIFTS = {"labels": "label_shuffle", "pixels": "pixel_permutation"}
+"""Names of the objective shift."""
+
 
 class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
     """Images whose labels are shuffled every few epochs; the run ends after ``epochs`` epochs.
 
     This is the non-stationary supervised experiment of Castanyer et al. (2025, arXiv 2506.15544). After a
     shuffle the labels are noise, so the accuracy on the training images measures the network's remaining
-    ability to learn. A shuffle does not change the number of images per class. Each shuffle is announced as
-    the objective shift ``label_shuffle`` before the first step on the new labels. The evaluation uses the
-    training images with the current labels. It runs every ``eval_every`` epochs, in the last epoch before a
-    shuffle, and at the end.
+    ability to learn. A shuffle does not change the number of images per class. With ``changes="pixels"``,
+    labels stay true, and the pixels of all images change places alike.
+
+    Each shuffle is announced as the objective shift ``label_shuffle`` or ``pixel_permutation`` before the
+    first step on the new task. The evaluation uses the training images with the current labels and pixels. It
+    runs every ``eval_every`` epochs, in the last epoch before a shuffle, and at the end.
 
     Args:
         dataset: ``digits`` (1,797 images of 8 x 8, part of scikit-learn) or ``cifar10`` (50,000 of 32 x 32).
@@ -40,9 +52,11 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
             not downloaded.
         samples: Number of images, from the first on; ``null`` uses all.
         batch_size: Images per batch in each process; an epoch drops an incomplete last batch.
-        shuffle_every: Epochs between two shuffles of the labels; ``null`` never shuffles.
-        starts_true: Whether the first phase has the true labels. Otherwise the first phase is the reference
-            for later ones, with a fresh network.
+        changes: What a shuffle changes: ``labels``, or ``pixels``, which change places in all images alike
+            while the labels stay true (permuted digits).
+        shuffle_every: Epochs between two shuffles; ``null`` never shuffles.
+        starts_true: Whether the first phase has the true labels and pixels. Otherwise the first phase is the
+            reference for later ones, with a fresh network.
         epochs: Number of epochs of the run.
         eval_every: Epochs between evaluations.
         seed: Seed of the labels and of the order of images; ``null`` uses that of ``seed_everything``.
@@ -57,6 +71,7 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         root: str = "data/cifar-10-batches-bin",
         samples: int | None = None,
         batch_size: int = 128,
+        changes: Literal["labels", "pixels"] = "labels",
         shuffle_every: int | None = 20,
         starts_true: bool = True,
         epochs: int = 80,
@@ -75,7 +90,12 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         self.eval_every = eval_every
         images, labels = load_images(dataset, root, samples)
         seed = run_seed() if seed is None else seed
-        self.task = ShuffledLabels(images, labels, shuffle_every, seed, starts_true)
+        if changes not in _TASKS:
+            raise UserError(
+                f"changes is {changes!r}; expected {' or '.join(map(repr, _TASKS))}{nearest(changes, _TASKS)}"
+            )
+        self.changes = changes
+        self.task = _TASKS[changes](images, labels, shuffle_every, seed, starts_true)
         self._loader = self._make_loader()
 
     @property
@@ -107,8 +127,8 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         return self.epoch + 1 == self.epochs or self.task.is_shuffled_before(self.epoch + 1)
 
     def probe_images(self) -> Tensor:
-        """Return the first 256 images, ``(256, *shape)``, or all if there are fewer."""
-        return self.task.images[:256]
+        """Return the first 256 images as they are now, ``(256, *shape)``, or all if there are fewer."""
+        return self.task.select(slice(256), self.epoch)
 
     # -- Hooks of Lightning ------------------------------------------------------------------------------
 
@@ -175,7 +195,7 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
     def _announce(self, epoch: int) -> None:
         if self.task.is_shuffled_before(epoch):
             trainer = cast(Any, self.trainer)
-            announce_objective_shift(trainer, trainer.lightning_module, "label_shuffle")
+            announce_objective_shift(trainer, trainer.lightning_module, _SHIFTS[self.changes])
 
     def _schedule_validation(self, epoch: int) -> None:
         # The Trainer validates if the period divides the number of epochs so far: 1 always does, and a period

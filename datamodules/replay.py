@@ -102,6 +102,8 @@ class ReplayLoader:
         if self._due_at(self._updates + 2) > self._last_step:
             wanted = self._last_step
         while self._runner.env_steps < wanted:
+            if self._runner.begin_due_task():
+                self.end_episodes()
             left = -(-(wanted - self._runner.env_steps) // self._runner.vector_step)
             self.buffer.extend(self._runner.collect(min(left, self._runner.steps_per_env)))
         self._position += 1

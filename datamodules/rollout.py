@@ -79,6 +79,7 @@ class RolloutLoader:
             raise StopIteration
         self._runner.pass_barrier(self._position)
         if self._position == 0:
+            self._runner.begin_due_task()
             rollout = self._runner.collect(self._rollout_steps)
             # The values of final observations need the same precision as all others.
             with self._runner.precision():

@@ -1,4 +1,4 @@
-"""Images with labels that change from phase to phase, and their training and evaluation loaders."""
+"""Images with labels or pixels that change from phase to phase, and their training and evaluation loaders."""
 
 from __future__ import annotations
 
@@ -48,24 +48,58 @@ class ShuffledLabels:
     def __len__(self) -> int:
         return len(self.images)
 
+    def phase(self, epoch: int) -> int:
+        """Return the number of the epoch's phase, from 0."""
+        return 0 if self.shuffle_every is None else epoch // self.shuffle_every
+
     def labels(self, epoch: int) -> Tensor:
         """Return the labels of an epoch, ``(N,)``."""
-        phase = 0 if self.shuffle_every is None else epoch // self.shuffle_every
-        if phase == 0 and self.starts_true:
+        if self._is_true(epoch):
             return self.true_labels
-        return self.true_labels[self._permutation("labels", phase)]
+        return self.true_labels[self._permutation("labels", self.phase(epoch), len(self))]
+
+    def select(self, chosen: Tensor | slice, epoch: int) -> Tensor:
+        """Return some of the images as they are in an epoch, ``(chosen, *shape)``."""
+        return self.images[chosen]
 
     def order(self, epoch: int) -> Tensor:
         """Return the order of the images in an epoch, as indices ``(N,)``."""
-        return self._permutation("order", epoch)
+        return self._permutation("order", epoch, len(self))
 
     def is_shuffled_before(self, epoch: int) -> bool:
         """Return whether an epoch has other labels than the previous epoch."""
         return self.shuffle_every is not None and epoch > 0 and epoch % self.shuffle_every == 0
 
-    def _permutation(self, purpose: str, index: int) -> Tensor:
+    def _is_true(self, epoch: int) -> bool:
+        """Return whether nothing is shuffled in an epoch."""
+        return self.starts_true and self.phase(epoch) == 0
+
+    def _permutation(self, purpose: str, index: int, length: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(purpose, self._seed, index))
-        return torch.randperm(len(self), generator=generator)
+        return torch.randperm(length, generator=generator)
+
+
+class PermutedPixels(ShuffledLabels):
+    """Images with their true labels, whose pixels change places from phase to phase.
+
+    All images of a phase have the same permutation, and all channels of a pixel move together. Every phase is
+    a task as hard as the first for a network without convolutions (Goodfellow et al. 2013, arXiv 1312.6211),
+    so later phases show what the network has lost (Dohare et al. 2024, Nature 632). The arguments are those
+    of `ShuffledLabels`.
+    """
+
+    def labels(self, epoch: int) -> Tensor:
+        """Return the true labels, ``(N,)``."""
+        return self.true_labels
+
+    def select(self, chosen: Tensor | slice, epoch: int) -> Tensor:
+        """Return some of the images with the permutation of an epoch, ``(chosen, *shape)``."""
+        images = self.images[chosen]
+        if self._is_true(epoch):
+            return images
+        pixels = images.flatten(-2) if images.ndim > 2 else images
+        order = self._permutation("pixels", self.phase(epoch), pixels.shape[-1])
+        return pixels[..., order].view(images.shape)
 
 
 class EpochLoader:
@@ -121,7 +155,7 @@ class EpochLoader:
         self._position += 1
         if self._position == len(self):
             self._on_last_batch(self.epoch)
-        return self._data.images[chosen], self._labels[chosen]
+        return self._data.select(chosen, self.epoch), self._labels[chosen]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch and the position in it, which determine the remaining batches."""
@@ -142,7 +176,7 @@ class EpochLoader:
 
 
 class EvaluationLoader:
-    """All images in their original order, with the labels of the current epoch.
+    """All images in their original order, as they are in the current epoch, with its labels.
 
     Args:
         data: Images and their labels in each epoch.
@@ -157,5 +191,6 @@ class EvaluationLoader:
         return -(-len(self._data) // EVALUATION_BATCH)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = (self._data.images, self._data.labels(self._epoch()))
+        epoch = self._epoch()
+        batches = (self._data.select(slice(None), epoch), self._data.labels(epoch))
         return zip(*(part.split(EVALUATION_BATCH) for part in batches), strict=True)

@@ -40,9 +40,12 @@ WHOLE = sorted(name for name in shipped_configs() if "/" not in name)
 
 def train(directory: Path, *names: str) -> None:
     small = SMALL_ROLLOUT if names[0].startswith(("ppo", "pqn")) else SMALL_REPLAY
-    if names[0].startswith("label_shuffle"):
+    if names[0].startswith(("label_shuffle", "permuted_digits")):
         small = SMALL_LABELS
         write_cifar10(directory / "data/cifar-10-batches-bin")
+    if names[0].endswith("_offline"):
+        main(["fit", "--config=quickstart", *SMALL_REPLAY, *QUICK, "--run.name=source", "--run.root=sources"])
+        small = ["--data.source=sources/source/version_0", "--data.total_steps=8", "--data.batch_size=8"]
     configs = [argument for name in names for argument in ("--config", name)]
 
     main(["fit", *configs, *small, *QUICK])
@@ -258,6 +261,18 @@ PQN_MINATAR = {
 HYPERPARAMETERS = {
     "dqn_minatar": DQN_MINATAR,
     "pqn_minatar": PQN_MINATAR,
+    "pqn_minatar_stream": PQN_MINATAR
+    | {
+        "data.env_id": "MinAtar/Stream-v0",
+        "data.env_options": {
+            "games": ["Breakout", "Freeway", "SpaceInvaders", "Asterix"],
+            "switch_every": 500_000,
+            "sticky_action_prob": 0.1,
+            "difficulty_ramping": True,
+        },
+        "data.total_steps": 4_000_000,
+        "model.anneal_learning_rate": False,
+    },
     "dqn_breakout": DQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},
     "dqn_pong": DQN_ATARI | {"data.env_id": "ALE/Pong-v5"},
     "pqn_breakout": PQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},

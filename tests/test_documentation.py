@@ -60,7 +60,9 @@ def shortened(command: str) -> str:
         return f"{command} --data.eval_episodes=1"
     if "--ckpt_path" in command:
         return f"{command} --data.total_steps=200"
-    if "--config label_shuffle" in command:
+    if "_offline" in command:
+        return f"{command} --data.total_steps=8 --data.batch_size=8 --data.eval_episodes=1"
+    if re.search("--config (label_shuffle|permuted_digits)", command):
         return f"{command} {LABELS}"
     if re.search("--config (ppo|pqn)", command):
         return f"{command} {ROLLOUT} {NO_EVALUATION}"

@@ -49,6 +49,11 @@ ENVS = {
     "CartPole": ["--data.env_id=CartPole-v1"],
     "tensor CartPole": ["--data.env_id=tensor/CartPole-v1"],
     "tensor Seaquest": ["--data.env_id=tensor/MinAtar/Seaquest-v1", "--model.encoder=MinAtarCNN"],
+    "MinAtar stream": [
+        "--data.env_id=MinAtar/Stream-v0",
+        "--data.env_options={games: [Breakout, Freeway], switch_every: 96}",
+        "--model.encoder=MinAtarCNN",
+    ],
     "Acrobot": ["--data.env_id=Acrobot-v1"],
     "Breakout": [
         "--data.env_id=ALE/Breakout-v5",
@@ -116,6 +121,11 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(agent: str) -> None:
 )
 def test_a_run_whose_environments_are_tensors_resumes(agent: str, env: str) -> None:
     assert_resumes(agent, env, *EVERYTHING, points=2)
+
+
+@pytest.mark.parametrize("agent", ["dqn", pytest.param("pqn", marks=pytest.mark.slow)])
+def test_a_run_on_a_stream_of_tasks_resumes(agent: str) -> None:
+    assert_resumes(agent, "MinAtar stream", *EVERYTHING)
 
 
 @pytest.mark.parametrize("agent", ["dqn", pytest.param("pqn", marks=pytest.mark.slow)])

@@ -45,6 +45,8 @@ ELSEWHERE = {
     "eval/human_normalized_score",  # Atari
     "eval_current/<score>",  # an average of the weights
     "schedule/learning_rate_<n>",  # two optimizers
+    "loss/conservative",  # offline learning
+    "schedule/task",  # a stream of tasks
 }
 """Tags that other tests see."""
 

@@ -125,7 +125,11 @@ class Agent(Learner):
             lengths = next_["episode_length"][ended].tolist()
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
-        self._observations.add(rollout["observation"])
+        self.show_observations(rollout["observation"])
+
+    def show_observations(self, observation: Tensor) -> None:
+        """Note observations ``(num_envs, T, *shape)`` with which monitors probe the networks."""
+        self._observations.add(observation)
 
     # -- learning ----------------------------------------------------------------------------------------
 
@@ -169,6 +173,8 @@ class Agent(Learner):
             values["train/episode_return"] = sum(returns) / len(returns)
             values["train/episode_length"] = sum(lengths) / len(lengths)
         self._episodes = []
+        if (task := getattr(self.source, "task", None)) is not None:
+            values["schedule/task"] = float(task)
         values["time/frames"] = float(self.env_steps * self.source.frame_skip)
         return values
 

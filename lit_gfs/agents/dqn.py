@@ -20,7 +20,7 @@ from torch import Tensor
 from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.functional.losses import double_q_value, max_q_value, q_loss
+from lit_gfs.functional.losses import conservative_penalty, double_q_value, max_q_value, q_loss
 from lit_gfs.functional.returns import learner_reward, td_target
 from lit_gfs.optim.factory import make_optimizer
 
@@ -35,6 +35,7 @@ class DQN(QLearningAgent):
         target_tau: Share by which the target network moves towards the weights after each optimizer step;
             ``null`` copies them instead.
         double: Whether the online network chooses the action that the target network values.
+        conservatism: Weight of the conservative penalty, for offline learning; 0 switches it off.
         options: Exploration and loss, see `QLearningAgent`; rewards and discount, see `Agent`; networks and
             optimizer, see `Learner`.
 
@@ -49,10 +50,12 @@ class DQN(QLearningAgent):
         target_sync_every: int = 1_000,
         target_tau: float | None = None,
         double: bool = False,
+        conservatism: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(env_spec, **options)
         require_between(1, math.inf, target_sync_every=target_sync_every)
+        require_between(0, math.inf, conservatism=conservatism)
         if target_tau is not None and not 0 < target_tau <= 1:
             raise UserError(
                 f"target_tau is {target_tau:g}; expected a number above 0 and at most 1, or null to copy"
@@ -61,6 +64,7 @@ class DQN(QLearningAgent):
         self.target_sync_every = target_sync_every
         self.target_tau = target_tau
         self.uses_double_q = double  # `double` is a method of every module
+        self.conservatism = conservatism
         self._synced_at = 0
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
@@ -92,6 +96,13 @@ class DQN(QLearningAgent):
         self.record(
             {"loss/q": loss, "loss/td_error": td_error.abs(), "loss/q_value": q_values, "loss/target": target}
         )
+
+        # 6. Offline, no new experience corrects the value of an action that the data lack. Conservative
+        #    Q-learning (Kumar et al. 2020) pushes such values down, and those of the data's actions up.
+        if self.conservatism:
+            penalty = conservative_penalty(q_values, batch["action"])
+            self.record({"loss/conservative": penalty})
+            loss = loss + self.conservatism * penalty
         return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -16,6 +16,7 @@ from lit_gfs.collectors.direct import DirectCollector
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.collectors.resident import ResidentCollector
 from lit_gfs.envs.auto_reset import AutoResetEnv
+from lit_gfs.envs.task_stream import TaskStream
 from lit_gfs.envs.tensor import TensorEnv
 from lit_gfs.errors import EnvironmentFault
 from lit_gfs.utils.seeding import (
@@ -204,6 +205,23 @@ class EnvRunner:
         self.env.set_seed(derive_seed("environments", *position))
         with self._adding_steps_to_faults():
             self._collector.reset()
+        return True
+
+    def begin_due_task(self) -> bool:
+        """Before the next rollout, change to the task that the schedule of a `TaskStream` has now.
+
+        Returns:
+            Whether there was a change, which cut the open episodes. The agent announces it to callbacks.
+        """
+        env = self.env
+        if not isinstance(env, TaskStream) or env.task == (task := env.task_at(self.env_steps)):
+            return False
+        env.begin_task(task)
+        with self._adding_steps_to_faults():
+            self._collector.reset()
+        announce = getattr(self.agent, "announce_objective_shift", None)
+        if callable(announce):
+            announce("task")
         return True
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -37,6 +37,19 @@ def q_loss(
     return loss, target - chosen.detach()
 
 
+def conservative_penalty(q_values: Tensor, action: Tensor) -> Tensor:
+    """Return how far all values stand above that of the chosen action: the mean of log sum exp Q - Q(a).
+
+    This is the regularizer of conservative Q-learning, in its form CQL(H) for discrete actions (Kumar et al.
+    2020, arXiv 2006.04779, eq. 4). It is at least 0, and near 0 where the chosen action is the best by far.
+
+    Args:
+        q_values: Values of all actions, ``(batch, num_actions)``.
+        action: Indices of the chosen actions, ``(batch,)``.
+    """
+    return (q_values.logsumexp(-1) - _select(q_values, action)).mean()
+
+
 def max_q_value(next_q: Tensor) -> Tensor:
     """Return the value of the best action, ``(batch, num_actions)`` to ``(batch,)`` (Watkins 1989)."""
     return next_q.amax(-1)

@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gfs.datamodules.shuffled_labels import EpochLoader, EvaluationLoader, ShuffledLabels
+from lit_gfs.datamodules.shuffled_labels import (
+    EpochLoader,
+    EvaluationLoader,
+    PermutedPixels,
+    ShuffledLabels,
+)
 from lit_gfs.errors import UserError
 
 
@@ -143,3 +148,50 @@ def test_a_position_behind_the_end_is_refused() -> None:
 
     with pytest.raises(UserError, match="8 batches into an epoch of now 5; expected the batch_size"):
         EpochLoader(make_labels(), batch_size=10).load_state_dict(state)
+
+
+# -- pixels ----------------------------------------------------------------------------------------------
+
+
+def make_pixels(shape: tuple[int, ...] = (12,), shuffle_every: int | None = 2) -> PermutedPixels:
+    images = torch.arange(30 * torch.Size(shape).numel(), dtype=torch.float32).view(30, *shape)
+    return PermutedPixels(images, torch.arange(30) % 7, shuffle_every, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4, 5)])
+def test_pixels_of_all_images_change_places_alike(shape: tuple[int, ...]) -> None:
+    data = make_pixels(shape)
+    everything = slice(None)
+
+    assert torch.equal(data.select(everything, 1), data.images)
+    first, second = data.select(everything, 2), data.select(everything, 4)
+    assert torch.equal(first, data.select(everything, 3))
+    assert not torch.equal(first, second)
+    assert torch.equal(data.labels(4), data.true_labels)
+    # Image i has i * size added to all of its pixels, so alike permutations differ by just that.
+    size = torch.Size(shape).numel()
+    assert torch.equal(
+        first - size * torch.arange(30.0).view(30, *[1] * len(shape)), first[:1].expand(30, *shape)
+    )
+    assert torch.equal(first.flatten(1).sort().values, data.images.flatten(1))
+
+
+def test_channels_of_a_pixel_move_together() -> None:
+    images = torch.arange(20.0).view(1, 1, 4, 5) + torch.tensor([0.0, 100.0, 200.0]).view(1, 3, 1, 1)
+    data = PermutedPixels(images, torch.zeros(1, dtype=torch.int64), 1, seed=3)
+    moved = data.select(slice(None), 1)
+    assert not torch.equal(moved, images)
+    assert torch.equal(moved[:, 1], moved[:, 0] + 100)
+    assert torch.equal(moved[:, 2], moved[:, 0] + 200)
+
+
+def test_loaders_show_the_pixels_of_the_epoch() -> None:
+    data = make_pixels()
+    training = EpochLoader(data, batch_size=30)
+    for epoch in range(3):
+        ((images, labels),) = list(training)
+        order = data.order(epoch)
+        assert torch.equal(images, data.select(slice(None), epoch)[order])
+        assert torch.equal(labels, data.true_labels[order])
+        ((shown, _),) = list(EvaluationLoader(data, lambda: training.epoch))
+        assert torch.equal(shown, data.select(slice(None), epoch))

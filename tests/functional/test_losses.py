@@ -11,6 +11,7 @@ from lit_gfs.functional.losses import (
     categorical_entropy,
     categorical_log_prob,
     clipped_policy_loss,
+    conservative_penalty,
     double_q_value,
     explained_variance,
     gaussian_entropy,
@@ -218,3 +219,14 @@ def test_densities_refuse_to_broadcast() -> None:
         categorical_log_prob(torch.zeros(4, 2), torch.zeros(4, 1))
     with pytest.raises(ValueError, match="expected one shape"):
         gaussian_log_prob(torch.zeros(4, 2), torch.zeros(2), torch.zeros(2))
+
+
+def test_the_conservative_penalty_by_hand() -> None:
+    q_values = torch.tensor([[0.0, math.log(3.0)], [2.0, 2.0]], requires_grad=True)
+    penalty = conservative_penalty(q_values, torch.tensor([1, 0]))
+    # Row 0: log(1 + 3) - log 3; row 1: (2 + log 2) - 2.
+    assert float(penalty) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    penalty.backward()
+    # The softmax, less 1 at the chosen action, over a batch of 2.
+    assert q_values.grad is not None
+    torch.testing.assert_close(q_values.grad, torch.tensor([[0.125, -0.125], [-0.25, 0.25]]))

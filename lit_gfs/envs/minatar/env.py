@@ -66,7 +66,7 @@ class MinAtarEnv(MinAtarGames):
             self._generator = np.random.default_rng(seed)
             self._state = {"last_action": np.full(self.num_envs, STAY)}
         opening = {**self._game.opening(indices, self._draw), "steps": np.zeros(len(indices), np.int64)}
-        if seed is not None:
+        if len(indices) == self.num_envs:
             self._state |= opening
         else:
             for name, values in opening.items():

@@ -1,0 +1,83 @@
+"""Runs on a stream of tasks: when tasks change, and who is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_gfs.collectors.env_runner import EnvRunner
+from lit_gfs.main import main
+from support.comparison import scalars
+
+STREAM = [
+    "--data.env_id=MinAtar/Stream-v0",
+    "--data.env_options={games: [Breakout, Freeway], switch_every: 96}",
+    "--model.encoder=MinAtarCNN",
+    "--model.encoder.channels=4",
+    *("--model.trunk.width=8", "--model.trunk.depth=1", "--data.num_envs=2"),
+    *("--data.total_steps=320", "--data.eval_every=64", "--data.eval_episodes=2"),
+    *("--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=2"),
+    *("--run.root=runs", "--run.name=stream", "--run.version=run"),
+]
+AGENTS = {
+    "pqn": ["--config=pqn_cartpole", "--data.rollout_steps=16", "--data.epochs=1", "--data.minibatches=2"],
+    "dqn": [
+        "--config=quickstart",
+        *("--data.learning_starts=40", "--data.steps_per_update=4", "--data.buffer_size=150"),
+        *("--data.batch_size=16", "--model.target_sync_every=60"),
+    ],
+}
+
+pytestmark = pytest.mark.usefixtures("empty_directory")
+
+
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_tasks_change_on_schedule_and_are_announced(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[int] = []
+    announced: list[str] = []
+    begin = EnvRunner.begin_due_task
+
+    def begin_noted(self: EnvRunner) -> bool:
+        has_changed = begin(self)
+        changes.extend([self.env_steps] * has_changed)
+        return has_changed
+
+    def announce_noted(trainer: Any, pl_module: Any, reason: str) -> None:
+        announced.append(reason)
+
+    monkeypatch.setattr(EnvRunner, "begin_due_task", begin_noted)
+    monkeypatch.setattr("lit_gfs.agents.learner.announce_objective_shift", announce_noted)
+
+    main(["fit", *AGENTS[agent], *STREAM])
+
+    assert changes == [96, 192, 288]
+    assert announced.count("task") == 3
+    tasks = scalars(Path("runs/stream/run"))["schedule/task"]
+    assert {task for _, task in tasks} == {0.0, 1.0}
+    assert all(task == (steps - 1) // 96 % 2 for steps, task in tasks)
+
+
+def test_an_evaluation_plays_the_task_that_was_trained_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[tuple[int, int]] = []
+
+    def play(env: Any, policy: Any, episodes: int, *others: Any) -> Any:
+        played.append((data.env_steps, env.task))
+        return run_episodes(env, policy, episodes, *others)
+
+    from lit_gfs.datamodules import base, rollout
+
+    run_episodes = base.run_episodes
+    monkeypatch.setattr(base, "run_episodes", play)
+    data: Any = None
+    setup = rollout.RolloutDataModule.setup
+
+    def keep(self: Any, stage: str) -> None:
+        nonlocal data
+        data = self
+        setup(self, stage)
+
+    monkeypatch.setattr(rollout.RolloutDataModule, "setup", keep)
+    main(["fit", *AGENTS["pqn"], *STREAM])
+    assert played == [(64, 0), (128, 1), (192, 1), (256, 0), (320, 1)]
