@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from lit_gfs.callbacks.adam_resets import AdamResets
+from lit_gfs.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.diagnosis import Diagnosis
 from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
+from lit_gfs.callbacks.layer_resets import LayerResets
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.path_init import PathSensitiveInit
+from lit_gfs.callbacks.redo import ReDo
+from lit_gfs.callbacks.regrama import ReGraMa
 from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 
 __all__ = [
+    "AdamResets",
+    "AdaptiveGradientClipping",
     "CurvatureMonitor",
     "Diagnosis",
     "EMAWeights",
     "GradientFlowMonitor",
     "GradientNormalization",
+    "LayerResets",
     "LayerwiseLearningRates",
     "NaNGuard",
     "PathSensitiveInit",
+    "ReDo",
+    "ReGraMa",
     "RepresentationMonitor",
     "TemporalGradientClipping",
 ]

@@ -42,9 +42,9 @@ class GradientFlowMonitor(Callback):
       non-zero ones;
     - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: norms over all layers;
     - ``gradient_flow/nonfinite_layers``: number of non-finite raw layer norms;
-    - ``gradient_flow/dormant_share``: share of units whose weights hardly get a gradient, over all layers; not
-      written if no gradient is finite. See `lit_gfs.metrics.unit_gradients.gradient_scores`; the outputs of
-      heads count as units.
+    - ``gradient_flow/dormant_share``: share of units whose weights hardly get a gradient, over all layers;
+      not written if no gradient is finite. See `lit_gfs.metrics.unit_gradients.gradient_scores`; the outputs
+      of heads count as units.
 
     With ``per_layer`` it also writes, for each layer:
 

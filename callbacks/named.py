@@ -6,12 +6,17 @@ from collections.abc import Iterable
 
 from lightning.pytorch import Callback
 
+from lit_gfs.callbacks.adam_resets import AdamResets
+from lit_gfs.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
+from lit_gfs.callbacks.layer_resets import LayerResets
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.path_init import PathSensitiveInit
+from lit_gfs.callbacks.redo import ReDo
+from lit_gfs.callbacks.regrama import ReGraMa
 from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 
@@ -20,8 +25,13 @@ INTERVENTIONS: dict[str, type[Callback]] = {
     "nan_guard": NaNGuard,
     "path_init": PathSensitiveInit,
     "layer_rates": LayerwiseLearningRates,
+    "grama": ReGraMa,
     "temporal_clipping": TemporalGradientClipping,
+    "adaptive_gradient_clipping": AdaptiveGradientClipping,
     "gradient_normalization": GradientNormalization,
+    "redo": ReDo,
+    "layer_resets": LayerResets,
+    "adam_resets": AdamResets,
     "representation": RepresentationMonitor,
     "curvature": CurvatureMonitor,
 }

@@ -52,9 +52,7 @@ class GradientProbe:
         tau: A unit is dormant if its gradient is at most this share of its layer's mean.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, parameters: dict[str, list[nn.Parameter]], tau: float
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, parameters: dict[str, list[nn.Parameter]], tau: float) -> None:
         self.optimizer = optimizer
         self.parameters = parameters
         self.tau = tau

@@ -23,8 +23,8 @@ def gradient_magnitudes(gradient: Tensor) -> Tensor:
 def gradient_scores(gradient: Tensor) -> Tensor:
     """Return the gradient of each unit relative to the mean of its layer (GraMa, Liu et al. 2025).
 
-    The score of unit i is ``g_i / mean_k g_k``, where g_i is the mean absolute gradient of the unit's incoming
-    weights. It is the score of Sokar et al. (2023) with gradients in the place of activations (arXiv
+    The score of unit i is ``g_i / mean_k g_k``, where g_i is the mean absolute gradient of the unit's
+    incoming weights. It is the score of Sokar et al. (2023) with gradients in the place of activations (arXiv
     2505.24061). The mean of a layer's scores is 1.
 
     Args:

@@ -1,4 +1,4 @@
-"""Execution of a module's forward that follows each unit: from the layer that writes it to those that read it.
+"""Execution of a module's forward that follows each unit from the layer that writes it to its readers.
 
 Every tensor of the forward gets labels: integers of the same shape that say to which unit an entry belongs.
 Functions that rearrange entries (views, concatenations) rearrange the labels alike, so no rule needs to know
@@ -22,12 +22,16 @@ _ACTIVATIONS = (
     *("mish", "softplus", "softsign", "tanh", "sigmoid", "hardtanh", "hardsigmoid", "hardswish"),
 )
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
+_VIEWS = ("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze")
 _REARRANGEMENTS = (
-    *("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose", "movedim"),
-    *("cat", "concat", "concatenate", "stack", "split", "chunk", "getitem", "narrow", "expand"),
+    *("permute", "transpose", "movedim", "cat", "concat", "concatenate", "stack", "split", "chunk"),
+    *("getitem", "narrow", "expand"),
 )
 _POOLS = tuple(
-    f"{adaptive}{kind}_pool{dims}d" for adaptive in ("", "adaptive_") for kind in ("max", "avg") for dims in "123"
+    f"{adaptive}{kind}_pool{dims}d"
+    for adaptive in ("", "adaptive_")
+    for kind in ("max", "avg")
+    for dims in "123"
 )
 _UNARY = (
     *("float", "double", "half", "bfloat16", "to", "type", "type_as", "contiguous", "clone", "detach", "neg"),
@@ -67,13 +71,14 @@ class Written:
         return len(self.layer.weight)  # type: ignore[arg-type]
 
 
-@dataclass
+@dataclass(eq=False)
 class UnitTrace(TorchFunctionMode):
     """Follows units while a module runs.
 
-    A label is positive behind the activation of a unit and negative before it. Readings of positive labels by
-    linear and convolutional layers are the outgoing weights of units. Where anything else reads a unit, its
-    outgoing weights are not known, and the reason is noted.
+    A label is positive behind the activation of a unit and negative before it. An entry that depends on units
+    without belonging to one, such as a sum of several, has the label 0; what depends on no unit has no
+    labels. Readings of positive labels by linear and convolutional layers are the outgoing weights of units.
+    Where anything else reads a unit, its outgoing weights are not known, and the reason is noted.
 
     Args:
         layers: The linear and convolutional layers by their weights.
@@ -97,6 +102,7 @@ class UnitTrace(TorchFunctionMode):
             (self._convolution, _CONVOLUTIONS),
             (self._activation, _ACTIVATIONS),
             (self._norm, _NORMS),
+            (self._view, _VIEWS),
             (self._rearrangement, _REARRANGEMENTS),
             (self._pool, _POOLS),
             (self._unary, _UNARY),
@@ -118,12 +124,14 @@ class UnitTrace(TorchFunctionMode):
         rule = self._rules.get(name)
         if rule is not None:
             rule(func, result, *args, **kwargs)
-        elif any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(result)):
+        elif mixed := [leaf for leaf in tree_leaves(result) if _is_signal(leaf)]:
             self._give_up(f"{name} reads its outputs", labels)
+            for leaf in mixed:
+                self._mix(leaf)
         return result
 
     def labels_of(self, value: Any) -> Tensor | None:
-        """Return the labels of a tensor; ``None`` if no entry belongs to a unit."""
+        """Return the labels of a tensor; ``None`` if it depends on no unit."""
         kept = self._labels.get(id(value)) if isinstance(value, Tensor) else None
         return None if kept is None else kept[1]
 
@@ -144,7 +152,14 @@ class UnitTrace(TorchFunctionMode):
         self._write(result, weight, dim=result.ndim - 1)
 
     def _convolution(
-        self, func: Any, result: Tensor, input: Tensor, weight: Tensor, bias: Any = None, *rest: Any, **kwargs: Any
+        self,
+        func: Any,
+        result: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        bias: Any = None,
+        *rest: Any,
+        **kwargs: Any,
     ) -> None:
         spatial = weight.ndim - 2
         channels = result.ndim - spatial - 1
@@ -170,16 +185,22 @@ class UnitTrace(TorchFunctionMode):
         labels = self.labels_of(input)
         if labels is None:
             return
-        self._set(result, labels)
         dim = labels.ndim - 1 if func.__name__ in ("layer_norm", "rms_norm") else 1
         rows = labels.movedim(dim, -1).reshape(-1, labels.shape[dim])
         parameters = [each for each in (*args, *kwargs.values()) if isinstance(each, nn.Parameter)]
         if not _is_constant(rows) or any(each.shape != rows.shape[1:] for each in parameters):
             self._give_up("a normalization of single positions follows it", [labels])
+            self._mix(result)
             return
+        self._set(result, labels)
         # Behind an activation, the parameters belong to the readers of the units.
         before = rows[0].clamp(max=0)
         self.norms += [Reading(each, -before) for each in parameters if before.any()]
+
+    def _view(self, func: Any, result: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
+        labels = self.labels_of(input)
+        if labels is not None:
+            self._set(result, labels.reshape(result.shape))
 
     def _rearrangement(self, func: Any, result: Any, *args: Any, **kwargs: Any) -> None:
         labels = func(*tree_map(self._labels_or_zeros, args), **tree_map(self._labels_or_zeros, kwargs))
@@ -194,6 +215,7 @@ class UnitTrace(TorchFunctionMode):
         rows = labels.movedim(channels, -1).reshape(-1, labels.shape[channels])
         if not isinstance(result, Tensor) or not _is_constant(rows):
             self._give_up("a pooling over units follows it", [labels])
+            self._mix(result)
             return
         self._set(result, _along(rows[0], result, channels))
 
@@ -206,7 +228,7 @@ class UnitTrace(TorchFunctionMode):
         labels = [each for each in (self.labels_of(first), self.labels_of(second)) if each is not None]
         if len(labels) == 2:
             self._give_up("its outputs are combined with those of another layer", labels)
-            self._labels.pop(id(result), None)  # after an operation in place
+            self._mix(result)
         elif labels:
             self._set(result, labels[0].expand_as(result))
 
@@ -229,7 +251,7 @@ class UnitTrace(TorchFunctionMode):
     def _write(self, result: Tensor, weight: Tensor, dim: int) -> None:
         """Label the output of a layer along the dimension of its units."""
         if not (isinstance(weight, nn.Parameter) and weight in self.layers):
-            self._labels.pop(id(result), None)
+            self._mix(result)
             return
         call = Written(self.layers[weight], self._count + 1)
         self.written.append(call)
@@ -237,11 +259,17 @@ class UnitTrace(TorchFunctionMode):
         labels = -torch.arange(call.first, call.first + call.units, device=result.device)
         self._set(result, _along(labels, result, dim))
 
-    def _set(self, tensor: Tensor, labels: Tensor) -> None:
-        self._labels[id(tensor)] = (tensor, labels)
+    def _set(self, tensor: Any, labels: Tensor) -> None:
+        if isinstance(tensor, Tensor):
+            self._labels[id(tensor)] = (tensor, labels)
+
+    def _mix(self, tensor: Any) -> None:
+        """Note that a tensor depends on units that its entries do not belong to."""
+        if isinstance(tensor, Tensor):
+            self._set(tensor, torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device))
 
     def _labels_or_zeros(self, value: Any) -> Any:
-        if not (isinstance(value, Tensor) and value.is_floating_point()):
+        if not _is_signal(value):
             return value
         labels = self.labels_of(value)
         return torch.zeros(value.shape, dtype=torch.int64, device=value.device) if labels is None else labels
@@ -255,12 +283,14 @@ class UnitTrace(TorchFunctionMode):
 
     def _calls(self, labels: Tensor) -> list[Written]:
         """Return the calls of layers that wrote the units of labels."""
-        present = labels.abs().unique().tolist()
-        return [
-            call
-            for call in self.written
-            if any(call.first <= label < call.first + call.units for label in present)
-        ]
+        present = labels.abs().unique().cpu()
+        firsts = torch.tensor([call.first for call in self.written])
+        rows = torch.searchsorted(firsts, present[present > 0], right=True) - 1
+        return [self.written[row] for row in rows.unique().tolist()]
+
+
+def _is_signal(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _is_constant(rows: Tensor) -> bool:
