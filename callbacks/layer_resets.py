@@ -93,22 +93,35 @@ class LayerResets(ResetIntervention):
 
     @override
     def is_due(self, trainer: Trainer, pl_module: LightningModule, part: SteppedLayers) -> bool:
-        index, now = self._parts.index(part), x_axis(trainer, pl_module)
-        is_due = now // self.every > self._reset_at[index] // self.every
-        self._reset_at[index] = now
-        return is_due
+        return True  # `reset` decides, at the end of the batch, when the Trainer has counted the step
 
     @override
     def reset(
         self, trainer: Trainer, pl_module: LightningModule, part: SteppedLayers
     ) -> Mapping[str, Tensor]:
+        index, now = self._parts.index(part), x_axis(trainer, pl_module)
+        is_due = now // self.every > self._reset_at[index] // self.every
+        self._reset_at[index] = now
+        return self._draw(trainer, pl_module, part) if is_due else {}
+
+    @override
+    def saved(self) -> dict[str, Any]:
+        return {"reset_at": list(self._reset_at)}
+
+    @override
+    def restore(self, saved: dict[str, Any]) -> None:
+        self._reset_at[: len(saved["reset_at"])] = saved["reset_at"]
+
+    def _draw(
+        self, trainer: Trainer, pl_module: LightningModule, part: SteppedLayers
+    ) -> Mapping[str, Tensor]:
+        """Draw those of the layers anew that an optimizer trains."""
         trained = set(part.trained)
         layers = [
             layer
             for layer in self.chosen.values()
             if any(id(parameter) in trained for parameter in layer.parameters(recurse=False))
         ]
-        fresh = fresh_weights(trainer, pl_module, layers, self.seed(part))
         parameters = [
             parameter
             for layer in layers
@@ -117,6 +130,7 @@ class LayerResets(ResetIntervention):
         ]
         if not parameters:
             return {}
+        fresh = fresh_weights(trainer, pl_module, layers, self.seed(part))
         for parameter in parameters:
             parameter.copy_(fresh[parameter])
         forget_(part.optimizer, parameters)
@@ -127,14 +141,6 @@ class LayerResets(ResetIntervention):
             after()
         announce_objective_shift(trainer, pl_module, "layer_reset")
         return {"layers": torch.tensor(float(len(layers)))}
-
-    @override
-    def saved(self) -> dict[str, Any]:
-        return {"reset_at": list(self._reset_at)}
-
-    @override
-    def restore(self, saved: dict[str, Any]) -> None:
-        self._reset_at[: len(saved["reset_at"])] = saved["reset_at"]
 
     def _find_layers_to_reset(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Module]:
         named = layers_of(pl_module)

@@ -56,8 +56,8 @@ class ReDo(UnitResets):
         super().on_fit_start(trainer, pl_module)
         if not callable(getattr(pl_module, "probe_batch", None)):
             raise UserError(
-                f"ReDo measures activations on probe_batch(), which {type(pl_module).__name__} lacks; expected "
-                "this method, which returns inputs of forward, or ReGraMa"
+                f"ReDo measures activations on probe_batch(), which {type(pl_module).__name__} lacks; "
+                "expected this method, which returns inputs of forward, or ReGraMa"
             )
 
     @override
