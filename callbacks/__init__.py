@@ -10,8 +10,16 @@ from lit_gfs.callbacks.gradient_normalization import GradientNormalization
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.path_init import PathSensitiveInit
+from lit_gfs.callbacks.pull_to_init import PullToInit
 from lit_gfs.callbacks.representation import RepresentationMonitor
+from lit_gfs.callbacks.shrink_and_perturb import ShrinkAndPerturb
+from lit_gfs.callbacks.spectral_normalization import SpectralNormalization
+from lit_gfs.callbacks.static_sparsity import StaticSparsity
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
+from lit_gfs.callbacks.update_clipping import UpdateClipping
+from lit_gfs.callbacks.weight_clipping import WeightClipping
+from lit_gfs.callbacks.weight_projection import WeightProjection
+from lit_gfs.callbacks.weights import WeightMonitor
 
 __all__ = [
     "CurvatureMonitor",
@@ -22,6 +30,14 @@ __all__ = [
     "LayerwiseLearningRates",
     "NaNGuard",
     "PathSensitiveInit",
+    "PullToInit",
     "RepresentationMonitor",
+    "ShrinkAndPerturb",
+    "SpectralNormalization",
+    "StaticSparsity",
     "TemporalGradientClipping",
+    "UpdateClipping",
+    "WeightClipping",
+    "WeightMonitor",
+    "WeightProjection",
 ]
