@@ -9,6 +9,13 @@ METHOD_NAMES = {
     "layer_rates": "rates",
     "temporal_clipping": "clip",
     "gradient_normalization": "norm",
+    "update_clipping": "update",
+    "pull_to_init": "pull",
+    "shrink_and_perturb": "shrink",
+    "static_sparsity": "sparse",
+    "weight_clipping": "weights",
+    "spectral_normalization": "spectral",
+    "weight_projection": "nap",
 }
 """Short names, for names of runs, of the callbacks that change how a network learns."""
 

@@ -357,7 +357,7 @@ def test_changes_are_in_place(make: Callable[[], WeightRule]) -> None:
         (lambda: UpdateClipping(0.0), "threshold is 0.0"),
         (
             lambda: UpdateClipping(measure="rsm"),
-            "measure is 'rsm'; expected 'rms' or 'max'; did you mean 'rms'",
+            "measure is 'rsm'; expected 'rms'",
         ),  # type: ignore
         (lambda: UpdateClipping(relative_to="weights"), "relative_to is 'weights'"),  # type: ignore
         (lambda: StaticSparsity(1.0), "sparsity is 1.0"),
@@ -366,6 +366,5 @@ def test_changes_are_in_place(make: Callable[[], WeightRule]) -> None:
     ],
 )
 def test_options_are_checked(make: Callable[[], WeightRule], message: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=message):
         make()
-    assert message.split(";")[0] in str(caught.value)
