@@ -67,7 +67,9 @@ class StaticSparsity(WeightRuleIntervention):
             after = getattr(pl_module, "on_weights_initialized", None)
             if callable(after):
                 after()
-            rank_zero_info(f"StaticSparsity: {self.rule.zeros():.1%} of {len(every)} weights' numbers are 0")
+            rank_zero_info(
+                f"StaticSparsity: {self.rule.zeros():.1%} of the numbers in {len(every)} matrices are 0"
+            )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
