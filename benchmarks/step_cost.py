@@ -36,8 +36,16 @@ from lit_gfs.callbacks import (
     GradientFlowMonitor,
     GradientNormalization,
     NaNGuard,
+    PullToInit,
     RepresentationMonitor,
+    ShrinkAndPerturb,
+    SpectralNormalization,
+    StaticSparsity,
     TemporalGradientClipping,
+    UpdateClipping,
+    WeightClipping,
+    WeightMonitor,
+    WeightProjection,
 )
 from lit_gfs.envs import EnvSpec
 from lit_gfs.networks import PlainTrunk
@@ -72,6 +80,7 @@ MONITORS: dict[str, Any] = {
     "gradient_flow": GradientFlowMonitor,
     "representation": RepresentationMonitor,
     "curvature": CurvatureMonitor,
+    "weights": WeightMonitor,
 }
 INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "nan_guard": lambda: [NaNGuard()],
@@ -85,6 +94,13 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
         TemporalGradientClipping(),
         GradientNormalization(1.0, "spectral", block=48),
     ],
+    "update_clipping": lambda: [UpdateClipping()],
+    "pull_to_init": lambda: [PullToInit()],
+    "shrink_and_perturb": lambda: [ShrinkAndPerturb()],
+    "static_sparsity": lambda: [StaticSparsity()],
+    "weight_clipping": lambda: [WeightClipping()],
+    "spectral_normalization": lambda: [SpectralNormalization()],
+    "weight_projection": lambda: [WeightProjection()],
 }
 
 
@@ -139,6 +155,7 @@ class Switch(Callback):
         self.off: list[float] = []
         self._active = True
         self._began = 0.0
+        self._hooks: list[tuple[Any, dict[int, Any]]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         """Time the end of a step; this callback comes last, after the work of the others."""
@@ -150,7 +167,20 @@ class Switch(Callback):
         self._active = not self._active
         known: Any = trainer
         known.callbacks = [*self.others, self] if self._active else [self]
+        self._switch_hooks(trainer)
         self._began = self.clock()
+
+    def _switch_hooks(self, trainer: Trainer) -> None:
+        """Remove the hooks by which callbacks act after an optimizer step, or put them back."""
+        if self._active:
+            for hooks, removed in self._hooks:
+                hooks.update(removed)
+            return
+        self._hooks = []
+        for optimizer in trainer.optimizers:
+            for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+                self._hooks.append((hooks, dict(hooks)))
+                hooks.clear()
 
 
 def make_agent(network: str) -> DQN:

@@ -13,10 +13,18 @@ from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
 from lit_gfs.callbacks.layer_resets import LayerResets
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.path_init import PathSensitiveInit
+from lit_gfs.callbacks.pull_to_init import PullToInit
 from lit_gfs.callbacks.redo import ReDo
 from lit_gfs.callbacks.regrama import ReGraMa
 from lit_gfs.callbacks.representation import RepresentationMonitor
+from lit_gfs.callbacks.shrink_and_perturb import ShrinkAndPerturb
+from lit_gfs.callbacks.spectral_normalization import SpectralNormalization
+from lit_gfs.callbacks.static_sparsity import StaticSparsity
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
+from lit_gfs.callbacks.update_clipping import UpdateClipping
+from lit_gfs.callbacks.weight_clipping import WeightClipping
+from lit_gfs.callbacks.weight_projection import WeightProjection
+from lit_gfs.callbacks.weights import WeightMonitor
 
 __all__ = [
     "AdamResets",
@@ -30,8 +38,16 @@ __all__ = [
     "LayerwiseLearningRates",
     "NaNGuard",
     "PathSensitiveInit",
+    "PullToInit",
     "ReDo",
     "ReGraMa",
     "RepresentationMonitor",
+    "ShrinkAndPerturb",
+    "SpectralNormalization",
+    "StaticSparsity",
     "TemporalGradientClipping",
+    "UpdateClipping",
+    "WeightClipping",
+    "WeightMonitor",
+    "WeightProjection",
 ]

@@ -91,9 +91,10 @@ class ReDo(UnitResets):
         unseen = [
             name
             for name, layer in found.layers.items()
-            if name not in seen or len(seen[name]) != len(layer.weight)
+            # An activation of two features for each unit, such as CReLU, leaves no unit dormant.
+            if layer.activations != 1 or name not in seen or len(seen[name]) != len(layer.weight)
         ]
-        reason = "their activation is no module such as nn.ReLU"
+        reason = "their activation is no single module such as nn.ReLU, with a feature for each unit"
         return UnitMap(
             {name: layer for name, layer in found.layers.items() if name not in unseen},
             {**found.left_out, **dict.fromkeys(unseen, reason)},

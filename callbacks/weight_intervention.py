@@ -77,6 +77,11 @@ class WeightIntervention(Callback):
         self._summed = 0
         """Number of steps in the sums."""
 
+    @property
+    def is_running(self) -> bool:
+        """Whether training has begun and goes on."""
+        return bool(self._hooks)
+
     # -- for subclasses ----------------------------------------------------------------------------------
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, parts: list[SteppedLayers]) -> None:
@@ -106,7 +111,7 @@ class WeightIntervention(Callback):
 
         Returns:
             Scalars ``()`` by their tags below ``intervention/<name>/``, on the device; the tags are the same
-            in all steps. Their means are written.
+            in all steps that have any. Their means are written.
         """
         raise NotImplementedError
 

@@ -29,6 +29,14 @@ EVERYTHING = [
     "--gfs.curvature.samples=2",
     "--gfs.curvature.iterations=2",
 ]
+ON_WEIGHTS = [
+    *("--gfs.update_clipping={}", "--gfs.pull_to_init={}", "--gfs.pull_to_init.strength=1.0"),
+    *("--gfs.shrink_and_perturb={}", "--gfs.shrink_and_perturb.every_n_steps=3"),
+    *("--gfs.shrink_and_perturb.shrink=0.99", "--gfs.shrink_and_perturb.on_shift=true"),
+    *("--gfs.static_sparsity={}", "--gfs.weight_clipping={}", "--gfs.spectral_normalization={}"),
+    *("--gfs.weight_projection={}", "--gfs.weights={}", "--gfs.weights.every_n_steps=4"),
+]
+"""Everything that changes or measures weights."""
 ROLLOUTS = ["--data.num_envs=2", "--data.rollout_steps=16", "--data.epochs=2", "--data.minibatches=3"]
 AGENTS = {
     "dqn": [
@@ -131,6 +139,13 @@ def test_a_run_whose_intervention_replaced_the_trainers_clipping_resumes() -> No
     config = yaml.safe_load(Path("runs/resumed/run/config.yaml").read_text())
     assert config["trainer"]["gradient_clip_val"] is None
     assert config["gfs"]["temporal_clipping"]["init_args"]["warmup"] == 2
+
+
+@pytest.mark.parametrize(
+    "agent", ["dqn", *(pytest.param(other, marks=pytest.mark.slow) for other in ("ppo", "pqn"))]
+)
+def test_a_run_whose_weights_are_changed_after_each_step_resumes(agent: str) -> None:
+    assert_resumes(agent, "CartPole", *EVERYTHING, *ON_WEIGHTS, points=2)
 
 
 def test_a_run_with_an_averaged_target_resumes() -> None:

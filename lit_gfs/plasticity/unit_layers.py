@@ -32,6 +32,8 @@ class UnitLayer(NamedTuple):
     """The weights ``(outputs, inputs, *kernel)`` that lead out, with their inputs' units."""
     norms: list[Share]
     """Parameters ``(features,)`` of normalizations between the layer and its activation; they lead in too."""
+    activations: int
+    """Number of activation functions that read the layer's outputs."""
 
     @property
     def weight(self) -> nn.Parameter:
@@ -100,7 +102,7 @@ def map_units(module: nn.Module, example_input: Any, layers: Mapping[str, nn.Mod
 
 def _unit_layer(written: Written, trace: UnitTrace) -> UnitLayer:
     outgoing, norms = (_shares(written, readings) for readings in (trace.readings, trace.norms))
-    return UnitLayer(written.layer, outgoing, norms)
+    return UnitLayer(written.layer, outgoing, norms, written.activations)
 
 
 def _shares(written: Written, readings: list[Reading]) -> list[Share]:
@@ -121,6 +123,4 @@ def _obstacle(written: Written, found: UnitLayer, calls: int) -> str:
         return "it is frozen"
     if written.reason:
         return written.reason
-    if written.activations > 1:
-        return "several activations read its outputs"
     return "" if found.outgoing else "nothing reads its outputs"

@@ -19,7 +19,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _ACTIVATIONS = (
     *("relu", "relu6", "leaky_relu", "rrelu", "prelu", "threshold", "gelu", "silu", "elu", "selu", "celu"),
-    *("mish", "softplus", "softsign", "tanh", "sigmoid", "hardtanh", "hardsigmoid", "hardswish"),
+    *(
+        "mish",
+        "softplus",
+        "softsign",
+        "tanh",
+        "sigmoid",
+        "hardtanh",
+        "hardsigmoid",
+        "hardswish",
+        "sin",
+        "cos",
+    ),
 )
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
 _VIEWS = ("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze")

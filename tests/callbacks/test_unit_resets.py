@@ -337,7 +337,7 @@ def test_functional_activations_are_for_grama_alone() -> None:
             return self.head(nn.functional.leaky_relu(self.second(hidden), 0.3))
 
     with pytest.raises(
-        UserError, match=r"ReDo found no units to reset in Functional: their activation is no mod"
+        UserError, match=r"ReDo found no units to reset in Functional: their activation is no sin"
     ):
         fit(Functional(), [ReDo()], 1)
     module = Functional(sgd(0.0)).kill(1)

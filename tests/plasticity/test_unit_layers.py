@@ -194,10 +194,6 @@ OBSTACLES: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         "forward returns its activated outputs",
     ),
     "one after the other": (lambda m, x: m.last(torch.tanh(relu(m.first(x)))), "two activations follow it"),
-    "side by side": (
-        lambda m, x: m.last(torch.cat([relu(h := m.first(x))[:, :2], torch.tanh(h)[:, 2:]], 1)),
-        "several activations read its outputs",
-    ),
     "an unknown function": (
         lambda m, x: m.last(torch.softmax(relu(m.first(x)), -1)),
         "softmax reads its outputs",
@@ -273,3 +269,15 @@ def test_a_trace_leaves_the_module_as_it_was() -> None:
     assert module.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+def test_both_features_of_a_unit_are_read(activation: Any) -> None:
+    torch.manual_seed(0)
+    module = vectors(PlainTrunk, activation=activation)
+    found = mapped(module, 5)
+    assert list(found.layers) == TRUNKS["plain"][1]
+    layer = found.layers["network.trunk.layer_02"]
+    assert layer.outgoing[0].units.tolist() == [0, 1, 2, 3] * 2
+    assert layer.activations == (1 if activation == "crelu" else 2)
+    assert_shut_units_are_unread(module, torch.randn(64, 5), found)
