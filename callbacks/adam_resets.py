@@ -75,7 +75,7 @@ class AdamResets(ResetIntervention):
 
     def on_objective_shift(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
         """Reset the state of all optimizers; see `announce_objective_shift`."""
-        if self.on_shift:
+        if self.on_shift and self.is_running:
             for part in self._parts:
                 reset_adam_(part.optimizer, self.mode)
             self.resets += 1

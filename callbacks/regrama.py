@@ -14,6 +14,7 @@ from lit_gfs.callbacks.unit_resets import UnitResets
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
 from lit_gfs.gradients.step_guard import unscale_gradients
 from lit_gfs.gradients.step_witness import StepWitness
+from lit_gfs.metrics.module_protocol import trained_parameters
 from lit_gfs.metrics.unit_gradients import gradient_scores
 from lit_gfs.plasticity.unit_layers import UnitLayer
 
@@ -26,9 +27,9 @@ class ReGraMa(UnitResets):
     `UnitResets`. The gradients are those of an optimizer step as they arrive here, so put it before callbacks
     that change gradients. No further forward or backward pass is needed, and activations need not be modules.
 
-    A step with a gradient that is not finite resets nothing, and neither does one without any gradient in
-    these layers. An active unit may have no gradient, for example behind a loss of 0; its reset then changes
-    outputs.
+    A step with a gradient that is not finite resets nothing, and neither does one without any gradient. An
+    active unit may have no gradient for a while, such as one that no example of the batch activates; its
+    reset then changes outputs.
 
     Args:
         every_n_steps: Optimizer steps between two resets.
@@ -63,10 +64,16 @@ class ReGraMa(UnitResets):
     ) -> None:
         self._witness.see()
         part = self._parts[trainer.optimizers.index(optimizer)]
-        if (part.steps + 1) % self.every_n_steps == 0 and unscale_gradients(trainer, optimizer):
+        gradients = [p.grad for p in trained_parameters(optimizer) if p.grad is not None]
+        is_due = gradients and (part.steps + 1) % self.every_n_steps == 0
+        if is_due and unscale_gradients(trainer, optimizer):
             trained = set(part.trained)
+            sizes = torch.stack([each.norm().to(pl_module.device) for each in gradients])
+            # Behind a layer that is dead as a whole, all units have scores of 0, but heads and biases have
+            # gradients. Without those, as after a loss of 0, units cannot be told apart.
+            is_known = (sizes.max() > 0) & (sizes < torch.inf).all()
             self._scores[optimizer] = {
-                name: gradient_scores(layer.weight.grad)
+                name: torch.where(is_known, gradient_scores(layer.weight.grad), torch.nan)
                 for name, layer in self.units.layers.items()
                 if layer.weight.grad is not None and id(layer.weight) in trained
             }
@@ -80,12 +87,7 @@ class ReGraMa(UnitResets):
         layers: Mapping[str, UnitLayer],
     ) -> dict[str, Tensor]:
         known = self._scores.pop(part.optimizer, {})
-        scores = {name: known[name] for name in layers if name in known}
-        if not scores:
-            return {}
-        # A unit cannot be told from others if no layer has a gradient.
-        is_known = torch.stack([each.max() for each in scores.values()]).max() > 0
-        return {name: torch.where(is_known, each, torch.nan) for name, each in scores.items()}
+        return {name: known[name] for name in layers if name in known}
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,10 +14,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gfs.agents import DQN, PPO, PQN
 from lit_gfs.callbacks import (
+    AdamResets,
+    AdaptiveGradientClipping,
     GradientNormalization,
+    LayerResets,
     NaNGuard,
     PathSensitiveInit,
     PullToInit,
+    ReDo,
+    ReGraMa,
     ShrinkAndPerturb,
     SpectralNormalization,
     StaticSparsity,
@@ -260,3 +265,27 @@ def test_weights_change_alike_on_all_ranks(make_trainer: Callable[..., Trainer],
     assert torch.equal(first["weights"], second["weights"])
     assert first["weights"].isfinite().all()
     assert (first["weights"] == 0).float().mean() > 0.5
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("initialized", [False, True])
+def test_resets_are_the_same_on_all_ranks(
+    initialized: bool, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """The ranks see other observations, so activations differ, and draws of their own do."""
+    data = rollout_data(total_steps=128, eval_every=64)
+    resets: list[Any] = [
+        *(ReDo(every_n_steps=3, tau=0.5), ReGraMa(every_n_steps=4, tau=0.3)),
+        *(LayerResets(every=48, layers=2), AdamResets(every_n_steps=7), AdaptiveGradientClipping()),
+    ]
+    first_weights = [PathSensitiveInit()] if initialized else []
+    trainer = make_trainer(
+        strategy="ddp_fork", devices=2, callbacks=[*first_weights, NaNGuard(), *resets, Report(tmp_path)]
+    )
+
+    trainer.fit(PoisonedPPO(data.env_spec), data)
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first["weights"], second["weights"])
+    assert not torch.equal(first["observations"], second["observations"])
+    assert first["weights"].isfinite().all()
