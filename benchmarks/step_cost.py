@@ -7,6 +7,7 @@ Within one run, callbacks are switched on and off in turn, and each step with th
 neighbouring step without them, so that other work on the machine affects both. The figure is the median over
 pairs of steps. A monitor measures in every step, and its cost is divided by the interval that it chooses by
 itself: in the quickstart's 24,500 optimizer steps for 2 x 256, in 250,000 for others (10^6 steps of DQN).
+Likewise, the cost of a reset is divided by the steps between two resets.
 
     python benchmarks/step_cost.py --markdown docs/results/step_cost.md
 """
@@ -32,11 +33,16 @@ from torch.utils.data import DataLoader
 
 from lit_gfs.agents import DQN
 from lit_gfs.callbacks import (
+    AdamResets,
+    AdaptiveGradientClipping,
     CurvatureMonitor,
     GradientFlowMonitor,
     GradientNormalization,
+    LayerResets,
     NaNGuard,
     PullToInit,
+    ReDo,
+    ReGraMa,
     RepresentationMonitor,
     ShrinkAndPerturb,
     SpectralNormalization,
@@ -101,7 +107,14 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "weight_clipping": lambda: [WeightClipping()],
     "spectral_normalization": lambda: [SpectralNormalization()],
     "weight_projection": lambda: [WeightProjection()],
+    "adaptive_gradient_clipping": lambda: [AdaptiveGradientClipping()],
+    "redo": lambda: [ReDo(every_n_steps=1)],
+    "grama": lambda: [ReGraMa(every_n_steps=1)],
+    "layer_resets": lambda: [LayerResets(every=1)],
+    "adam_resets": lambda: [AdamResets(every_n_steps=1)],
 }
+PERIODS = {"redo": 1_000, "grama": 1_000, "layer_resets": 20_000, "adam_resets": 1_000}
+"""Steps between two acts of those that act now and then; the benchmark lets them act in every step."""
 
 
 class CountingLogger(TensorBoardLogger):
@@ -265,7 +278,7 @@ def measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]]
             every = MONITORS[name].pace.interval(PLANNED_STEPS.get(network, 250_000))
             callbacks: list[Callback] = [MONITORS[name](every_n_steps=1)]
         else:
-            every, callbacks = 1, INTERVENTIONS[name]()
+            every, callbacks = PERIODS.get(name, 1), INTERVENTIONS[name]()
         switch, written = run(network, callbacks, arguments)
         if name in MONITORS and written[name] < len(switch.on):
             raise RuntimeError(f"{name} measured in {written[name]} of {len(switch.on)} steps")
