@@ -14,7 +14,6 @@ from typing_extensions import override
 from lit_gfs.callbacks.reset_intervention import (
     ResetIntervention,
     example_of,
-    fresh_weights,
     path_init_of,
     tell_averages,
 )
@@ -130,7 +129,7 @@ class LayerResets(ResetIntervention):
         ]
         if not parameters:
             return {}
-        fresh = fresh_weights(trainer, pl_module, layers, self.seed(part))
+        fresh = self.fresh_weights(trainer, pl_module, part, layers)
         for parameter in parameters:
             parameter.copy_(fresh[parameter])
         forget_(part.optimizer, parameters)

@@ -65,9 +65,19 @@ class ResetIntervention(WeightIntervention):
             self._add(self.reset(trainer, pl_module, part))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def seed(self, part: SteppedLayers) -> int:
-        """Return the seed of the draws after this step of an optimizer."""
-        return derive_seed(self.name, run_seed(), self._parts.index(part), part.steps)
+    def fresh_weights(
+        self, trainer: Trainer, pl_module: LightningModule, part: SteppedLayers, layers: Iterable[nn.Module]
+    ) -> Fresh:
+        """Draw new values for the parameters of layers, as they were initialized; the layers do not change.
+
+        With `PathSensitiveInit` the whole module is initialized by it, on the side. Else networks and heads
+        of this package are orthogonal where they were, and other layers follow their ``reset_parameters``.
+        """
+        seed = derive_seed(self.name, run_seed(), self._parts.index(part), part.steps)
+        initialization = path_init_of(trainer)
+        if initialization is not None:
+            return draw_by(partial(initialization.initialize_, pl_module), pl_module, seed)
+        return draw_layers(layers, orthogonal_gains(pl_module), seed)
 
     def warn_of_kept_memory(self) -> None:
         """Tell of the optimizers that cannot forget parts of their memory."""
@@ -98,20 +108,6 @@ def path_init_of(trainer: Trainer) -> PathSensitiveInit | None:
     """Return the run's `PathSensitiveInit`, if there is one."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return next((each for each in callbacks if isinstance(each, PathSensitiveInit)), None)
-
-
-def fresh_weights(
-    trainer: Trainer, pl_module: LightningModule, layers: Iterable[nn.Module], seed: int
-) -> Fresh:
-    """Draw new values for the parameters of layers, as they were initialized; the layers do not change.
-
-    With `PathSensitiveInit` the whole module is initialized by it, on the side. Else networks and heads of
-    this package are orthogonal where they were, and other layers follow their ``reset_parameters``.
-    """
-    initialization = path_init_of(trainer)
-    if initialization is not None:
-        return draw_by(partial(initialization.initialize_, pl_module), pl_module, seed)
-    return draw_layers(layers, orthogonal_gains(pl_module), seed)
 
 
 def tell_averages(

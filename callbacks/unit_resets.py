@@ -13,7 +13,6 @@ from typing_extensions import override
 from lit_gfs.callbacks.reset_intervention import (
     ResetIntervention,
     example_of,
-    fresh_weights,
     tell_averages,
 )
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
@@ -105,7 +104,7 @@ class UnitResets(ResetIntervention):
         chosen = {name: each <= self.tau for name, each in scores.items()}
         changed = {id(parameter) for name in chosen for parameter in layers[name].parameters()}
         owners = [each for each in pl_module.modules() if _owns_one_of(changed, each)]
-        entries = reset_units_(layers, chosen, fresh_weights(trainer, pl_module, owners, self.seed(part)))
+        entries = reset_units_(layers, chosen, self.fresh_weights(trainer, pl_module, part, owners))
         reset_moments_(part.optimizer, entries)
         tell_averages(trainer, pl_module, entries)
         every = torch.cat(list(chosen.values())).float()

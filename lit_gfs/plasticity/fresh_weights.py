@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_gfs.networks import LinearHead, Network
 from lit_gfs.networks.orthogonal import orthogonal_
+from lit_gfs.utils.transfers import send
 
 Fresh = dict[nn.Parameter, Tensor]
 """New values by parameter."""
@@ -57,13 +58,14 @@ def draw_layers(layers: Iterable[nn.Module], gains: Mapping[nn.Module, float], s
     fresh: Fresh = {}
     with _seeded(seed):
         for layer in layers:
-            # In float32, because an orthogonal matrix needs the precision.
-            twin: Any = copy.deepcopy(layer).to("cpu", torch.float32)
+            # In float32, because an orthogonal matrix needs the precision; nothing is read from the device.
+            twin: Any = copy.deepcopy(layer).to_empty(device="cpu").float()
             twin.reset_parameters()
             if layer in gains:
                 orthogonal_(twin, gains[layer])
             pairs = zip(layer.parameters(), twin.parameters(), strict=True)
-            fresh.update({parameter: value.detach().to(parameter) for parameter, value in pairs})
+            for parameter, value in pairs:
+                fresh[parameter] = send(value.detach().to(parameter.dtype), parameter.device)
     return fresh
 
 
