@@ -73,7 +73,7 @@ class WeightRuleIntervention(WeightIntervention):
     @override
     def begin(self, trainer: Trainer, pl_module: LightningModule, parts: list[SteppedLayers]) -> None:
         for part in parts:
-            self.rule.meet(self._weights[id(part)])
+            self.layers_changed(pl_module, part)  # a callback may have split parameter groups since
 
     @override
     def layers_changed(self, pl_module: LightningModule, part: SteppedLayers) -> None:

@@ -261,7 +261,8 @@ def test_a_module_without_a_chosen_weight_is_named() -> None:
     fit(Shallow(), [SpectralNormalization(first_layer=True)], 1)
 
 
-def test_the_pull_follows_the_factors_of_layer_rates() -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_the_pull_follows_the_factors_of_layer_rates(first: bool) -> None:
     """With a gradient of 0, each step removes rate * factor * strength of the distance."""
 
     class Still(Example):
@@ -280,7 +281,8 @@ def test_the_pull_follows_the_factors_of_layer_rates() -> None:
     net = Still()
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     # The module moves its weights after the callbacks have seen them.
-    fit(net, [LayerwiseLearningRates(hidden_factor=0.5), PullToInit(strength=2.0)], 1)
+    callbacks = [LayerwiseLearningRates(hidden_factor=0.5), PullToInit(strength=2.0)]
+    fit(net, callbacks if first else callbacks[::-1], 1)
     moved = {name: p.detach() - start[name] for name, p in net.named_parameters()}
     torch.testing.assert_close(moved["first.weight"], torch.full_like(moved["first.weight"], 0.8))
     torch.testing.assert_close(moved["shared.weight"], torch.full_like(moved["shared.weight"], 0.9))
