@@ -216,6 +216,36 @@ def test_an_average_follows_the_changed_weights(key: str) -> None:
     assert torch.equal(weights(net), weights(alone))
 
 
+@each_one
+def test_an_optimizer_without_a_chosen_weight_is_none_of_its_business(key: str) -> None:
+    class Apart(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.free = nn.Parameter(torch.ones(()))
+            self.alone = nn.LayerNorm(3)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
+            optimizers: Any = self.optimizers()
+            self.manual_backward(super().training_step([self.alone(batch[0]) * self.free, batch[1]], 0))
+            for optimizer in optimizers:
+                optimizer.step()
+
+        def named_layers(self) -> dict[str, nn.Module]:
+            return {name: getattr(self, name) for name in ("first", "shared", "last")}
+
+        def configure_optimizers(self) -> Any:
+            rest = [*self.shared.parameters(), *self.first.parameters(), *self.last.parameters()]
+            others = [self.free, *self.alone.parameters()]
+            return [torch.optim.SGD(others, lr=0.01), torch.optim.SGD(rest, lr=0.01)]
+
+    torch.manual_seed(0)
+    net, callback = Apart(), MAKERS[key]()
+    fit(net, [callback], -1, max_epochs=1, limit_train_batches=3)
+    assert {name.split(".")[0] for name in callback.rule.kept} == {"first", "shared", "last"}
+    assert callback.state_dict()["steps"] == [3, 3]
+
+
 # -- what single callbacks promise -----------------------------------------------------------------------
 
 
