@@ -259,6 +259,16 @@ def test_masks_follow_from_seed_and_name() -> None:
     assert not torch.equal(rule.kept["a.weight"], rule.kept["b.weight"])
 
 
+def test_masks_of_a_checkpoint_stay_under_another_seed() -> None:
+    rule, other, weights = StaticSparsity(0.5), StaticSparsity(0.5, seed=1), layer(torch.ones(8, 8))
+    rule.meet(weights)
+    other.meet(weights)
+    saved = rule.state_dict()
+    assert saved["kept"]["a.weight"].dtype == torch.bool
+    other.load_state_dict(saved)
+    assert torch.equal(other.kept["a.weight"], rule.kept["a.weight"])
+
+
 # -- spectral limit --------------------------------------------------------------------------------------
 
 
