@@ -102,7 +102,7 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     ],
     "update_clipping": lambda: [UpdateClipping()],
     "pull_to_init": lambda: [PullToInit()],
-    "shrink_and_perturb": lambda: [ShrinkAndPerturb()],
+    "shrink_and_perturb": lambda: [ShrinkAndPerturb(0.99999, every_n_steps=1)],
     "static_sparsity": lambda: [StaticSparsity()],
     "weight_clipping": lambda: [WeightClipping()],
     "spectral_normalization": lambda: [SpectralNormalization()],

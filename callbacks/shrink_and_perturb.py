@@ -19,8 +19,8 @@ from lit_gfs.utils.seeding import run_seed
 class ShrinkAndPerturb(WeightRuleIntervention):
     """Shrinks weights and adds noise of their initializer's scale: every few steps, or at shifts.
 
-    See `lit_gfs.plasticity.shrink_and_perturb.ShrinkAndPerturb`. The defaults are a soft form that acts in
-    every step. A hard form acts when the objective shifts, before the first step on the new one:
+    See `lit_gfs.plasticity.shrink_and_perturb.ShrinkAndPerturb`. The defaults are a soft form, a little every
+    ten steps. A hard form acts when the objective shifts, before the first step on the new one:
     ``every_n_steps: 0``, ``on_shift: true``, ``shrink: 0.5``. Weights and biases of layers with a matrix
     change; normalizations do not. The noise follows from the run's seed and the number of draws, so all ranks
     draw the same numbers, and a resumed run goes on with the next ones. Put it before `StaticSparsity`.
@@ -46,9 +46,9 @@ class ShrinkAndPerturb(WeightRuleIntervention):
 
     def __init__(
         self,
-        shrink: float = 0.99999,
+        shrink: float = 0.9999,
         noise: float | None = None,
-        every_n_steps: int = 1,
+        every_n_steps: int = 10,
         on_shift: bool = False,
         name: str = "shrink_and_perturb",
     ) -> None:

@@ -87,4 +87,5 @@ class StaticSparsity(WeightRuleIntervention):
     @torch.no_grad()
     def _mask(self) -> None:
         for part in self._parts:
-            self.rule.apply(self._weights[id(part)], self._rates(part))
+            if weights := self._weights[id(part)]:
+                self.rule.apply(weights, self._rates(part))

@@ -63,4 +63,5 @@ class UpdateClipping(WeightRuleIntervention):
 
     @override
     def before_step(self, pl_module: LightningModule, part: SteppedLayers) -> None:
-        self.rule.remember(self._weights[id(part)])
+        if weights := self._weights[id(part)]:
+            self.rule.remember(weights)

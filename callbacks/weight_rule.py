@@ -59,7 +59,7 @@ class WeightRuleIntervention(WeightIntervention):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         self.rule = self.make_rule()
-        self._left = set()
+        self._left, self._weights, self._groups = set(), {}, {}
         if not (self.first_layer and self.last_layer):
             self._left = self._excluded(trainer, pl_module)
         for part in self._parts:
@@ -73,7 +73,7 @@ class WeightRuleIntervention(WeightIntervention):
     @override
     def begin(self, trainer: Trainer, pl_module: LightningModule, parts: list[SteppedLayers]) -> None:
         for part in parts:
-            self.rule.meet(self._weights[id(part)])
+            self.layers_changed(pl_module, part)  # a callback may have split parameter groups since
 
     @override
     def layers_changed(self, pl_module: LightningModule, part: SteppedLayers) -> None:

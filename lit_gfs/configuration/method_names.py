@@ -15,7 +15,7 @@ METHOD_NAMES = {
     "pull_to_init": "pull",
     "shrink_and_perturb": "shrink",
     "static_sparsity": "sparse",
-    "weight_clipping": "weights",
+    "weight_clipping": "wclip",
     "spectral_normalization": "spectral",
     "weight_projection": "nap",
     "redo": "redo",

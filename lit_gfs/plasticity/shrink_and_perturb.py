@@ -32,7 +32,7 @@ class ShrinkAndPerturb(WeightRule):
         UserError: If an argument is out of range.
     """
 
-    def __init__(self, shrink: float = 0.99999, noise: float | None = None, seed: int = 0) -> None:
+    def __init__(self, shrink: float = 0.9999, noise: float | None = None, seed: int = 0) -> None:
         super().__init__()
         require_between(0, 1, shrink=shrink)
         if noise is not None and not 0 <= noise < math.inf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,12 +76,12 @@ class StaticSparsity(WeightRule):
 
     @override
     def first_sight(self, name: str, weights: Weights) -> Tensor:
-        """Return the mask, boolean, with the weight's shape."""
+        """Return the mask: 0 and 1 in the weight's shape and type, as products are slow for other types."""
         weight = weights[name]
         generator = torch.Generator().manual_seed(derive_seed("static_sparsity", self.seed, name))
         order = torch.randperm(weight.numel(), generator=generator)
         mask = order < round(self._densities[name] * weight.numel())
-        return mask.reshape(weight.shape).to(weight.device)
+        return mask.reshape(weight.shape).to(weight)
 
     @override
     def apply(self, weights: Weights, rates: Sequence[Rate]) -> dict[str, Tensor]:
@@ -91,4 +92,13 @@ class StaticSparsity(WeightRule):
     def zeros(self) -> float:
         """Return the share of zeros in all masks."""
         sizes = sum(mask.numel() for mask in self.kept.values())
-        return 1 - sum(int(mask.sum()) for mask in self.kept.values()) / sizes if sizes else 0.0
+        return 1 - sum(int(mask.count_nonzero()) for mask in self.kept.values()) / sizes if sizes else 0.0
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": {name: mask.bool() for name, mask in self.kept.items()}}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, mask in state["kept"].items():
+            self.kept[name] = mask.to(self.kept[name]) if name in self.kept else mask.float()

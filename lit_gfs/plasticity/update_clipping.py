@@ -88,8 +88,13 @@ class UpdateClipping(WeightRule):
         else:
             sizes = self._sizes(before, [float(rate) for rate in rates])
         factors = torch.where(sizes > self.threshold, self.threshold / sizes, 1.0)
-        scale_each_(before, 1 - factors)
-        torch._foreach_add_(tensors, before)
+        back = 1 - factors
+        if factors.is_cpu:  # reading is free there, and small updates need no pass
+            large = back.nonzero().flatten().tolist()
+            tensors, before, back = [tensors[i] for i in large], [before[i] for i in large], back[large]
+        if tensors:
+            scale_each_(before, back)
+            torch._foreach_add_(tensors, before)
         return {"clipped_tensors": (factors < 1).float().mean(), "scale": factors.mean()}
 
     def _sizes(self, updates: Sequence[Tensor], units: Sequence[float] | None) -> Tensor:

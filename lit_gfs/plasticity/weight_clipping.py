@@ -61,8 +61,12 @@ class WeightClipping(WeightRule):
         tensors = list(weights.values())
         limits = [self._limit(name) for name in weights]
         excess = norms(tensors, math.inf, limits)
-        torch._foreach_clamp_max_(tensors, limits)
-        torch._foreach_clamp_min_(tensors, [-limit for limit in limits])
+        if all(each.is_cpu for each in tensors):
+            for tensor, limit in zip(tensors, limits, strict=True):
+                tensor.clamp_(-limit, limit)  # one pass instead of two
+        else:
+            torch._foreach_clamp_max_(tensors, limits)
+            torch._foreach_clamp_min_(tensors, [-limit for limit in limits])
         return {"clipped_tensors": (excess > 1).float().mean(), "excess": excess.max()}
 
     def _limit(self, name: str) -> float:

@@ -143,7 +143,7 @@ def test_every_pair_runs_with_the_method_of_recipes(pair: tuple[str, str]) -> No
     if "static_sparsity" in pair:
         (sparse,) = (each for each in callbacks if isinstance(each, StaticSparsity))
         named = rules(net)
-        assert all(not named[name][~mask].any() for name, mask in sparse.rule.kept.items())
+        assert all(not named[name][mask == 0].any() for name, mask in sparse.rule.kept.items())
 
 
 @each_one
@@ -216,6 +216,36 @@ def test_an_average_follows_the_changed_weights(key: str) -> None:
     assert torch.equal(weights(net), weights(alone))
 
 
+@each_one
+def test_an_optimizer_without_a_chosen_weight_is_none_of_its_business(key: str) -> None:
+    class Apart(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.free = nn.Parameter(torch.ones(()))
+            self.alone = nn.LayerNorm(3)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
+            optimizers: Any = self.optimizers()
+            self.manual_backward(super().training_step([self.alone(batch[0]) * self.free, batch[1]], 0))
+            for optimizer in optimizers:
+                optimizer.step()
+
+        def named_layers(self) -> dict[str, nn.Module]:
+            return {name: getattr(self, name) for name in ("first", "shared", "last")}
+
+        def configure_optimizers(self) -> Any:
+            rest = [*self.shared.parameters(), *self.first.parameters(), *self.last.parameters()]
+            others = [self.free, *self.alone.parameters()]
+            return [torch.optim.SGD(others, lr=0.01), torch.optim.SGD(rest, lr=0.01)]
+
+    torch.manual_seed(0)
+    net, callback = Apart(), MAKERS[key]()
+    fit(net, [callback], -1, max_epochs=1, limit_train_batches=3)
+    assert {name.split(".")[0] for name in callback.rule.kept} == {"first", "shared", "last"}
+    assert callback.state_dict()["steps"] == [3, 3]
+
+
 # -- what single callbacks promise -----------------------------------------------------------------------
 
 
@@ -261,7 +291,8 @@ def test_a_module_without_a_chosen_weight_is_named() -> None:
     fit(Shallow(), [SpectralNormalization(first_layer=True)], 1)
 
 
-def test_the_pull_follows_the_factors_of_layer_rates() -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_the_pull_follows_the_factors_of_layer_rates(first: bool) -> None:
     """With a gradient of 0, each step removes rate * factor * strength of the distance."""
 
     class Still(Example):
@@ -280,7 +311,8 @@ def test_the_pull_follows_the_factors_of_layer_rates() -> None:
     net = Still()
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     # The module moves its weights after the callbacks have seen them.
-    fit(net, [LayerwiseLearningRates(hidden_factor=0.5), PullToInit(strength=2.0)], 1)
+    callbacks = [LayerwiseLearningRates(hidden_factor=0.5), PullToInit(strength=2.0)]
+    fit(net, callbacks if first else callbacks[::-1], 1)
     moved = {name: p.detach() - start[name] for name, p in net.named_parameters()}
     torch.testing.assert_close(moved["first.weight"], torch.full_like(moved["first.weight"], 0.8))
     torch.testing.assert_close(moved["shared.weight"], torch.full_like(moved["shared.weight"], 0.9))
@@ -326,7 +358,7 @@ def test_weights_are_perturbed_at_once_when_the_objective_shifts() -> None:
     assert not torch.equal(net.before, net.after)
     assert torch.equal(net.after, weights(net))
     named = rules(net)
-    assert all(not named[name][~mask].any() for name, mask in sparse.rule.kept.items())
+    assert all(not named[name][mask == 0].any() for name, mask in sparse.rule.kept.items())
 
 
 def test_a_shift_before_training_changes_nothing() -> None:

@@ -244,7 +244,7 @@ def test_masks_have_their_number_of_zeros_and_stay() -> None:
     assert rule.zeros() == pytest.approx(0.8)
     for _ in range(2):
         rule.apply(weights, rates(weights))
-        assert all(torch.equal(weights[name] != 0, rule.kept[name]) for name in weights)
+        assert all(torch.equal(weights[name], rule.kept[name] * weights[name].max()) for name in weights)
         torch._foreach_add_(list(weights.values()), 1.0)
 
 
@@ -257,6 +257,16 @@ def test_masks_follow_from_seed_and_name() -> None:
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     assert not torch.equal(rule.kept["a.weight"], rule.kept["b.weight"])
+
+
+def test_masks_of_a_checkpoint_stay_under_another_seed() -> None:
+    rule, other, weights = StaticSparsity(0.5), StaticSparsity(0.5, seed=1), layer(torch.ones(8, 8))
+    rule.meet(weights)
+    other.meet(weights)
+    saved = rule.state_dict()
+    assert saved["kept"]["a.weight"].dtype == torch.bool
+    other.load_state_dict(saved)
+    assert torch.equal(other.kept["a.weight"], rule.kept["a.weight"])
 
 
 # -- spectral limit --------------------------------------------------------------------------------------
