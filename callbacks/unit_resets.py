@@ -20,6 +20,7 @@ from lit_gfs.errors import UserError, require_between
 from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.metrics.module_protocol import layers_of
 from lit_gfs.optim.moments import reset_moments_
+from lit_gfs.plasticity.fresh_weights import can_redraw
 from lit_gfs.plasticity.unit_layers import UnitLayer, UnitMap, map_units
 from lit_gfs.plasticity.unit_resets import reset_units_
 
@@ -102,9 +103,8 @@ class UnitResets(ResetIntervention):
         if not scores:
             return {}
         chosen = {name: each <= self.tau for name, each in scores.items()}
-        changed = {id(parameter) for name in chosen for parameter in layers[name].parameters()}
-        owners = [each for each in pl_module.modules() if _owns_one_of(changed, each)]
-        entries = reset_units_(layers, chosen, self.fresh_weights(trainer, pl_module, part, owners))
+        drawn = [each for name in chosen for each in _modules_that_lead_in(pl_module, layers[name])]
+        entries = reset_units_(layers, chosen, self.fresh_weights(trainer, pl_module, part, drawn))
         reset_moments_(part.optimizer, entries)
         tell_averages(trainer, pl_module, entries)
         every = torch.cat(list(chosen.values())).float()
@@ -120,12 +120,18 @@ class UnitResets(ResetIntervention):
             for name, layer in found.layers.items()
             if not any({id(p) for p in layer.parameters()} <= set(part.trained) for part in self._parts)
         ]
-        reason = "no single optimizer trains all of their weights"
-        return UnitMap(
-            {name: layer for name, layer in found.layers.items() if name not in split},
-            {**found.left_out, **dict.fromkeys(split, reason)},
-        )
+        left_out = dict.fromkeys(split, "no single optimizer trains all of their weights")
+        for name, layer in found.layers.items():
+            if not all(map(can_redraw, _modules_that_lead_in(pl_module, layer))):
+                left_out.setdefault(name, "a normalization has no reset_parameters()")
+        kept = {name: layer for name, layer in found.layers.items() if name not in left_out}
+        return UnitMap(kept, {**found.left_out, **left_out})
 
 
-def _owns_one_of(parameters: set[int], module: nn.Module) -> bool:
-    return any(id(parameter) in parameters for parameter in module.parameters(recurse=False))
+def _modules_that_lead_in(pl_module: LightningModule, layer: UnitLayer) -> list[nn.Module]:
+    """Return a layer and the normalizations between it and its activation."""
+    norms = {id(share.parameter) for share in layer.norms}
+    owners = [
+        each for each in pl_module.modules() if any(id(p) in norms for p in each.parameters(recurse=False))
+    ]
+    return [layer.layer, *owners]

@@ -392,3 +392,22 @@ def test_before_there_are_observations_nothing_is_reset() -> None:
         True,
         True,
     ]
+
+
+@both
+def test_a_normalization_that_cannot_be_drawn_leaves_its_layer_out(make: Make) -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.rms_norm(x, (8,), self.weight)
+
+    module, callback = Chain(sgd(0.0)).kill(1), make(every_n_steps=1)
+    module.norm = Norm()  # type: ignore[assignment]
+    with pytest.warns(
+        UserWarning, match=r"resets no units of second: a normalization has no reset_parameters"
+    ):
+        fit(module, [callback], 1)
+    assert (module.second.weight[:, 1] == 0).all()
