@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -47,7 +47,7 @@ class LayerResets(ResetIntervention):
         every: Steps between two resets, on the x axis: environment steps, or optimizer steps where the module
             has no ``env_steps``.
         layers: Number of layers with a matrix, counted from the outputs on the longest path; heads are the
-            first. ``all`` takes all layers, normalizations included.
+            first. ``all`` takes all layers that can be drawn, normalizations included.
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
@@ -79,11 +79,14 @@ class LayerResets(ResetIntervention):
         self._reset_at = [x_axis(trainer, pl_module)] * len(parts)
         self.chosen = self._find_layers_to_reset(trainer, pl_module)
         unfit = [name for name, layer in self.chosen.items() if not can_redraw(layer)]
-        if unfit:
+        if unfit and self.layers != "all":
             raise UserError(
                 f"LayerResets cannot draw {listed(unfit)} anew; expected layers with reset_parameters() and "
                 "without parametrizations"
             )
+        if unfit:
+            rank_zero_warn(f"LayerResets leaves {listed(unfit)} as they are: they have no reset_parameters()")
+            self.chosen = {name: layer for name, layer in self.chosen.items() if name not in unfit}
         how = "their own initialization" if path_init_of(trainer) is None else "PathSensitiveInit"
         rank_zero_info(
             f"LayerResets draws {listed(list(self.chosen))} anew every {self.every:,} "

@@ -183,6 +183,10 @@ def test_what_cannot_be_drawn_is_refused_in_one_line() -> None:
         UserError, match=r"LayerResets cannot draw head anew; expected layers with reset_parameters"
     ):
         fit(module, [LayerResets()], 1)
+    with pytest.warns(
+        UserWarning, match=r"LayerResets leaves head as they are: they have no reset_parameters"
+    ):
+        fit(module, [LayerResets(layers="all")], 1)
     for layers in (0, "last", 1.5):
         with pytest.raises(UserError, match=r"layers is .*; expected a whole number of at least 1, or 'all'"):
             LayerResets(layers=layers)  # type: ignore[arg-type]
