@@ -7,6 +7,7 @@ Within one run, callbacks are switched on and off in turn, and each step with th
 neighbouring step without them, so that other work on the machine affects both. The figure is the median over
 pairs of steps. A monitor measures in every step, and its cost is divided by the interval that it chooses by
 itself: in the quickstart's 24,500 optimizer steps for 2 x 256, in 250,000 for others (10^6 steps of DQN).
+Likewise, the cost of a reset is divided by the steps between two resets.
 
     python benchmarks/step_cost.py --markdown docs/results/step_cost.md
 """
@@ -32,12 +33,25 @@ from torch.utils.data import DataLoader
 
 from lit_gfs.agents import DQN
 from lit_gfs.callbacks import (
+    AdamResets,
+    AdaptiveGradientClipping,
     CurvatureMonitor,
     GradientFlowMonitor,
     GradientNormalization,
+    LayerResets,
     NaNGuard,
+    PullToInit,
+    ReDo,
+    ReGraMa,
     RepresentationMonitor,
+    ShrinkAndPerturb,
+    SpectralNormalization,
+    StaticSparsity,
     TemporalGradientClipping,
+    UpdateClipping,
+    WeightClipping,
+    WeightMonitor,
+    WeightProjection,
 )
 from lit_gfs.envs import EnvSpec
 from lit_gfs.networks import PlainTrunk
@@ -72,6 +86,7 @@ MONITORS: dict[str, Any] = {
     "gradient_flow": GradientFlowMonitor,
     "representation": RepresentationMonitor,
     "curvature": CurvatureMonitor,
+    "weights": WeightMonitor,
 }
 INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "nan_guard": lambda: [NaNGuard()],
@@ -85,7 +100,21 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
         TemporalGradientClipping(),
         GradientNormalization(1.0, "spectral", block=48),
     ],
+    "update_clipping": lambda: [UpdateClipping()],
+    "pull_to_init": lambda: [PullToInit()],
+    "shrink_and_perturb": lambda: [ShrinkAndPerturb(0.99999, every_n_steps=1)],
+    "static_sparsity": lambda: [StaticSparsity()],
+    "weight_clipping": lambda: [WeightClipping()],
+    "spectral_normalization": lambda: [SpectralNormalization()],
+    "weight_projection": lambda: [WeightProjection()],
+    "adaptive_gradient_clipping": lambda: [AdaptiveGradientClipping()],
+    "redo": lambda: [ReDo(every_n_steps=1)],
+    "grama": lambda: [ReGraMa(every_n_steps=1)],
+    "layer_resets": lambda: [LayerResets(every=1)],
+    "adam_resets": lambda: [AdamResets(every_n_steps=1)],
 }
+PERIODS = {"redo": 1_000, "grama": 1_000, "layer_resets": 20_000, "adam_resets": 1_000}
+"""Steps between two acts of those that act now and then; the benchmark lets them act in every step."""
 
 
 class CountingLogger(TensorBoardLogger):
@@ -139,6 +168,7 @@ class Switch(Callback):
         self.off: list[float] = []
         self._active = True
         self._began = 0.0
+        self._hooks: list[tuple[Any, dict[int, Any]]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         """Time the end of a step; this callback comes last, after the work of the others."""
@@ -150,7 +180,20 @@ class Switch(Callback):
         self._active = not self._active
         known: Any = trainer
         known.callbacks = [*self.others, self] if self._active else [self]
+        self._switch_hooks(trainer)
         self._began = self.clock()
+
+    def _switch_hooks(self, trainer: Trainer) -> None:
+        """Remove the hooks by which callbacks act after an optimizer step, or put them back."""
+        if self._active:
+            for hooks, removed in self._hooks:
+                hooks.update(removed)
+            return
+        self._hooks = []
+        for optimizer in trainer.optimizers:
+            for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+                self._hooks.append((hooks, dict(hooks)))
+                hooks.clear()
 
 
 def make_agent(network: str) -> DQN:
@@ -235,7 +278,7 @@ def measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]]
             every = MONITORS[name].pace.interval(PLANNED_STEPS.get(network, 250_000))
             callbacks: list[Callback] = [MONITORS[name](every_n_steps=1)]
         else:
-            every, callbacks = 1, INTERVENTIONS[name]()
+            every, callbacks = PERIODS.get(name, 1), INTERVENTIONS[name]()
         switch, written = run(network, callbacks, arguments)
         if name in MONITORS and written[name] < len(switch.on):
             raise RuntimeError(f"{name} measured in {written[name]} of {len(switch.on)} steps")

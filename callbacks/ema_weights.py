@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -135,6 +136,20 @@ class EMAWeights(EMAWeightAveraging):
     ) -> None:
         if self._average_model is not None:  # else the average is evaluated, as the checkpoint has it
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    @torch.no_grad()
+    def take_over(self, pl_module: LightningModule, entries: Mapping[nn.Parameter, Tensor]) -> None:
+        """Set entries of the average to the weights, after these entries have been reset.
+
+        Args:
+            pl_module: The module that is trained, with its weights.
+            entries: By parameter, which entries were reset: boolean, of the parameter's shape.
+        """
+        if self._average_model is None:
+            return
+        for mean, weight in zip(self._average_model.module.parameters(), pl_module.parameters(), strict=True):
+            if weight in entries:
+                mean.copy_(torch.where(entries[weight], weight, mean))
 
     @override
     def _swap_models(self, pl_module: LightningModule) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_between
 from lit_gfs.gradients.step_guard import unscale_gradients
 from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.figures import gradient_heat_map
@@ -24,6 +24,7 @@ from lit_gfs.metrics.layer_scalars import write_measurement
 from lit_gfs.metrics.module_protocol import layers_of, x_axis
 from lit_gfs.metrics.norm_history import NormHistory
 from lit_gfs.metrics.pace import Interval, Pace, interval_in
+from lit_gfs.metrics.unit_gradients import total_share
 
 _TOLERANCE = 1e-5
 """Relative rounding error between two norms of the same gradient."""
@@ -40,7 +41,10 @@ class GradientFlowMonitor(Callback):
     - ``gradient_flow/max_min_ratio``: ratio of the largest to the smallest raw layer norm, among the finite,
       non-zero ones;
     - ``gradient_flow/global_norm``, ``gradient_flow/global_norm_applied``: norms over all layers;
-    - ``gradient_flow/nonfinite_layers``: number of non-finite raw layer norms.
+    - ``gradient_flow/nonfinite_layers``: number of non-finite raw layer norms;
+    - ``gradient_flow/dormant_share``: share of units whose weights hardly get a gradient, over all layers;
+      not written if no gradient is finite. See `lit_gfs.metrics.unit_gradients.gradient_scores`; the outputs
+      of heads count as units.
 
     With ``per_layer`` it also writes, for each layer:
 
@@ -50,7 +54,9 @@ class GradientFlowMonitor(Callback):
     - ``gradient_flow/cosine/<layer>``: cosine similarity of the raw gradients of this and the previous
       optimizer step; not written if it is undefined, as for a zero gradient;
     - ``gradient_flow/scale/<layer>``: ratio of applied to raw norm, the joint factor of all interventions;
-      not written if the raw norm is zero or not finite.
+      not written if the raw norm is zero or not finite;
+    - ``gradient_flow/dormant/<layer>``: share of the layer's units whose weights hardly get a gradient; not
+      written for a layer without weights.
 
     Otherwise TensorBoard's event file has these numbers as a tensor without a chart, for the diagnosis and
     for studies (`lit_gfs.metrics.layer_scalars`).
@@ -72,6 +78,8 @@ class GradientFlowMonitor(Callback):
             measurements and at the end of fitting; 0 draws only the last one.
         max_columns: Largest number of columns of the heat map; an even number.
         per_layer: Whether each layer has charts of its own.
+        tau: A unit is dormant if the mean absolute gradient of its weights is at most this share of its
+            layer's mean.
 
     Raises:
         MisconfigurationException: If an argument is out of range.
@@ -91,6 +99,7 @@ class GradientFlowMonitor(Callback):
         figure_every: int = 50,
         max_columns: int = 256,
         per_layer: bool = False,
+        tau: float = 0.01,
     ) -> None:
         if every_n_steps != "auto" and every_n_steps < 1:
             raise MisconfigurationException(f"every_n_steps must be at least 1, got {every_n_steps}")
@@ -98,10 +107,12 @@ class GradientFlowMonitor(Callback):
             raise MisconfigurationException(f"figure_every must be 0 or more, got {figure_every}")
         if max_columns < 2 or max_columns % 2:
             raise MisconfigurationException(f"max_columns must be even and at least 2, got {max_columns}")
+        require_between(0, 1, tau=tau)
         self.every_n_steps = every_n_steps
         self.figure_every = figure_every
         self.max_columns = max_columns
         self.per_layer = per_layer
+        self.tau = tau
         self.interval = 1
         """Optimizer steps between two measurements of the run."""
         self._probes: list[GradientProbe] = []
@@ -116,7 +127,7 @@ class GradientFlowMonitor(Callback):
         if self._restored is None and trainer.global_step > 0:
             self._restored = self.state_dict()  # the same Trainer continues to fit
         layers = layers_of(pl_module)
-        self._probes = probes_for(trainer.optimizers, layers)
+        self._probes = probes_for(trainer.optimizers, layers, self.tau)
         measured = {name for probe in self._probes for name in probe.parameters}
         if not measured:
             raise UserError(
@@ -153,9 +164,14 @@ class GradientFlowMonitor(Callback):
         if not measured:
             return
         names = [name for probe in measured for name in probe.parameters]
+        units = [count for probe in measured for count in probe.units]
         values = torch.cat([probe.collect().to(pl_module.device) for probe in measured], dim=1)
-        raw, applied, cosines = values.cpu()  # a single transfer to the host
-        scalars, of_layers = _scalars(raw, applied), _layer_scalars(names, raw, applied, cosines)
+        raw, applied, cosines, dormant = values.cpu()  # a single transfer to the host
+        scalars = _scalars(raw, applied)
+        of_layers = _layer_scalars(names, raw, applied, cosines, dormant)
+        share = total_share(dormant.tolist(), units)
+        if share == share:
+            scalars["gradient_flow/dormant_share"] = share
         write_measurement(trainer, pl_module, "gradient_flow", scalars, of_layers, self.per_layer)
         self._history.append(x_axis(trainer, pl_module), names, raw, applied)
         measurements = self._history.measurements
@@ -221,15 +237,19 @@ def _scalars(raw: Tensor, applied: Tensor) -> dict[str, float]:
     return scalars
 
 
-def _layer_scalars(names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor) -> dict[str, float]:
+def _layer_scalars(
+    names: list[str], raw: Tensor, applied: Tensor, cosines: Tensor, dormant: Tensor
+) -> dict[str, float]:
     """Return the measured values of M layers, ``(M,)`` each, by tag."""
     scalars: dict[str, float] = {}
-    rows = (raw.tolist(), applied.tolist(), cosines.tolist(), (applied / raw).tolist())
-    for name, norm, norm_applied, cosine, scale in zip(names, *rows, strict=True):
+    rows = (row.tolist() for row in (raw, applied, cosines, applied / raw, dormant))
+    for name, norm, norm_applied, cosine, scale, share in zip(names, *rows, strict=True):
         scalars[f"gradient_flow/norm/{name}"] = norm
         scalars[f"gradient_flow/norm_applied/{name}"] = norm_applied
         if math.isfinite(scale):
             scalars[f"gradient_flow/scale/{name}"] = scale
         if cosine == cosine:
             scalars[f"gradient_flow/cosine/{name}"] = cosine
+        if share == share:
+            scalars[f"gradient_flow/dormant/{name}"] = share
     return scalars

@@ -6,26 +6,52 @@ from collections.abc import Iterable
 
 from lightning.pytorch import Callback
 
+from lit_gfs.callbacks.adam_resets import AdamResets
+from lit_gfs.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
+from lit_gfs.callbacks.layer_resets import LayerResets
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.callbacks.path_init import PathSensitiveInit
+from lit_gfs.callbacks.pull_to_init import PullToInit
+from lit_gfs.callbacks.redo import ReDo
+from lit_gfs.callbacks.regrama import ReGraMa
 from lit_gfs.callbacks.representation import RepresentationMonitor
+from lit_gfs.callbacks.shrink_and_perturb import ShrinkAndPerturb
+from lit_gfs.callbacks.spectral_normalization import SpectralNormalization
+from lit_gfs.callbacks.static_sparsity import StaticSparsity
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
+from lit_gfs.callbacks.update_clipping import UpdateClipping
+from lit_gfs.callbacks.weight_clipping import WeightClipping
+from lit_gfs.callbacks.weight_projection import WeightProjection
+from lit_gfs.callbacks.weights import WeightMonitor
 
 INTERVENTIONS: dict[str, type[Callback]] = {
     "gradient_flow": GradientFlowMonitor,
     "nan_guard": NaNGuard,
     "path_init": PathSensitiveInit,
     "layer_rates": LayerwiseLearningRates,
+    "grama": ReGraMa,
     "temporal_clipping": TemporalGradientClipping,
+    "adaptive_gradient_clipping": AdaptiveGradientClipping,
     "gradient_normalization": GradientNormalization,
+    "update_clipping": UpdateClipping,
+    "pull_to_init": PullToInit,
+    "shrink_and_perturb": ShrinkAndPerturb,
+    "static_sparsity": StaticSparsity,
+    "weight_clipping": WeightClipping,
+    "spectral_normalization": SpectralNormalization,
+    "weight_projection": WeightProjection,
+    "redo": ReDo,
+    "layer_resets": LayerResets,
+    "adam_resets": AdamResets,
     "representation": RepresentationMonitor,
     "curvature": CurvatureMonitor,
+    "weights": WeightMonitor,
 }
-"""Named callbacks by key; they see gradients in this order."""
+"""Named callbacks by key; they see gradients, and change weights, in this order."""
 
 ON_BY_DEFAULT: tuple[str, ...] = ("nan_guard",)
 """Keys of the callbacks that are on unless they are switched off."""

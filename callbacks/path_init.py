@@ -73,22 +73,8 @@ class PathSensitiveInit(Callback):
         self.report = None
         if trainer.ckpt_path is not None or trainer.global_step > 0:
             return
-        example = pl_module.example_input_array
-        if example is None:
-            raise UserError(
-                f"PathSensitiveInit runs {type(pl_module).__name__}'s forward, but its example_input_array "
-                "is None; expected an example of what forward takes, such as torch.zeros(1, 8)"
-            )
         with torch.random.fork_rng(devices=[]):
-            self.report = path_sensitive_(
-                pl_module,
-                example,
-                self.mirrored,
-                self.head_gain,
-                self.growth,
-                self.first_bias,
-                self.branches,
-            )
+            self.report = self.initialize_(pl_module)
         _broadcast(pl_module)
         after = getattr(pl_module, "on_weights_initialized", None)
         if callable(after):
@@ -101,6 +87,22 @@ class PathSensitiveInit(Callback):
         for reason in dict.fromkeys(left.values()):
             names = [name for name, its in left.items() if its == reason]
             rank_zero_warn(f"PathSensitiveInit leaves {listed(names)} as they were: {reason}")
+
+    def initialize_(self, pl_module: LightningModule) -> PathReport:
+        """Initialize a module in place, with draws from PyTorch's generator of the CPU.
+
+        Raises:
+            UserError: If the module has no ``example_input_array``, or an option does not suit it.
+        """
+        example = pl_module.example_input_array
+        if example is None:
+            raise UserError(
+                f"PathSensitiveInit runs {type(pl_module).__name__}'s forward, but its example_input_array "
+                "is None; expected an example of what forward takes, such as torch.zeros(1, 8)"
+            )
+        return path_sensitive_(
+            pl_module, example, self.mirrored, self.head_gain, self.growth, self.first_bias, self.branches
+        )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

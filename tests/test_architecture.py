@@ -17,7 +17,7 @@ ORDER = (
     ("utils",),
     ("envs", "networks"),
     ("functional", "buffers", "metrics"),
-    ("gradients", "init", "optim", "collectors"),
+    ("gradients", "init", "optim", "plasticity", "collectors"),
     ("runs",),
     ("callbacks",),
     ("agents", "datamodules", "configs"),

@@ -11,6 +11,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_gfs.configuration.config_files import complete_arguments, find_config, shipped_configs
+from lit_gfs.configuration.method_names import METHOD_NAMES
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from support.command_line import BuiltOnly
@@ -77,7 +78,7 @@ def test_every_recipe_trains_on_top_of(name: str, recipe: str, empty_directory: 
 # What each recipe may change: these keys and those below them.
 INTERVENTIONS = {"gfs.path_init", "gfs.temporal_clipping", "gfs.gradient_normalization", "gfs.layer_rates"}
 CHANGES = {
-    "recipes/baseline": INTERVENTIONS,
+    "recipes/baseline": {f"gfs.{key}" for key in METHOD_NAMES},
     "recipes/gfs": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/gfs_first_order": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/gfs_ppo": {*INTERVENTIONS, "trainer.gradient_clip_val"},

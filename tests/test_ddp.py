@@ -13,7 +13,24 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gfs.agents import DQN, PPO, PQN
-from lit_gfs.callbacks import GradientNormalization, NaNGuard, PathSensitiveInit, TemporalGradientClipping
+from lit_gfs.callbacks import (
+    AdamResets,
+    AdaptiveGradientClipping,
+    GradientNormalization,
+    LayerResets,
+    NaNGuard,
+    PathSensitiveInit,
+    PullToInit,
+    ReDo,
+    ReGraMa,
+    ShrinkAndPerturb,
+    SpectralNormalization,
+    StaticSparsity,
+    TemporalGradientClipping,
+    UpdateClipping,
+    WeightClipping,
+    WeightProjection,
+)
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 from support.fakes import CountingEnv, Records
 from support.training import rollout_data
@@ -231,3 +248,44 @@ def test_interventions_decide_alike_on_all_ranks(
         assert state["algorithms"][0]["layers"] == other["algorithms"][0]["layers"]
         for name, value in state["algorithms"][0]["state"].items():
             assert torch.equal(value, other["algorithms"][0]["state"][name])
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_weights_change_alike_on_all_ranks(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    data = rollout_data(total_steps=128, eval_every=64)
+    callbacks = [
+        *(NaNGuard(), UpdateClipping(threshold=0.5), PullToInit(strength=1.0)),
+        *(ShrinkAndPerturb(shrink=0.99, on_shift=True), StaticSparsity(), WeightClipping()),
+        *(SpectralNormalization(), WeightProjection(), Report(tmp_path)),
+    ]
+
+    make_trainer(strategy="ddp_fork", devices=2, callbacks=callbacks).fit(PoisonedPPO(data.env_spec), data)
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["weights"].isfinite().all()
+    assert (first["weights"] == 0).float().mean() > 0.5
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("initialized", [False, True])
+def test_resets_are_the_same_on_all_ranks(
+    initialized: bool, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """The ranks see other observations, so activations differ, and draws of their own do."""
+    data = rollout_data(total_steps=128, eval_every=64)
+    resets: list[Any] = [
+        *(ReDo(every_n_steps=3, tau=0.5), ReGraMa(every_n_steps=4, tau=0.3)),
+        *(LayerResets(every=48, layers=2), AdamResets(every_n_steps=7), AdaptiveGradientClipping()),
+    ]
+    first_weights = [PathSensitiveInit()] if initialized else []
+    trainer = make_trainer(
+        strategy="ddp_fork", devices=2, callbacks=[*first_weights, NaNGuard(), *resets, Report(tmp_path)]
+    )
+
+    trainer.fit(PoisonedPPO(data.env_spec), data)
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first["weights"], second["weights"])
+    assert not torch.equal(first["observations"], second["observations"])
+    assert first["weights"].isfinite().all()

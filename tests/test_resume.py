@@ -29,6 +29,22 @@ EVERYTHING = [
     "--gfs.curvature.samples=2",
     "--gfs.curvature.iterations=2",
 ]
+ON_WEIGHTS = [
+    *("--gfs.update_clipping={}", "--gfs.pull_to_init={}", "--gfs.pull_to_init.strength=1.0"),
+    *("--gfs.shrink_and_perturb={}", "--gfs.shrink_and_perturb.every_n_steps=3"),
+    *("--gfs.shrink_and_perturb.shrink=0.99", "--gfs.shrink_and_perturb.on_shift=true"),
+    *("--gfs.static_sparsity={}", "--gfs.weight_clipping={}", "--gfs.spectral_normalization={}"),
+    *("--gfs.weight_projection={}", "--gfs.weights={}", "--gfs.weights.every_n_steps=4"),
+]
+"""Everything that changes or measures weights."""
+RESETS = [
+    *("--gfs.redo={}", "--gfs.redo.every_n_steps=3", "--gfs.redo.tau=0.3"),
+    *("--gfs.grama={}", "--gfs.grama.every_n_steps=5", "--gfs.grama.tau=0.2"),
+    *("--gfs.layer_resets={}", "--gfs.layer_resets.every=70", "--gfs.layer_resets.layers=2"),
+    *("--gfs.adam_resets={}", "--gfs.adam_resets.every_n_steps=9"),
+    "--gfs.adaptive_gradient_clipping={}",
+]
+"""Everything that resets something, and the clipping beside it."""
 ROLLOUTS = ["--data.num_envs=2", "--data.rollout_steps=16", "--data.epochs=2", "--data.minibatches=3"]
 AGENTS = {
     "dqn": [
@@ -141,6 +157,21 @@ def test_a_run_whose_intervention_replaced_the_trainers_clipping_resumes() -> No
     config = yaml.safe_load(Path("runs/resumed/run/config.yaml").read_text())
     assert config["trainer"]["gradient_clip_val"] is None
     assert config["gfs"]["temporal_clipping"]["init_args"]["warmup"] == 2
+
+
+@pytest.mark.parametrize(
+    "agent", ["dqn", *(pytest.param(other, marks=pytest.mark.slow) for other in ("ppo", "pqn"))]
+)
+def test_a_run_whose_weights_are_changed_after_each_step_resumes(agent: str) -> None:
+    assert_resumes(agent, "CartPole", *EVERYTHING, *ON_WEIGHTS, points=2)
+
+
+@pytest.mark.parametrize(
+    "agent", ["dqn", *(pytest.param(other, marks=pytest.mark.slow) for other in ("ppo", "pqn"))]
+)
+def test_a_run_that_resets_units_layers_and_adam_resumes(agent: str) -> None:
+    average = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.8"]
+    assert_resumes(agent, "CartPole", "--config=recipes/gfs", *RESETS, *average, points=2)
 
 
 def test_a_run_with_an_averaged_target_resumes() -> None:

@@ -33,7 +33,10 @@ WHERE_SOMETHING_IS_WRITTEN = {
     "lit_gfs.agents.ppo.PPO.schedule_values": "the standard deviation of continuous actions",
     "lit_gfs.gradients.step_skipper.StepSkipper.read": "which steps were skipped",
     "lit_gfs.callbacks.gradient_intervention.GradientIntervention._write": "factors of an intervention",
+    "lit_gfs.callbacks.weight_intervention.WeightIntervention._write": "what changes of weights return",
+    "lit_gfs.callbacks.reset_intervention.ResetIntervention.fresh_weights": "an initialization",
     "lit_gfs.callbacks.gradient_flow.GradientFlowMonitor.on_train_batch_end": "norms and cosines",
+    "lit_gfs.callbacks.weights.WeightMonitor._write": "norms and singular values of weights",
     "lit_gfs.callbacks.representation.RepresentationMonitor.on_before_optimizer_step": "singular values",
     "lit_gfs.callbacks.representation.RepresentationMonitor.on_train_batch_end": "what it measures",
     "lit_gfs.callbacks.curvature.CurvatureMonitor._measure": "eigenvalues",
@@ -73,7 +76,13 @@ LEARNERS = {
         "--gfs.temporal_clipping=null",
     ],
 }
-INTERVENED = ["--config=recipes/gfs", "--gfs.nan_guard=NaNGuard"]
+INTERVENED = [
+    *("--config=recipes/gfs", "--gfs.nan_guard=NaNGuard"),
+    *("--gfs.update_clipping=UpdateClipping", "--gfs.pull_to_init=PullToInit"),
+    *("--gfs.shrink_and_perturb=ShrinkAndPerturb", "--gfs.static_sparsity=StaticSparsity"),
+    *("--gfs.weight_clipping=WeightClipping", "--gfs.spectral_normalization=SpectralNormalization"),
+    *("--gfs.weight_projection=WeightProjection", "--gfs.adaptive_gradient_clipping={}"),
+]
 """Every intervention is on, with the guard."""
 MONITORED = [
     "--trainer.log_every_n_steps=2",
@@ -81,6 +90,9 @@ MONITORED = [
     *("--gfs.representation=RepresentationMonitor", "--gfs.representation.every_n_steps=4"),
     *("--gfs.curvature=CurvatureMonitor", "--gfs.curvature.every_n_steps=5"),
     *("--gfs.curvature.samples=2", "--gfs.curvature.iterations=2"),
+    *("--gfs.weights=WeightMonitor", "--gfs.weights.every_n_steps=5"),
+    *("--gfs.redo=ReDo", "--gfs.redo.every_n_steps=4", "--gfs.grama=ReGraMa", "--gfs.grama.every_n_steps=5"),
+    *("--gfs.layer_resets=LayerResets", "--gfs.layer_resets.every=30"),
 ]
 UNMONITORED = ["--trainer.log_every_n_steps=0", "--gfs.gradient_flow=null"]
 

@@ -21,6 +21,12 @@ MONITORS = [
     *("--gfs.curvature.every_n_steps=8", "--gfs.curvature.samples=2", "--gfs.curvature.iterations=2"),
     *("--gfs.path_init={}", "--gfs.layer_rates={}"),
     *("--gfs.temporal_clipping={}", "--gfs.gradient_normalization={}"),
+    *("--gfs.update_clipping={}", "--gfs.pull_to_init={}", "--gfs.shrink_and_perturb={}"),
+    *("--gfs.static_sparsity={}", "--gfs.weight_clipping={}", "--gfs.spectral_normalization={}"),
+    *("--gfs.weight_projection={}", "--gfs.weights={}"),
+    *("--gfs.redo={}", "--gfs.redo.every_n_steps=4", "--gfs.grama={}", "--gfs.grama.every_n_steps=6"),
+    *("--gfs.layer_resets={}", "--gfs.layer_resets.every=8", "--gfs.adam_resets={}"),
+    "--gfs.adaptive_gradient_clipping={}",
     *("--trainer.gradient_clip_val=null", "--trainer.log_every_n_steps=4"),
     *("--trainer.enable_progress_bar=false", "--model.trunk.depth=2", "--model.trunk.width=8"),
 ]

@@ -7,8 +7,20 @@ from collections.abc import Iterable
 METHOD_NAMES = {
     "path_init": "init",
     "layer_rates": "rates",
+    "grama": "grama",
     "temporal_clipping": "clip",
+    "adaptive_gradient_clipping": "agc",
     "gradient_normalization": "norm",
+    "update_clipping": "update",
+    "pull_to_init": "pull",
+    "shrink_and_perturb": "shrink",
+    "static_sparsity": "sparse",
+    "weight_clipping": "wclip",
+    "spectral_normalization": "spectral",
+    "weight_projection": "nap",
+    "redo": "redo",
+    "layer_resets": "resets",
+    "adam_resets": "adam",
 }
 """Short names, for names of runs, of the callbacks that change how a network learns."""
 

@@ -13,8 +13,13 @@ from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 
-def require_whole_gradients(trainer: Trainer, callback: str) -> None:
-    """Reject strategies that shard the gradients over the ranks.
+def require_whole_gradients(trainer: Trainer, callback: str, what: str = "gradients") -> None:
+    """Reject strategies that shard gradients or weights over the ranks.
+
+    Args:
+        trainer: The Trainer.
+        callback: Name of the callback that needs them whole.
+        what: What it needs, for the message.
 
     Raises:
         MisconfigurationException: If the Trainer has such a strategy; the message begins with the callback's
@@ -22,7 +27,7 @@ def require_whole_gradients(trainer: Trainer, callback: str) -> None:
     """
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
         raise MisconfigurationException(
-            f"{callback} needs whole gradients on each rank, but {type(trainer.strategy).__name__} shards "
+            f"{callback} needs whole {what} on each rank, but {type(trainer.strategy).__name__} shards "
             "them; expected ddp"
         )
 

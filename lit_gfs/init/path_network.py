@@ -24,7 +24,7 @@ from lit_gfs.networks.example_run import call, device_of, evaluating
 _LINEAR = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _RECTIFIERS = ("relu", "relu6", "leaky_relu", "rrelu", "prelu", "threshold")
 _SMOOTH = ("gelu", "silu", "elu", "selu", "celu", "mish", "softplus")
-_SQUASHING = ("tanh", "sigmoid", "hardtanh", "hardsigmoid", "hardswish")
+_SQUASHING = ("tanh", "sigmoid", "hardtanh", "hardsigmoid", "hardswish", "sin", "cos")
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize")
 _CASTS = ("float", "double", "half", "bfloat16", "to", "type", "type_as", "contiguous", "clone", "detach")
 _LIMITS = ("clamp", "clip", "neg", "abs", "softmax", "log_softmax")

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_gfs.metrics.module_protocol import layers_of
 from lit_gfs.metrics.representation import dormancy_scores
+from lit_gfs.networks.components import CReLU, FourierFeatures
 
 ACTIVATIONS = (
     nn.CELU,
@@ -32,6 +33,8 @@ ACTIVATIONS = (
     nn.Softplus,
     nn.Softsign,
     nn.Tanh,
+    CReLU,
+    FourierFeatures,
 )
 """The activation modules, including their subclasses."""
 

@@ -17,14 +17,18 @@ from lit_gfs.metrics.gradient_flow import (
     layer_norms,
     parameters_by_layer,
 )
+from lit_gfs.metrics.unit_gradients import gradient_dormant_shares
 
 
-def probes_for(optimizers: Sequence[Optimizer], layers: Mapping[str, nn.Module]) -> list[GradientProbe]:
+def probes_for(
+    optimizers: Sequence[Optimizer], layers: Mapping[str, nn.Module], tau: float
+) -> list[GradientProbe]:
     """Build one probe for each optimizer.
 
     Args:
         optimizers: The optimizers of a run.
         layers: Layers by name.
+        tau: As for `GradientProbe`.
 
     Returns:
         The probes. A layer with parameters in several optimizers belongs, as a whole, to the first of them.
@@ -35,21 +39,23 @@ def probes_for(optimizers: Sequence[Optimizer], layers: Mapping[str, nn.Module])
     for optimizer, parameters in zip(optimizers, held, strict=True):
         ids = {id(parameter) for parameter in parameters}
         names = [name for name, layer in owned.items() if any(id(parameter) in ids for parameter in layer)]
-        probes.append(GradientProbe(optimizer, {name: owned.pop(name) for name in names}))
+        probes.append(GradientProbe(optimizer, {name: owned.pop(name) for name in names}, tau))
     return probes
 
 
 class GradientProbe:
-    """Measures raw norms, applied norms and cosines of the gradients of one optimizer's L layers.
+    """Measures the gradients of one optimizer's L layers: norms, cosines, and units that hardly get any.
 
     Args:
         optimizer: The optimizer.
         parameters: The optimizer's parameters by layer name.
+        tau: A unit is dormant if its gradient is at most this share of its layer's mean.
     """
 
-    def __init__(self, optimizer: Optimizer, parameters: dict[str, list[nn.Parameter]]) -> None:
+    def __init__(self, optimizer: Optimizer, parameters: dict[str, list[nn.Parameter]], tau: float) -> None:
         self.optimizer = optimizer
         self.parameters = parameters
+        self.tau = tau
         self.steps = 0
         """Number of observed steps."""
         self.previous: LayerGradients | None = None
@@ -58,7 +64,13 @@ class GradientProbe:
         """Raw norms ``(L,)`` of the measured step, until `collect`."""
         self._applied: Tensor | None = None
         self._cosines: Tensor | None = None
+        self._dormant: Tensor | None = None
         self._handle: RemovableHandle | None = None
+
+    @property
+    def units(self) -> list[int]:
+        """The number of units of each layer; 0 for a layer without a weight."""
+        return [sum(len(p) for p in owned if p.ndim >= 2) for owned in self.parameters.values()]
 
     def observe(self, every_n_steps: int) -> None:
         """Measure the gradients before each n-th step, and copy those of the step before it."""
@@ -71,16 +83,18 @@ class GradientProbe:
             self.previous = _copied(gradients_by_layer(self.parameters))
 
     def collect(self) -> Tensor:
-        """Return raw norms, applied norms and cosines, ``(3, L)``, and reset them."""
+        """Return raw norms, applied norms, cosines and shares of dormant units, ``(4, L)``; reset them."""
         assert self.raw is not None
         assert self._cosines is not None
+        assert self._dormant is not None
         # The hook may not have run: a wrapping optimizer may not call it, and an overflow skips a 16-bit
         # step.
         applied = self._applied if self._applied is not None else self._norms()
-        values = torch.stack([self.raw, applied.to(self.raw), self._cosines.to(self.raw)])
+        rows = (applied, self._cosines, self._dormant)
+        values = torch.stack([self.raw, *(row.to(self.raw) for row in rows)])
         if self._handle is not None:
             self._handle.remove()
-        self.raw = self._applied = self._cosines = self._handle = None
+        self.raw = self._applied = self._cosines = self._dormant = self._handle = None
         return values
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,6 +119,7 @@ class GradientProbe:
         gradients = gradients_by_layer(self.parameters)
         self.raw = layer_norms(gradients)
         self._applied = None
+        self._dormant = gradient_dormant_shares(gradients, self.tau)
         if self.previous is None:
             self._cosines = torch.full_like(self.raw, torch.nan)
         else:

@@ -1,6 +1,7 @@
 """Networks: an encoder for the observation, a trunk of variable depth, and heads for the outputs."""
 
 from lit_gfs.networks.branch_factors import BranchFactor, ConstantFactor, TrainedFactor
+from lit_gfs.networks.components import CReLU, FourierFeatures
 from lit_gfs.networks.encoders import (
     Encoder,
     ImpalaCNN,
@@ -27,10 +28,12 @@ from lit_gfs.networks.trunks import (
 
 __all__ = [
     "BranchFactor",
+    "CReLU",
     "ConstantFactor",
     "DenseTrunk",
     "Encoder",
     "EncoderFactory",
+    "FourierFeatures",
     "ImpalaCNN",
     "Initialization",
     "LinearHead",

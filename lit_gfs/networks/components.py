@@ -5,17 +5,43 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lit_gfs.errors import UserError, nearest
 
 Norm = Literal["layer", "rms", "none"]
 """Normalization over features: LayerNorm, RMSNorm, or nothing."""
 
-Activation = Literal["relu", "leaky_relu", "tanh", "elu", "gelu", "silu"]
+Activation = Literal["relu", "leaky_relu", "tanh", "elu", "gelu", "silu", "crelu", "fourier"]
+"""Activation function; `CReLU` and `FourierFeatures` return two features for each unit."""
 
 DEFAULT_SLOPE = 0.01
 """Slope of a leaky ReLU below 0, as in PyTorch."""
+
+
+class CReLU(nn.Module):
+    """Concatenated ReLU (Shang et al. 2016): the positive and the negative part of each unit.
+
+    Of each unit, one of the two passes on a gradient, so no unit is dead. In continual deep RL it keeps
+    networks trainable (Abbas et al. 2023, arXiv 2303.07507).
+    """
+
+    def forward(self, units: Tensor) -> Tensor:
+        """Map ``(*batch, units)`` to ``(*batch, 2 * units)``."""
+        return torch.relu(torch.cat([units, -units], dim=-1))
+
+
+class FourierFeatures(nn.Module):
+    """Deep Fourier features (Lewandowski et al. 2024, arXiv 2410.20634): the sine and cosine of each unit.
+
+    Where one of them is flat, the other is nearly linear, so each unit always passes on a gradient.
+    """
+
+    def forward(self, units: Tensor) -> Tensor:
+        """Map ``(*batch, units)`` to ``(*batch, 2 * units)``."""
+        return torch.cat([units.sin(), units.cos()], dim=-1)
+
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -24,7 +50,14 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
+    "crelu": CReLU,
+    "fourier": FourierFeatures,
 }
+
+
+def features_per_unit(activation: Activation) -> int:
+    """Return how many features an activation makes of each unit."""
+    return 2 if activation in ("crelu", "fourier") else 1
 
 
 def make_norm(norm: Norm, features: int) -> nn.Module:
@@ -53,7 +86,8 @@ def activation_gain(activation: Activation, negative_slope: float = DEFAULT_SLOP
 
     It is sqrt(2) in front of a ReLU, which halves the mean square, and sqrt(2 / (1 + s^2)) in front of a
     leaky ReLU with the slope s (He et al. 2015, arXiv 1502.01852). Deep-RL networks use sqrt(2) for all other
-    activations too.
+    activations too. It also suits `CReLU` and `FourierFeatures`, whose two features of a unit share its mean
+    square, or 1.
 
     Args:
         activation: Its name.

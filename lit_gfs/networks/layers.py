@@ -46,6 +46,11 @@ def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def as_matrix(weight: Tensor) -> Tensor:
+    """View a weight as a matrix ``(outputs, inputs)``; a convolution's kernel positions count as inputs."""
+    return weight.reshape(weight.shape[0], -1)
+
+
 SMALLEST_HIDDEN_SIDE = 32
 """Units on both sides from which a matrix that is not square counts as hidden."""
 

@@ -39,6 +39,7 @@ class Network(nn.Module):
         initialization: Initialization,
     ) -> None:
         super().__init__()
+        self.initialization: Initialization = initialization
         self.encoder = (encoder or default_encoder)(observation_shape)
         self.trunk = trunk(self.encoder.out_features)
         if initialization == "orthogonal":

@@ -14,6 +14,7 @@ from lit_gfs.networks.components import (
     Activation,
     Norm,
     activation_gain,
+    features_per_unit,
     make_activation,
     make_norm,
     require_choice,
@@ -35,17 +36,22 @@ class Trunk(nn.Module):
     Args:
         in_features: Number of input features.
         depth: Number of linear layers.
-        width: Number of hidden units.
+        width: Number of features of each layer. `CReLU` and `FourierFeatures` make two of each unit, so
+            layers have half as many units.
         norm: Normalization over features.
         activation: Activation function.
         negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1; other activations have none.
 
     Raises:
-        UserError: If an argument is out of range, or there is a slope without a leaky ReLU.
+        UserError: If an argument is out of range, there is a slope without a leaky ReLU, or the trunk does
+            not suit the activation.
     """
 
     smallest_depth = 1
     """Smallest depth of this kind of trunk."""
+
+    allows_two_features_per_unit = False
+    """Whether each activation follows a linear layer, which can have half as many units as features."""
 
     out_features: int
     """Number of output features."""
@@ -80,6 +86,16 @@ class Trunk(nn.Module):
                 f"{name} has negative_slope {negative_slope}, but its activation is {activation}; expected "
                 "activation leaky_relu"
             )
+        count = features_per_unit(activation)
+        if count > 1 and not self.allows_two_features_per_unit:
+            raise UserError(
+                f"{name} has the activation {activation}, which makes {count} features of each unit of a "
+                "stream; expected PlainTrunk or DenseTrunk, or another activation"
+            )
+        if width % count:
+            raise UserError(f"{name} with the activation {activation} needs an even width, got {width}")
+        self.units = width // count
+        """Number of units of a linear layer before an activation."""
         self.gain = activation_gain(activation, negative_slope)
         self.in_features = in_features
         self.out_features = width if depth else in_features
@@ -93,9 +109,10 @@ class PlainTrunk(Trunk):
     Args:
         in_features: Number of input features.
         depth: Number of linear layers; 0 is the identity.
-        width: Number of units of each layer.
-        norm: Normalization over features, before each activation.
-        activation: Activation function.
+        width: Number of features of each layer.
+        norm: Normalization over the units of a layer, before each activation.
+        activation: Activation function. ``crelu`` and ``fourier`` make two features of each unit, so layers
+            have half as many units.
         negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1.
 
     Raises:
@@ -103,6 +120,7 @@ class PlainTrunk(Trunk):
     """
 
     smallest_depth = 0
+    allows_two_features_per_unit = True
 
     def __init__(
         self,
@@ -116,8 +134,8 @@ class PlainTrunk(Trunk):
         super().__init__(in_features, depth, width, norm, activation, negative_slope)
         self.layers = nn.Sequential()
         for index in range(depth):
-            self.layers.append(nn.Linear(width if index else in_features, width))
-            self.layers.append(make_norm(norm, width))
+            self.layers.append(nn.Linear(width if index else in_features, self.units))
+            self.layers.append(make_norm(norm, self.units))
             self.layers.append(make_activation(activation, negative_slope))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -304,14 +322,17 @@ class DenseTrunk(Trunk):
     Args:
         in_features: Number of input features.
         depth: Number of linear layers, at least 1.
-        width: Number of units of each layer.
-        norm: Normalization over features, before each activation.
-        activation: Activation function.
+        width: Number of features of each layer.
+        norm: Normalization over the units of a layer, before each activation.
+        activation: Activation function. ``crelu`` and ``fourier`` make two features of each unit, so layers
+            have half as many units.
         negative_slope: Slope of ``leaky_relu`` below 0, from 0 to 1.
 
     Raises:
         UserError: If an argument is out of range.
     """
+
+    allows_two_features_per_unit = True
 
     def __init__(
         self,
@@ -325,8 +346,8 @@ class DenseTrunk(Trunk):
         super().__init__(in_features, depth, width, norm, activation, negative_slope)
         self.layers = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(in_features + (width if index else 0), width),
-                make_norm(norm, width),
+                nn.Linear(in_features + (width if index else 0), self.units),
+                make_norm(norm, self.units),
                 make_activation(activation, negative_slope),
             )
             for index in range(depth)

@@ -46,6 +46,51 @@ def layer_positions(module: nn.Module, example_input: Any) -> dict[nn.Module, Po
         The positions by module, in the order of the first calls. A submodule that forward does not call has
         none, and neither has ``module`` itself.
     """
+    reads = layer_reads(module, example_input)
+    read = {source for layer, sources in reads.items() for source in sources if source is not layer}
+    positions = {}
+    for layer, sources in reads.items():
+        kind: Literal["first", "hidden", "last"] = (
+            "first" if not sources else "hidden" if layer in read else "last"
+        )
+        positions[layer] = Position(kind, _fan_in(layer, sources))
+    return positions
+
+
+def last_layers(module: nn.Module, example_input: Any, count: int) -> list[nn.Module]:
+    """Find the layers with a matrix that are closest to the outputs of a network.
+
+    The distance of a layer is the number of layers behind it on the longest path to an output. So heads have
+    the distance 0, and the branches of a residual network count one after the other.
+
+    Args:
+        module: Any module; it does not change.
+        example_input: Input of its forward, as for `layer_positions`.
+        count: The layers with a distance below this are returned.
+
+    Returns:
+        The layers, in the order of their first calls.
+    """
+    reads = layer_reads(module, example_input)
+    distance = dict.fromkeys(reads, 0)
+    # Readers are called after their sources, except where a layer is called again.
+    for layer, sources in reversed(reads.items()):
+        for source in sources:
+            if source is not layer:
+                distance[source] = max(distance[source], distance[layer] + 1)
+    return [layer for layer in reads if distance[layer] < count]
+
+
+def layer_reads(module: nn.Module, example_input: Any) -> dict[nn.Module, set[nn.Module]]:
+    """Find which submodules with a matrix read which others, from the graph that autograd records.
+
+    Args:
+        module: Any module; it does not change.
+        example_input: Input of its forward, as for `layer_positions`.
+
+    Returns:
+        The layers that each layer reads without another one in between, in the order of the first calls.
+    """
     layers = [each for each in module.modules() if each is not module and _owns_matrix(each)]
     inputs: dict[nn.Module, list[Any]] = {}
     written: dict[Any, nn.Module] = {}
@@ -65,15 +110,7 @@ def layer_positions(module: nn.Module, example_input: Any) -> dict[nn.Module, Po
     finally:
         for handle in handles:
             handle.remove()
-    reads = {layer: _written_before(nodes, written) for layer, nodes in inputs.items()}
-    read = {source for layer, sources in reads.items() for source in sources if source is not layer}
-    positions = {}
-    for layer, sources in reads.items():
-        kind: Literal["first", "hidden", "last"] = (
-            "first" if not sources else "hidden" if layer in read else "last"
-        )
-        positions[layer] = Position(kind, _fan_in(layer, sources))
-    return positions
+    return {layer: _written_before(nodes, written) for layer, nodes in inputs.items()}
 
 
 def _owns_matrix(module: nn.Module) -> bool:

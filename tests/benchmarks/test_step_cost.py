@@ -28,13 +28,21 @@ def arguments(*callbacks: str) -> argparse.Namespace:
     )
 
 
-@pytest.mark.parametrize("name", ["gradient_flow", "representation", "curvature"])
+@pytest.mark.parametrize("name", ["gradient_flow", "representation", "curvature", "weights"])
 def test_a_monitor_measures_in_every_step_in_which_it_is_on(step_cost: ModuleType, name: str) -> None:
     switch, written = step_cost.run(NETWORK, [step_cost.MONITORS[name](every_n_steps=1)], arguments())
 
     assert len(switch.on) == len(switch.off) == PAIRS
     # In every other step of the warm-up too.
     assert written[name] == PAIRS + step_cost.WARMUP // 2
+
+
+def test_a_change_of_weights_is_off_in_every_other_step(step_cost: ModuleType) -> None:
+    (callback,) = step_cost.INTERVENTIONS["pull_to_init"]()
+    switch, _ = step_cost.run(NETWORK, [callback], arguments())
+
+    assert len(switch.on) == len(switch.off) == PAIRS
+    assert callback.state_dict()["steps"] == [PAIRS + step_cost.WARMUP // 2]
 
 
 def test_a_monitor_that_measures_nothing_is_an_error(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
@@ -262,3 +263,13 @@ def test_mistakes_are_told() -> None:
         path_sensitive_(nn.Linear(8, 8), torch.zeros(1, 8), growth=1.0)
     with pytest.raises(UserError, match="head_gain is -1"):
         path_sensitive_(nn.Linear(8, 8), torch.zeros(1, 8), head_gain=-1.0)
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+def test_two_features_of_each_unit(activation: Any) -> None:
+    module = nn.Sequential(PlainTrunk(16, depth=12, width=64, activation=activation), LinearHead(64, 4))
+    report = path_sensitive_(module, torch.zeros(1, 16))
+    assert len(report.shares) == 13
+    ratio, std = spread(module, torch.randn(64, 16), 0)
+    assert 0.1 < std < 3
+    assert ratio < 10

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import nn
 
 from lit_gfs.errors import UserError
 from lit_gfs.networks import (
+    CReLU,
     DenseTrunk,
+    FourierFeatures,
     MultiSkipBranch,
     MultiSkipTrunk,
     PlainTrunk,
@@ -17,6 +21,7 @@ from lit_gfs.networks import (
     ResidualTrunk,
     Trunk,
 )
+from lit_gfs.networks.orthogonal import orthogonal_
 
 TRUNKS = [PlainTrunk, ResidualTrunk, MultiSkipTrunk, DenseTrunk]
 
@@ -291,3 +296,44 @@ def test_a_slope_is_between_0_and_1_and_belongs_to_a_leaky_relu() -> None:
         PlainTrunk(5, activation="leaky_relu", negative_slope=-0.1)
     with pytest.raises(UserError, match=r"negative_slope 0\.5, but its activation is relu; expected activ"):
         PlainTrunk(5, negative_slope=0.5)
+
+
+# -- activations with two features of each unit ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+@pytest.mark.parametrize("kind", [PlainTrunk, DenseTrunk])
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_two_features_of_each_unit_leave_the_width(kind: Any, activation: Any, norm: Any) -> None:
+    trunk = kind(5, depth=3, width=16, activation=activation, norm=norm)
+    linear = [layer for layer in trunk.modules() if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in linear] == [8, 8, 8]
+    assert trunk(torch.randn(2, 4, 5)).shape == (2, 4, trunk.out_features) == (2, 4, 16)
+
+
+def test_their_features_by_hand() -> None:
+    units = torch.tensor([[1.0, -2.0]])
+    assert CReLU()(units).tolist() == [[1.0, 0.0, 0.0, 2.0]]
+    angles = torch.tensor([[0.0, math.pi / 2]])
+    torch.testing.assert_close(FourierFeatures()(angles), torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+def test_the_gain_keeps_the_size_of_signals(activation: Any) -> None:
+    torch.manual_seed(0)
+    trunk = orthogonal_(PlainTrunk(64, depth=12, width=256, activation=activation))
+    features = trunk(torch.randn(32, 64))
+    size = features.square().mean().sqrt()
+    assert 0.4 < size < 1.2
+
+
+@pytest.mark.parametrize("kind", [ResidualTrunk, MultiSkipTrunk])
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+def test_a_stream_of_features_is_refused(kind: Any, activation: Any) -> None:
+    with pytest.raises(UserError, match=f"{kind.__name__} has the activation {activation}, which makes 2"):
+        kind(4, depth=4, width=8, activation=activation)
+
+
+def test_an_odd_width_is_refused() -> None:
+    with pytest.raises(UserError, match="PlainTrunk with the activation crelu needs an even width, got 7"):
+        PlainTrunk(4, width=7, activation="crelu")
