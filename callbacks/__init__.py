@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lit_gfs.callbacks.auxiliary_loss import AuxiliaryLoss
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.diagnosis import Diagnosis
 from lit_gfs.callbacks.ema_weights import EMAWeights
@@ -14,6 +15,7 @@ from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 
 __all__ = [
+    "AuxiliaryLoss",
     "CurvatureMonitor",
     "Diagnosis",
     "EMAWeights",
