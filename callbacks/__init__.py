@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from lit_gfs.callbacks.auxiliary_loss import AuxiliaryLoss
+from lit_gfs.callbacks.churn_penalty import ChurnPenalty
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.diagnosis import Diagnosis
 from lit_gfs.callbacks.ema_weights import EMAWeights
+from lit_gfs.callbacks.feature_regularization import FeatureRegularization
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.isotropic_features import IsotropicFeatures
+from lit_gfs.callbacks.l2_init import L2Init
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
 from lit_gfs.callbacks.nan_guard import NaNGuard
+from lit_gfs.callbacks.parseval import ParsevalRegularization
 from lit_gfs.callbacks.path_init import PathSensitiveInit
 from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 
 __all__ = [
     "AuxiliaryLoss",
+    "ChurnPenalty",
     "CurvatureMonitor",
     "Diagnosis",
     "EMAWeights",
+    "FeatureRegularization",
     "GradientFlowMonitor",
     "GradientNormalization",
+    "IsotropicFeatures",
+    "L2Init",
     "LayerwiseLearningRates",
     "NaNGuard",
+    "ParsevalRegularization",
     "PathSensitiveInit",
     "RepresentationMonitor",
     "TemporalGradientClipping",

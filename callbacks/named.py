@@ -6,11 +6,16 @@ from collections.abc import Iterable
 
 from lightning.pytorch import Callback
 
+from lit_gfs.callbacks.churn_penalty import ChurnPenalty
 from lit_gfs.callbacks.curvature import CurvatureMonitor
+from lit_gfs.callbacks.feature_regularization import FeatureRegularization
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.isotropic_features import IsotropicFeatures
+from lit_gfs.callbacks.l2_init import L2Init
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
 from lit_gfs.callbacks.nan_guard import NaNGuard
+from lit_gfs.callbacks.parseval import ParsevalRegularization
 from lit_gfs.callbacks.path_init import PathSensitiveInit
 from lit_gfs.callbacks.representation import RepresentationMonitor
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
@@ -20,6 +25,11 @@ INTERVENTIONS: dict[str, type[Callback]] = {
     "nan_guard": NaNGuard,
     "path_init": PathSensitiveInit,
     "layer_rates": LayerwiseLearningRates,
+    "isotropic_features": IsotropicFeatures,
+    "churn_penalty": ChurnPenalty,
+    "feature_regularization": FeatureRegularization,
+    "l2_init": L2Init,
+    "parseval": ParsevalRegularization,
     "temporal_clipping": TemporalGradientClipping,
     "gradient_normalization": GradientNormalization,
     "representation": RepresentationMonitor,

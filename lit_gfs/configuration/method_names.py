@@ -7,6 +7,11 @@ from collections.abc import Iterable
 METHOD_NAMES = {
     "path_init": "init",
     "layer_rates": "rates",
+    "isotropic_features": "isotropic",
+    "churn_penalty": "churn",
+    "feature_regularization": "pfo",
+    "l2_init": "l2init",
+    "parseval": "parseval",
     "temporal_clipping": "clip",
     "gradient_normalization": "norm",
 }
