@@ -28,6 +28,8 @@ EVERYTHING = [
     "--gfs.curvature.every_n_steps=9",
     "--gfs.curvature.samples=2",
     "--gfs.curvature.iterations=2",
+    *("--gfs.isotropic_features={}", "--gfs.feature_regularization={}", "--gfs.l2_init={}"),
+    *("--gfs.parseval={}", "--gfs.churn_penalty={}", "--gfs.churn_penalty.warmup=9"),
 ]
 ROLLOUTS = ["--data.num_envs=2", "--data.rollout_steps=16", "--data.epochs=2", "--data.minibatches=3"]
 AGENTS = {

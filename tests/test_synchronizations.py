@@ -73,7 +73,11 @@ LEARNERS = {
         "--gfs.temporal_clipping=null",
     ],
 }
-INTERVENED = ["--config=recipes/gfs", "--gfs.nan_guard=NaNGuard"]
+INTERVENED = [
+    *("--config=recipes/gfs", "--gfs.nan_guard=NaNGuard"),
+    *("--gfs.isotropic_features={}", "--gfs.feature_regularization={}", "--gfs.l2_init={}"),
+    *("--gfs.parseval={}", "--gfs.churn_penalty={}", "--gfs.churn_penalty.warmup=2"),
+]
 """Every intervention is on, with the guard."""
 MONITORED = [
     "--trainer.log_every_n_steps=2",

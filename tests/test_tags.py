@@ -20,6 +20,8 @@ MONITORS = [
     *("--gfs.gradient_flow.every_n_steps=4", "--gfs.representation.every_n_steps=4"),
     *("--gfs.curvature.every_n_steps=8", "--gfs.curvature.samples=2", "--gfs.curvature.iterations=2"),
     *("--gfs.path_init={}", "--gfs.layer_rates={}"),
+    *("--gfs.isotropic_features={}", "--gfs.churn_penalty={}", "--gfs.feature_regularization={}"),
+    *("--gfs.l2_init={}", "--gfs.parseval={}"),
     *("--gfs.temporal_clipping={}", "--gfs.gradient_normalization={}"),
     *("--trainer.gradient_clip_val=null", "--trainer.log_every_n_steps=4"),
     *("--trainer.enable_progress_bar=false", "--model.trunk.depth=2", "--model.trunk.width=8"),
