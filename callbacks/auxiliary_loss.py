@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -169,9 +168,8 @@ class AuxiliaryLoss(Callback):
         return cast(Any, pl_module).record if has_record else self._means.add
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        means: Mapping[str, float] = self._means.take()
-        if means:
-            write_scalars(trainer, pl_module, means)
+        if self._means:
+            write_scalars(trainer, pl_module, self._means.take())
 
     def _remove(self) -> None:
         if self._terms is not None:

@@ -93,8 +93,9 @@ def squared_distance(parameters: Sequence[Tensor], origin: Sequence[Tensor]) -> 
     Returns:
         The sum over all elements ``()``.
     """
-    differences = torch._foreach_sub(list(parameters), list(origin))
-    return torch.stack([_wide(each).square().sum() for each in differences]).sum()
+    # One kernel for all tensors on a GPU, and one node of autograd's graph.
+    differences = torch._foreach_sub([_wide(each) for each in parameters], [_wide(each) for each in origin])
+    return torch.stack(torch._foreach_norm(differences)).square().sum()
 
 
 def parseval_penalty(weights: Iterable[Tensor], scale: float = 2.0) -> Tensor:
