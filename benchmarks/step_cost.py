@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensordict import TensorDict
 from torch.utils.data import DataLoader
@@ -35,11 +35,17 @@ from lit_gfs.agents import DQN
 from lit_gfs.callbacks import (
     AdamResets,
     AdaptiveGradientClipping,
+    AuxiliaryLoss,
+    ChurnPenalty,
     CurvatureMonitor,
+    FeatureRegularization,
     GradientFlowMonitor,
     GradientNormalization,
+    IsotropicFeatures,
+    L2Init,
     LayerResets,
     NaNGuard,
+    ParsevalRegularization,
     PullToInit,
     ReDo,
     ReGraMa,
@@ -54,6 +60,7 @@ from lit_gfs.callbacks import (
     WeightProjection,
 )
 from lit_gfs.envs import EnvSpec
+from lit_gfs.gradients.loss_terms import own_training_step
 from lit_gfs.networks import PlainTrunk
 from lit_gfs.utils.library_noise import silence_library_noise
 
@@ -112,6 +119,11 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "grama": lambda: [ReGraMa(every_n_steps=1)],
     "layer_resets": lambda: [LayerResets(every=1)],
     "adam_resets": lambda: [AdamResets(every_n_steps=1)],
+    "isotropic_features": lambda: [IsotropicFeatures()],
+    "churn_penalty": lambda: [ChurnPenalty()],
+    "feature_regularization": lambda: [FeatureRegularization()],
+    "l2_init": lambda: [L2Init()],
+    "parseval": lambda: [ParsevalRegularization()],
 }
 PERIODS = {"redo": 1_000, "grama": 1_000, "layer_resets": 20_000, "adam_resets": 1_000}
 """Steps between two acts of those that act now and then; the benchmark lets them act in every step."""
@@ -169,8 +181,13 @@ class Switch(Callback):
         self._active = True
         self._began = 0.0
         self._hooks: list[tuple[Any, dict[int, Any]]] = []
+        self._step_with_terms: Any = None
 
-    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the training step with the terms of auxiliary losses."""
+        self._step_with_terms = pl_module.training_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         """Time the end of a step; this callback comes last, after the work of the others."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
@@ -181,6 +198,10 @@ class Switch(Callback):
         known: Any = trainer
         known.callbacks = [*self.others, self] if self._active else [self]
         self._switch_hooks(trainer)
+        if any(isinstance(each, AuxiliaryLoss) for each in self.others):
+            pl_module.training_step = self._step_with_terms
+            if not self._active:
+                pl_module.training_step = own_training_step(pl_module)  # type: ignore[method-assign]
         self._began = self.clock()
 
     def _switch_hooks(self, trainer: Trainer) -> None:
@@ -196,7 +217,7 @@ class Switch(Callback):
                 hooks.clear()
 
 
-def make_agent(network: str) -> DQN:
+def make_agent(network: str, cuda_graphs: bool = True) -> DQN:
     spec = EnvSpec(
         env_id=network,
         observation_shape=SHAPES[network],
@@ -207,7 +228,7 @@ def make_agent(network: str) -> DQN:
         frame_skip=1,
     )
     depth, width = TRUNKS[network]
-    return DQN(spec, trunk=functools.partial(PlainTrunk, depth=depth, width=width))
+    return DQN(spec, trunk=functools.partial(PlainTrunk, depth=depth, width=width), cuda_graphs=cuda_graphs)
 
 
 def make_observations(network: str, size: int) -> torch.Tensor:
@@ -245,7 +266,9 @@ def run(
 ) -> tuple[Switch, Counter[str]]:
     """Train with the callbacks on in every other step; return the steps' times, and the counts of writes."""
     torch.manual_seed(0)
-    agent, batch = make_agent(network), make_batch(network)
+    # A graph would have the terms in every step.
+    has_terms = any(isinstance(each, AuxiliaryLoss) for each in callbacks)
+    agent, batch = make_agent(network, cuda_graphs=not has_terms), make_batch(network)
     agent.on_collection_end(make_experience(network))
     switch = Switch(callbacks, CLOCKS[arguments.clock])
     steps = WARMUP + 2 * arguments.pairs

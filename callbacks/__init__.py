@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from lit_gfs.callbacks.adam_resets import AdamResets
 from lit_gfs.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
+from lit_gfs.callbacks.auxiliary_loss import AuxiliaryLoss
+from lit_gfs.callbacks.churn_penalty import ChurnPenalty
 from lit_gfs.callbacks.curvature import CurvatureMonitor
 from lit_gfs.callbacks.diagnosis import Diagnosis
 from lit_gfs.callbacks.ema_weights import EMAWeights
+from lit_gfs.callbacks.feature_regularization import FeatureRegularization
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.isotropic_features import IsotropicFeatures
+from lit_gfs.callbacks.l2_init import L2Init
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
 from lit_gfs.callbacks.layer_resets import LayerResets
 from lit_gfs.callbacks.nan_guard import NaNGuard
+from lit_gfs.callbacks.parseval import ParsevalRegularization
 from lit_gfs.callbacks.path_init import PathSensitiveInit
 from lit_gfs.callbacks.pull_to_init import PullToInit
 from lit_gfs.callbacks.redo import ReDo
@@ -29,14 +35,20 @@ from lit_gfs.callbacks.weights import WeightMonitor
 __all__ = [
     "AdamResets",
     "AdaptiveGradientClipping",
+    "AuxiliaryLoss",
+    "ChurnPenalty",
     "CurvatureMonitor",
     "Diagnosis",
     "EMAWeights",
+    "FeatureRegularization",
     "GradientFlowMonitor",
     "GradientNormalization",
+    "IsotropicFeatures",
+    "L2Init",
     "LayerResets",
     "LayerwiseLearningRates",
     "NaNGuard",
+    "ParsevalRegularization",
     "PathSensitiveInit",
     "PullToInit",
     "ReDo",

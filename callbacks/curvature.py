@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from lit_gfs.errors import UserError
+from lit_gfs.gradients.loss_terms import own_training_step
 from lit_gfs.metrics.curvature import hutchinson_trace, largest_eigenvalue, loss_gradients
 from lit_gfs.metrics.module_protocol import trained_parameters, write_scalars
 from lit_gfs.metrics.pace import Interval, Pace, interval_in
@@ -45,7 +46,8 @@ class CurvatureMonitor(Callback):
     The loss is computed on the batch of the step, with the weights after the step, in training mode and in
     the dtype of the parameters (float32 under mixed precision, without autocast). If the module has a method
     ``loss(batch)`` with this single parameter, that method computes the loss. Otherwise ``training_step``
-    does, with logging disabled. If a step has no batch or no loss, the next step is measured instead.
+    does, with logging disabled. Auxiliary losses of callbacks are no part of it. If a step has no batch or no
+    loss, the next step is measured instead.
 
     The measurement does not affect training: it restores gradients, buffers (such as the statistics of
     BatchNorm) and random states. Only other side effects of ``training_step``, such as metric updates, occur
@@ -201,9 +203,10 @@ def _has_loss(pl_module: LightningModule) -> bool:
 def _loss(pl_module: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
     if _has_loss(pl_module):
         return cast(Any, pl_module).loss(batch)
+    training_step = own_training_step(pl_module)
     # The same test as Lightning's own for whether training_step takes the index.
-    wants_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
-    output: Any = pl_module.training_step(batch, batch_idx) if wants_index else pl_module.training_step(batch)
+    wants_index = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
+    output = training_step(batch, batch_idx) if wants_index else training_step(batch)
     return output["loss"] if isinstance(output, Mapping) else output
 
 

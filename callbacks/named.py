@@ -8,12 +8,17 @@ from lightning.pytorch import Callback
 
 from lit_gfs.callbacks.adam_resets import AdamResets
 from lit_gfs.callbacks.adaptive_gradient_clipping import AdaptiveGradientClipping
+from lit_gfs.callbacks.churn_penalty import ChurnPenalty
 from lit_gfs.callbacks.curvature import CurvatureMonitor
+from lit_gfs.callbacks.feature_regularization import FeatureRegularization
 from lit_gfs.callbacks.gradient_flow import GradientFlowMonitor
 from lit_gfs.callbacks.gradient_normalization import GradientNormalization
+from lit_gfs.callbacks.isotropic_features import IsotropicFeatures
+from lit_gfs.callbacks.l2_init import L2Init
 from lit_gfs.callbacks.layer_rates import LayerwiseLearningRates
 from lit_gfs.callbacks.layer_resets import LayerResets
 from lit_gfs.callbacks.nan_guard import NaNGuard
+from lit_gfs.callbacks.parseval import ParsevalRegularization
 from lit_gfs.callbacks.path_init import PathSensitiveInit
 from lit_gfs.callbacks.pull_to_init import PullToInit
 from lit_gfs.callbacks.redo import ReDo
@@ -34,6 +39,11 @@ INTERVENTIONS: dict[str, type[Callback]] = {
     "path_init": PathSensitiveInit,
     "layer_rates": LayerwiseLearningRates,
     "grama": ReGraMa,
+    "isotropic_features": IsotropicFeatures,
+    "churn_penalty": ChurnPenalty,
+    "feature_regularization": FeatureRegularization,
+    "l2_init": L2Init,
+    "parseval": ParsevalRegularization,
     "temporal_clipping": TemporalGradientClipping,
     "adaptive_gradient_clipping": AdaptiveGradientClipping,
     "gradient_normalization": GradientNormalization,

@@ -28,6 +28,8 @@ EVERYTHING = [
     "--gfs.curvature.every_n_steps=9",
     "--gfs.curvature.samples=2",
     "--gfs.curvature.iterations=2",
+    *("--gfs.isotropic_features={}", "--gfs.feature_regularization={}", "--gfs.l2_init={}"),
+    *("--gfs.parseval={}", "--gfs.churn_penalty={}", "--gfs.churn_penalty.warmup=9"),
 ]
 ON_WEIGHTS = [
     *("--gfs.update_clipping={}", "--gfs.pull_to_init={}", "--gfs.pull_to_init.strength=1.0"),

@@ -82,6 +82,8 @@ INTERVENED = [
     *("--gfs.shrink_and_perturb=ShrinkAndPerturb", "--gfs.static_sparsity=StaticSparsity"),
     *("--gfs.weight_clipping=WeightClipping", "--gfs.spectral_normalization=SpectralNormalization"),
     *("--gfs.weight_projection=WeightProjection", "--gfs.adaptive_gradient_clipping={}"),
+    *("--gfs.isotropic_features={}", "--gfs.feature_regularization={}", "--gfs.l2_init={}"),
+    *("--gfs.parseval={}", "--gfs.churn_penalty={}", "--gfs.churn_penalty.warmup=2"),
 ]
 """Every intervention is on, with the guard."""
 MONITORED = [

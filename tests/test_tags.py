@@ -20,6 +20,8 @@ MONITORS = [
     *("--gfs.gradient_flow.every_n_steps=4", "--gfs.representation.every_n_steps=4"),
     *("--gfs.curvature.every_n_steps=8", "--gfs.curvature.samples=2", "--gfs.curvature.iterations=2"),
     *("--gfs.path_init={}", "--gfs.layer_rates={}"),
+    *("--gfs.isotropic_features={}", "--gfs.churn_penalty={}", "--gfs.feature_regularization={}"),
+    *("--gfs.l2_init={}", "--gfs.parseval={}"),
     *("--gfs.temporal_clipping={}", "--gfs.gradient_normalization={}"),
     *("--gfs.update_clipping={}", "--gfs.pull_to_init={}", "--gfs.shrink_and_perturb={}"),
     *("--gfs.static_sparsity={}", "--gfs.weight_clipping={}", "--gfs.spectral_normalization={}"),

@@ -1,13 +1,22 @@
-"""Interface between callbacks and LightningModules: optional attributes of a module, and their defaults."""
+"""Interface between callbacks and LightningModules: optional attributes of a module, and their defaults.
+
+A callback that reads features needs ``policy_head``, the layer that reads them. One that runs the network
+again also needs ``policy_features(observation)``, which maps observations ``(batch, *shape)`` to the input of
+that layer. A module that asks its own ``training_step`` for a loss aside of training sets ``is_probed``
+meanwhile.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from tensordict import TensorDictBase
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_gfs.errors import UserError
 from lit_gfs.metrics.overview import overview_of
 from lit_gfs.networks.layers import named_layers
 
@@ -26,6 +35,75 @@ def layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
 def trained_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     """List the parameters of an optimizer that require gradients."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def optimized_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:
+    """Return the module's parameters that an optimizer holds, by their names, also those that are frozen."""
+    held = {
+        id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
+    }
+    return {name: p for name, p in pl_module.named_parameters() if id(p) in held}
+
+
+def policy_head(pl_module: LightningModule, asked_by: str) -> nn.Module:
+    """Return the module's ``policy_head``.
+
+    Args:
+        pl_module: The module.
+        asked_by: The callback that needs it, for the message.
+
+    Raises:
+        UserError: If the module has none.
+    """
+    head = getattr(pl_module, "policy_head", None)
+    if not isinstance(head, nn.Module):
+        raise UserError(
+            f"{asked_by} reads the features of {type(pl_module).__name__}, which has no policy_head; "
+            "expected this attribute: the layer that reads the features"
+        )
+    return head
+
+
+def require_policy_features(pl_module: LightningModule, asked_by: str) -> None:
+    """Check that the module's network can be run again, up to its ``policy_head`` and with it.
+
+    Raises:
+        UserError: If ``policy_head`` or ``policy_features`` is missing.
+    """
+    policy_head(pl_module, asked_by)
+    if not callable(getattr(pl_module, "policy_features", None)):
+        raise UserError(
+            f"{asked_by} runs the network of {type(pl_module).__name__} again, which has no policy_features; "
+            "expected this method: it maps observations to the input of policy_head"
+        )
+
+
+def policy_features(pl_module: LightningModule, observations: Tensor) -> Tensor:
+    """Map observations ``(batch, *shape)`` to the input of the module's ``policy_head``."""
+    return cast(Any, pl_module).policy_features(observations)
+
+
+def observations_of(batch: Any, asked_by: str) -> Tensor:
+    """Return the observations of a batch, ``(batch, *shape)``: its ``observation``, or its first tensor.
+
+    Args:
+        batch: A tensor, a tuple or list that begins with one, or a mapping with ``observation``.
+        asked_by: The callback that needs them, for the message.
+
+    Raises:
+        UserError: If the batch is anything else.
+    """
+    found = batch
+    if isinstance(batch, Mapping | TensorDictBase):
+        found = batch["observation"] if "observation" in batch.keys() else None  # noqa: SIM118 - a tensordict
+    elif isinstance(batch, tuple | list) and batch:
+        found = batch[0]
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"{asked_by} found no observations in a batch of type {type(batch).__name__}; expected a tensor, "
+            "a tuple that begins with one, or a mapping with 'observation'"
+        )
+    return found
 
 
 def x_axis(trainer: Trainer, pl_module: LightningModule) -> int:

@@ -54,6 +54,20 @@ def test_a_monitor_that_measures_nothing_is_an_error(
         step_cost.measure(NETWORK, arguments("representation"))
 
 
+def test_a_term_of_the_loss_is_there_in_every_other_step(step_cost: ModuleType) -> None:
+    calls: list[int] = []
+
+    class Counted(step_cost.L2Init):  # type: ignore[name-defined, misc]
+        def term(self) -> torch.Tensor:
+            calls.append(1)
+            return super().term()
+
+    switch, _ = step_cost.run(NETWORK, [Counted()], arguments())
+
+    assert len(switch.on) == len(switch.off) == PAIRS
+    assert len(calls) == PAIRS + step_cost.WARMUP // 2
+
+
 def test_the_table_says_how_it_was_measured(step_cost: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
 
