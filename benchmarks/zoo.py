@@ -1,0 +1,135 @@
+"""Rank the stabilizers by the tables of studies/zoo and studies/zoo_labels, as a table in Markdown.
+
+    python benchmarks/zoo.py
+
+Methods are ranked by the mean of their normalized scores on all tasks: 0 is the floor of a task, 1 its
+reference. Scores are interquartile means over seeds with 95% bootstrap intervals. Stability gain and speed-up
+are against the baseline of the same network. The price is processor time as a ratio to the baseline, the
+geometric mean over tasks of medians over seeds. docs/statistics.md defines all of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TASKS = {"digits": "digits", "pqn_acrobot": "Acrobot", "pqn_breakout": "Breakout"}
+"""The tasks and their names in the table."""
+DIGITS = {"digits": 2, "pqn_acrobot": 0, "pqn_breakout": 1}
+"""Decimals of final scores."""
+
+
+class Row(NamedTuple):
+    """What the table says of a method."""
+
+    name: str
+    normalized: float
+    """Mean of the normalized scores over the tasks."""
+    scores: dict[str, str]
+    """Final score with its interval, by task."""
+    stability: str
+    speed: str
+    price: float
+    failed: int
+
+
+def price_of(by_task: dict[str, Any], baseline: dict[str, Any]) -> float:
+    """Return the processor time of a method as a ratio to that of the baseline."""
+    return statistics.geometric_mean(
+        each["cpu_seconds"] / baseline[task]["cpu_seconds"] for task, each in by_task.items()
+    )
+
+
+def with_interval(estimate: dict[str, Any] | None, decimals: int, unit: float = 1.0, sign: str = "") -> str:
+    """Write an estimate as ``value [low, high]``; an infinite end is written as such."""
+    if estimate is None or estimate["value"] is None:
+        return "-"
+    ends = [math.inf if end is None else end for end in estimate["interval"] or ()]
+    numbers = [f"{unit * number:.{decimals}f}{sign}" for number in (estimate["value"], *ends)]
+    return numbers[0] if not ends else f"{numbers[0]} [{', '.join(numbers[1:])}]"
+
+
+def read_rows(zoo: Path, labels: Path, scales: tuple[str, ...] = ("deep", "12x192")) -> list[Row]:
+    """Return the rows, the best first.
+
+    Args:
+        zoo: Tables of studies/zoo.
+        labels: Tables of studies/zoo_labels.
+        scales: The deep networks' names in both.
+    """
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    aggregates: dict[str, Any] = {}
+    for directory in (zoo, labels):
+        summary = json.loads((directory / "summary.json").read_text())
+        for group in summary["groups"]:
+            if group["scale"] in scales:
+                groups[group["recipe"]][group["stratum"]] = group
+        for each in summary["aggregates"]:
+            if directory == zoo and each["scale"] in scales and each["set"] == "all tasks":
+                aggregates[each["recipe"]] = each
+    rows = []
+    for recipe, by_task in groups.items():
+        normalized = [each["normalized_score"]["value"] for each in by_task.values()]
+        if len(by_task) < len(TASKS) or None in normalized:
+            continue
+        whole = aggregates[recipe]
+        rows.append(
+            Row(
+                recipe,
+                statistics.fmean(normalized),
+                {task: with_interval(by_task[task]["final_score"], DIGITS[task]) for task in TASKS},
+                with_interval(whole["stability_gain"], 0, 100, "%"),
+                with_interval(whole["speed_up"], 1),
+                price_of(by_task, groups["baseline"]),
+                sum(each["failed"] for each in by_task.values()),
+            )
+        )
+    return sorted(rows, key=lambda row: -row.normalized)
+
+
+def as_table(rows: list[Row]) -> str:
+    """Return the rows as a table in Markdown."""
+    head = [
+        "",
+        "method",
+        "normalized score",
+        *TASKS.values(),
+        "stability gain",
+        "speed-up",
+        "price",
+        "failed",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for rank, row in enumerate(rows, 1):
+        name = f"**{row.name}**" if row.name == "baseline" else row.name
+        scores = [row.scores[task] for task in TASKS]
+        lines.append(
+            [
+                *(str(rank), name, f"{row.normalized:.2f}", *scores, row.stability, row.speed),
+                *(f"{row.price:.2f}", str(row.failed)),
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """Read the tables of both studies and write the ranking."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--zoo", type=Path, default=Path("docs/results/zoo"))
+    parser.add_argument("--labels", type=Path, default=Path("docs/results/zoo_labels"))
+    parser.add_argument("--output", type=Path, default=None, help="a file; by default the terminal")
+    arguments = parser.parse_args()
+    table = as_table(read_rows(arguments.zoo, arguments.labels))
+    if arguments.output is None:
+        print(table, end="")
+    else:
+        arguments.output.write_text(table)
+
+
+if __name__ == "__main__":
+    main()
