@@ -320,7 +320,7 @@ class FrameStackStorage(RingStorage):
     def _rebuild(
         self, env: NDArray[np.int64], slots: NDArray[np.int64], first: int = 0, last: int | None = None
     ) -> NDArray[Any]:
-        """Return the frames ``(*slots.shape, stack + 1, *frame)`` of both stacks of transitions, or a part."""
+        """Return the frames ``(*slots.shape, stack + 1, *frame)`` of both stacks of transitions, or some."""
         # Frame numbers below the oldest one mean repetitions of it.
         newest, oldest = (np.asarray(self._columns[name][slots])[..., None] for name in ("newest", "oldest"))
         numbers = np.maximum(newest + np.arange(-self._stack, 1)[first:last], oldest)

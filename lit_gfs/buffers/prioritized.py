@@ -97,13 +97,17 @@ class PrioritizedSampler(Sampler):
         """Write the priorities that were sent to the host last."""
         if self._pending is None:
             return
-        priority = self._pending().double().numpy()
+        priority = self._wait_for(self._pending)
         self._pending = None
         slots, writes = self._drawn
         priority = np.where(np.isfinite(priority), priority + _LEAST, self._largest)
         self._largest = max(self._largest, float(priority.max()))
         is_there = self._writes[slots] == writes
         self._tree[slots[is_there]] = priority[is_there] ** self._alpha
+
+    def _wait_for(self, pending: Callable[[], Tensor]) -> NDArray[np.float64]:
+        """Return priorities that were sent to the host: it may wait for the device here, once an update."""
+        return pending().double().numpy()
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -139,8 +143,9 @@ class PrioritizedReplay(RolloutReplay):
         index = super().extend(data, **options)
         storage = cast(RingStorage, self._storage)
         kept = index.reshape(-1).numpy()
-        self._sampler.add(storage.slots(kept[kept >= 0]))
+        # A long rollout may write a slot, drop its transition, and write the slot again.
         self._sampler.remove(storage.dropped_slots)
+        self._sampler.add(storage.slots(kept[kept >= 0]))
         return index
 
     def _sample(self, batch_size: int) -> tuple[Any, dict[str, Any]]:
