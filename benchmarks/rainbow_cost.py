@@ -1,10 +1,10 @@
 """Cost of each part of Rainbow, as a ratio to plain DQN.
 
 An update draws a batch from a filled replay memory, computes DQN's loss and its gradients, and takes a step
-of Adam. Networks are those of the quickstart (2 x 256 on vectors, batches of 64 transitions) and of Atari (the
-Nature CNN on stacked frames, batches of 32). Agents with one part each, with all of them, and without any
-take turns, a few updates at a time, so that other work of the machine slows all of them. The figure is the
-median over the turns of an agent's time divided by that of plain DQN in the same turn.
+of Adam. Networks are those of the quickstart (2 x 256 on vectors, batches of 64 transitions) and of Atari
+(the Nature CNN on stacked frames, batches of 32). Agents with one part each, with all of them, and without
+any take turns, a few updates at a time, so that other work of the machine slows all of them. The figure is
+the median over the turns of an agent's time divided by that of plain DQN in the same turn.
 
     python benchmarks/rainbow_cost.py --markdown docs/results/rainbow_cost.md
 """

@@ -135,6 +135,16 @@ def test_one_step_is_the_reward() -> None:
     torch.testing.assert_close(discount, torch.full((2,), 0.9))
 
 
+@pytest.mark.parametrize("name", ["vectors", "frames"])
+def test_an_index_may_have_any_shape(name: str) -> None:
+    storage, stream = make(name, 3, 2, seed=0)
+    storage.extend(stream.rollout(6))
+    everything = storage.get(slice(None))
+
+    assert (storage.get(4) == everything[4]).all()
+    assert (storage.get(torch.tensor([[1, 2], [7, 0]])) == everything[torch.tensor([[1, 2], [7, 0]])]).all()
+
+
 def test_single_steps_take_no_memory_for_links() -> None:
     storage, stream = TransitionStorage(20), VectorStream(2, 0)
     storage.extend(stream.rollout(3))
