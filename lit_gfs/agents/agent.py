@@ -16,12 +16,7 @@ from lit_gfs.agents.learner import Learner
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
-from lit_gfs.functional.value_distributions import (
-    Classification,
-    Regression,
-    ValueDistribution,
-    value_distribution,
-)
+from lit_gfs.functional.value_distributions import ValueDistribution, ValueLoss, value_distribution
 from lit_gfs.metrics.recent_observations import RecentObservations
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Network
@@ -169,7 +164,7 @@ class Agent(Learner):
         """The share of the run that is done, from 0 to 1."""
         return min(1.0, self.env_steps / self.source.total_steps)
 
-    def value_distribution(self, loss: Regression | Classification) -> ValueDistribution:
+    def value_distribution(self, loss: ValueLoss) -> ValueDistribution:
         """Return how the networks state values that are learned by a loss of this name."""
         return value_distribution(loss, self.v_min, self.v_max, self.atoms)
 

@@ -33,7 +33,7 @@ from lit_gfs.functional.losses import (
     value_loss,
 )
 from lit_gfs.functional.returns import generalized_advantage, learner_reward, next_values
-from lit_gfs.functional.value_distributions import Classification, ValueDistribution
+from lit_gfs.functional.value_distributions import ValueDistribution
 from lit_gfs.networks import (
     EncoderFactory,
     Initialization,
@@ -162,7 +162,7 @@ class PPO(Agent):
         shared_network: bool = False,
         lambda_: float = 0.95,
         clip: float = 0.2,
-        value_loss: Literal["mse"] | Classification = "mse",
+        value_loss: Literal["mse", "c51", "hl_gauss"] = "mse",
         clip_value: float | None = None,
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.0,

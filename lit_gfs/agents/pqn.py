@@ -23,7 +23,7 @@ from lit_gfs.errors import require_between
 from lit_gfs.functional.exploration import epsilon_greedy
 from lit_gfs.functional.losses import max_q_value, of_action
 from lit_gfs.functional.returns import lambda_return, learner_reward, next_values
-from lit_gfs.functional.value_distributions import Classification, Regression
+from lit_gfs.functional.value_distributions import ValueLoss
 from lit_gfs.networks import PlainTrunk, TrunkFactory
 from lit_gfs.optim.factory import OptimizerFactory, make_optimizer
 from lit_gfs.utils.transfers import send
@@ -58,7 +58,7 @@ class PQN(QLearningAgent):
         trunk: TrunkFactory = lambda in_features: PlainTrunk(in_features, norm="layer"),
         optimizer: OptimizerFactory = RAdam,
         lambda_: float = 0.65,
-        loss: Regression | Classification = "mse",
+        loss: ValueLoss = "mse",
         epsilon_end: float = 0.001,
         **options: Any,
     ) -> None:

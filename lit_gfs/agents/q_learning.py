@@ -12,7 +12,7 @@ from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.exploration import epsilon_greedy, linear_schedule
-from lit_gfs.functional.value_distributions import Classification, Regression, ValueDistribution
+from lit_gfs.functional.value_distributions import ValueDistribution, ValueLoss
 from lit_gfs.networks import (
     ActionValueHead,
     EncoderFactory,
@@ -107,7 +107,7 @@ class QLearningAgent(Agent):
         self,
         env_spec: EnvSpec,
         *,
-        loss: Regression | Classification = "huber",
+        loss: ValueLoss = "huber",
         dueling: bool = False,
         noisy: bool = False,
         epsilon_start: float = 1.0,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from lit_gfs.errors import UserError, nearest
 from lit_gfs.functional.returns import td_target
 
 Regression = Literal["huber", "mse"]
-Classification = Literal["c51", "hl_gauss"]
+ValueLoss = Literal["huber", "mse", "c51", "hl_gauss"]
+"""How values are learned: by regression, or by classification of a distribution's atoms."""
 
 
 class ValueDistribution(Protocol):
@@ -273,9 +274,7 @@ class HLGauss(_Categorical):
         return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
 
 
-def value_distribution(
-    loss: Regression | Classification, v_min: float, v_max: float, atoms: int
-) -> ValueDistribution:
+def value_distribution(loss: ValueLoss, v_min: float, v_max: float, atoms: int) -> ValueDistribution:
     """Return how values are stated, by the name of their loss.
 
     Args:
@@ -293,7 +292,7 @@ def value_distribution(
         return HLGauss(v_min, v_max, atoms)
     if loss in ("huber", "mse"):
         return Scalar(loss)
-    choices = ("huber", "mse", "c51", "hl_gauss")
+    choices = get_args(ValueLoss)
     raise UserError(f"loss is {loss!r}; expected one of {', '.join(choices)}{nearest(str(loss), choices)}")
 
 
