@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
-from lit_gfs.networks.noise import FactorizedNoise
+from lit_gfs.networks.noise import factorized_noise, initial_sigmas
 
 
 class LinearHead(nn.Linear):
@@ -50,13 +50,16 @@ class ActionValueHead(LinearHead):
         super().__init__(in_features, (num_actions + dueling) * size, gain=1.0)
         self.size = size
         self.dueling = dueling
-        self.noise = FactorizedNoise(in_features, self.out_features) if noisy else None
+        self.weight_sigma: nn.Parameter | None = None
+        self.bias_sigma: nn.Parameter | None = None
+        if noisy:
+            self.weight_sigma, self.bias_sigma = initial_sigmas(self)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(*batch, in_features)`` to ``(*batch, num_actions)``, or ``(*batch, num_actions, size)``."""
         outputs = super().forward(features)
-        if self.noise is not None and self.training:
-            outputs = outputs + self.noise(features)
+        if self.training and self.weight_sigma is not None and self.bias_sigma is not None:
+            outputs = outputs + factorized_noise(features, self.weight_sigma, self.bias_sigma)
         by_action = outputs.unflatten(-1, (-1, self.size))
         if self.dueling:
             by_action = dueling_sum(by_action[..., :1, :], by_action[..., 1:, :])

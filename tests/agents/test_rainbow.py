@@ -276,7 +276,10 @@ def test_noise_is_in_every_linear_layer_of_any_trunk() -> None:
     linear = [each for each in agent.q_network.modules() if isinstance(each, nn.Linear)]
 
     assert len(linear) == 6
-    assert all(each.noise is not None for each in linear)
+    assert all(each.weight_sigma is not None for each in linear)
+    assert list(agent.named_layers()) == list(
+        DQN(SPEC, trunk=partial(ResidualTrunk, depth=5, width=8)).named_layers()
+    )
 
 
 def test_monitors_see_expected_values(counting_envs: Any, make_trainer: MakeTrainer) -> None:

@@ -16,15 +16,15 @@ C = math.sqrt(2 / math.pi)
 def test_the_variance_of_an_output_by_hand() -> None:
     torch.manual_seed(0)
     layer = NoisyLinear(3, 2)
-    nn.init.normal_(layer.noise.weight)
-    nn.init.normal_(layer.noise.bias)
+    nn.init.normal_(layer.weight_sigma)
+    nn.init.normal_(layer.bias_sigma)
     x = torch.tensor([1.0, -2.0, 0.5])
 
     outputs = layer(x.expand(200_000, 3)).double()
 
     mean = x @ layer.weight.T + layer.bias
     # f(eps_out) * (sum of sigma_w f(eps_in) x + sigma_b), with independent factors.
-    variance = C * (C * (layer.noise.weight.square() @ x.square()) + layer.noise.bias.square())
+    variance = C * (C * (layer.weight_sigma.square() @ x.square()) + layer.bias_sigma.square())
     torch.testing.assert_close(outputs.mean(0).float(), mean.detach(), atol=0.02, rtol=0)
     torch.testing.assert_close(outputs.var(0).float(), variance.detach(), rtol=0.03, atol=0)
 
@@ -33,7 +33,7 @@ def test_the_noise_is_that_of_a_noisy_weight_and_bias() -> None:
     """What a layer with the weight mu + sigma f(eps_out) f(eps_in)^T computes, row by row."""
     torch.manual_seed(0)
     layer, x = NoisyLinear(4, 3), torch.randn(5, 4)
-    nn.init.normal_(layer.noise.weight)
+    nn.init.normal_(layer.weight_sigma)
 
     torch.manual_seed(1)
     output = layer(x)
@@ -42,8 +42,8 @@ def test_the_noise_is_that_of_a_noisy_weight_and_bias() -> None:
     drawn = torch.randn_like(x), torch.empty(5, 3).normal_()
     into, out = (each.sign() * each.abs().sqrt() for each in drawn)
     for row in range(5):
-        weight = layer.weight + layer.noise.weight * out[row][:, None] * into[row]
-        bias = layer.bias + layer.noise.bias * out[row]
+        weight = layer.weight + layer.weight_sigma * out[row][:, None] * into[row]
+        bias = layer.bias + layer.bias_sigma * out[row]
         torch.testing.assert_close(output[row], weight @ x[row] + bias)
 
 
@@ -72,8 +72,8 @@ def test_sigma_begins_as_in_the_paper_and_is_trained() -> None:
 
     layer(torch.randn(3, 16)).square().sum().backward()
 
-    assert torch.equal(layer.noise.weight, torch.full((2, 16), 0.5 / 4))
-    assert torch.equal(layer.noise.bias, torch.full((2,), 0.5 / 4))
+    assert torch.equal(layer.weight_sigma, torch.full((2, 16), 0.5 / 4))
+    assert torch.equal(layer.bias_sigma, torch.full((2,), 0.5 / 4))
     for parameter in layer.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
