@@ -77,7 +77,7 @@ class DQN(QLearningAgent):
 
         # 1. What the network says of all actions in the states of the batch: Q(s, .), or its distribution.
         outputs = self.q_network(batch["observation"])
-        q_values = self.values.mean(outputs)
+        q_values = self.values.mean(outputs.detach())
 
         with torch.no_grad():
             # 2. The rewards up to the next state as the learner sees them: of one step, or the discounted sum
@@ -101,7 +101,7 @@ class DQN(QLearningAgent):
         losses = self.values.losses(of_action(outputs, batch["action"]), goal)
         loss = weighted_mean(losses, batch.get("weight", None))
 
-        td_error = target - of_action(q_values, batch["action"]).detach()
+        td_error = target - of_action(q_values, batch["action"])
         self.record(
             {
                 "loss/q": loss,

@@ -122,13 +122,13 @@ class PQN(QLearningAgent):
 
         # 1. What the network says of all actions in the states of the batch: Q(s, .), or its distribution.
         outputs = self.q_network(batch["observation"])
-        q_values = self.values.mean(outputs)
+        q_values = self.values.mean(outputs.detach())
 
         # 2. The actions that were taken move towards the targets of the rollout.
         losses = self.values.losses(of_action(outputs, batch["action"]), self.values.encoded(target))
         loss = losses.mean()
 
-        td_error = target - of_action(q_values, batch["action"]).detach()
+        td_error = target - of_action(q_values, batch["action"])
         self.record(
             {
                 "loss/q": loss,
