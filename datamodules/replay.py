@@ -10,9 +10,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.data import ReplayBuffer
 
-from lit_gfs.buffers.frame_stacks import frame_replay_buffer
+from lit_gfs.buffers.frame_stacks import FrameStackStorage
+from lit_gfs.buffers.prioritized import PrioritizedReplay, PrioritizedSampler, prioritized_replay_buffer
 from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.buffers.shards import ReplayShards, find_replay, replay_name
 from lit_gfs.buffers.transitions import TransitionStorage
@@ -20,13 +22,22 @@ from lit_gfs.buffers.writer import uniform_replay_buffer
 from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_between
+from lit_gfs.functional.exploration import linear_schedule
 from lit_gfs.runs.checkpoint_io import last_checkpoint
 from lit_gfs.utils.memory import require_memory
 from lit_gfs.utils.ranks import gather
 
 
-def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
+def make_replay_buffer(
+    spec: EnvSpec,
+    capacity: int,
+    num_envs: int,
+    batch_size: int,
+    n_step: int = 1,
+    alpha: float | None = None,
+    beta: Callable[[], float] = lambda: 1.0,
+) -> ReplayBuffer:
     """Make the replay memory that suits the observations.
 
     Frame stacks of the shipped suites are stored frame by frame, and rebuilt when they are sampled. Other
@@ -37,10 +48,18 @@ def make_replay_buffer(spec: EnvSpec, capacity: int, num_envs: int, batch_size: 
         capacity: Transitions that are kept.
         num_envs: Environments that feed it.
         batch_size: Transitions in a sample.
+        n_step: Steps up to the next observation of a sampled transition.
+        alpha: Exponent of the priorities; ``None`` draws uniformly, and then samples have no ``weight``.
+        beta: Returns the exponent of the importance weights.
     """
-    if spec.is_frame_stack:
-        return frame_replay_buffer(capacity, num_envs, batch_size)
-    return uniform_replay_buffer(TransitionStorage(capacity), batch_size)
+    storage: RingStorage = (
+        FrameStackStorage(capacity, num_envs, n_step=n_step)
+        if spec.is_frame_stack
+        else TransitionStorage(capacity, n_step)
+    )
+    if alpha is None:
+        return uniform_replay_buffer(storage, batch_size)
+    return prioritized_replay_buffer(storage, batch_size, PrioritizedSampler(storage.max_size, alpha, beta))
 
 
 class ReplayLoader:
@@ -164,10 +183,17 @@ class ReplayDataModule(EnvDataModule):
         batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         learning_starts: Environment steps collected before the first optimizer step.
         steps_per_update: Environment steps per batch.
+        n_step: Steps whose rewards are summed before the target bootstraps (Sutton & Barto 2018, section
+            7.1). They end early with the episode.
+        priority_exponent: Exponent alpha of the priorities by which transitions are drawn (Schaul et al.
+            2016): 0.5 in Rainbow, and 0 makes them all equal. ``null`` draws uniformly.
+        importance_exponent: Exponent beta of the weights that undo the bias of priorities, at the start of
+            the run; it rises to 1 at its end. Without effect where ``priority_exponent`` is ``null``.
         options: Environments, evaluations and checkpoints, see `EnvDataModule`.
 
     Raises:
-        UserError: If a count is not positive, or learning would start after the run's end.
+        UserError: If a count is not positive, learning would start after the run's end, or an exponent is out
+            of range.
     """
 
     def __init__(
@@ -178,10 +204,16 @@ class ReplayDataModule(EnvDataModule):
         batch_size: int = 32,
         learning_starts: int = 1_000,
         steps_per_update: int = 4,
+        n_step: int = 1,
+        priority_exponent: float | None = None,
+        importance_exponent: float = 0.4,
         **options: Any,
     ) -> None:
         super().__init__(env_id, **options)
-        require_positive(buffer_size=buffer_size, batch_size=batch_size, steps_per_update=steps_per_update)
+        require_positive(
+            buffer_size=buffer_size, batch_size=batch_size, steps_per_update=steps_per_update, n_step=n_step
+        )
+        require_between(0, 1, priority_exponent=priority_exponent, importance_exponent=importance_exponent)
         total_steps = self.total_steps
         if steps_per_update > total_steps:
             raise UserError(
@@ -198,6 +230,9 @@ class ReplayDataModule(EnvDataModule):
         self.batch_size = batch_size
         self.learning_starts = learning_starts
         self.steps_per_update = steps_per_update
+        self.n_step = n_step
+        self.priority_exponent = priority_exponent
+        self.importance_exponent = importance_exponent
         self._loader: ReplayLoader | None = None
         self._shards: ReplayShards | None = None
         self._restored: dict[str, Any] | None = None
@@ -234,7 +269,15 @@ class ReplayDataModule(EnvDataModule):
         runner = self.build_runner(max(1, self.steps_per_update // (self.num_envs * trainer.world_size)))
         self._loader = ReplayLoader(
             runner,
-            make_replay_buffer(self.env_spec, self.buffer_size, self.num_envs, self.batch_size),
+            make_replay_buffer(
+                self.env_spec,
+                self.buffer_size,
+                self.num_envs,
+                self.batch_size,
+                self.n_step,
+                self.priority_exponent,
+                self._present_importance,
+            ),
             # A resumed run keeps its epochs' length, also when it is made longer.
             self.updates_per_epoch if self._restored is None else self._restored["updates_per_epoch"],
             self.learning_starts,
@@ -245,11 +288,19 @@ class ReplayDataModule(EnvDataModule):
         self._restore_replay(self._loader)
         return self._loader
 
+    def _present_importance(self) -> float:
+        return linear_schedule(self.env_steps, self.importance_exponent, 1.0, self.total_steps)
+
+    def update_priorities(self, priority: Tensor) -> None:
+        """Set the priorities ``(batch_size,)`` of the last batch's transitions."""
+        assert self._loader is not None
+        cast(PrioritizedReplay, self._loader.buffer).update_priorities(priority)
+
     # -- checkpoints -------------------------------------------------------------------------------------
 
     def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must have as the run that it goes on with."""
-        return {**super().fixed_settings(), "buffer_size": self.buffer_size}
+        return {**super().fixed_settings(), "buffer_size": self.buffer_size, "n_step": self.n_step}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step count and the manifest of the transitions, written beside the checkpoint."""
@@ -264,7 +315,10 @@ class ReplayDataModule(EnvDataModule):
         if self._shards is None or self._shards.directory != directory:
             self._shards = ReplayShards(directory)
         manifest = self._shards.save(cast(RingStorage, self._loader.buffer.storage))
-        return {**state, "updates": self._loader.updates_state(), "replay": gather(manifest)}
+        state |= {"updates": self._loader.updates_state(), "replay": gather(manifest)}
+        if isinstance(self._loader.buffer, PrioritizedReplay):
+            state["priorities"] = gather(self._loader.buffer.priorities_state())
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the step count; `train_dataloader` reads the transitions."""
@@ -296,6 +350,9 @@ class ReplayDataModule(EnvDataModule):
         shards = ReplayShards(find_replay(Path(trainer.ckpt_path), trainer.global_rank))
         shards.load(cast(RingStorage, loader.buffer.storage), state["replay"][trainer.global_rank])
         loader.load_updates_state(state["updates"])
+        if isinstance(loader.buffer, PrioritizedReplay):
+            saved = state.get("priorities")
+            loader.buffer.load_priorities_state(None if saved is None else saved[trainer.global_rank])
         self._shards = shards
 
     def _replay_directory(self) -> Path | None:

@@ -149,6 +149,37 @@ DQN_ATARI = {
     "data.steps_per_update": 4,
     "trainer.gradient_clip_val": None,
 }
+# Hessel et al. 2018, table 1, in agent steps of four frames; alpha and beta are their omega and beta.
+RAINBOW = {
+    "model.double": True,
+    "model.dueling": True,
+    "model.noisy": True,
+    "model.loss": "c51",
+    "model.atoms": 51,
+    "model.epsilon_start": 0,
+    "model.epsilon_end": 0,
+    "model.anneal_learning_rate": False,
+    "data.n_step": 3,
+    "data.priority_exponent": 0.5,
+    "data.importance_exponent": 0.4,
+    "trainer.gradient_clip_val": None,
+}
+RAINBOW_ATARI = {
+    **ATARI,
+    **RAINBOW,
+    "model.initialization": "torch",
+    "model.optimizer.class_path": "torch.optim.Adam",
+    "model.optimizer.lr": 6.25e-5,
+    "model.optimizer.eps": 1.5e-4,
+    "model.v_min": -10,
+    "model.v_max": 10,
+    "model.target_sync_every": 8_000,
+    "model.eval_epsilon": 0.001,
+    "data.buffer_size": 1_000_000,
+    "data.batch_size": 32,
+    "data.learning_starts": 20_000,
+    "data.steps_per_update": 4,
+}
 # mttga/purejaxql, purejaxql/config/alg/pqn_atari.yaml; it has no sticky actions and evaluates greedily.
 PQN_ATARI = {
     **ATARI,
@@ -230,6 +261,12 @@ DQN_MINATAR = {
     "data.steps_per_update": 4,
     "trainer.gradient_clip_val": None,
 }
+# google/dopamine, dopamine/labs/environments/minatar/rainbow_breakout.gin, with the other parts of Rainbow.
+RAINBOW_MINATAR = {
+    **{key: value for key, value in DQN_MINATAR.items() if "epsilon_decay" not in key},
+    **RAINBOW,
+    "model.v_max": 100,
+}
 # mttga/purejaxql, purejaxql/config/alg/pqn_minatar.yaml, in a fifth of its steps.
 PQN_MINATAR = {
     "data.env_id": "MinAtar/Breakout-v1",
@@ -274,6 +311,9 @@ HYPERPARAMETERS = {
         "data.total_steps": 4_000_000,
         "model.anneal_learning_rate": False,
     },
+    "rainbow_minatar": RAINBOW_MINATAR,
+    "rainbow_breakout": RAINBOW_ATARI | {"data.env_id": "ALE/Breakout-v5"},
+    "rainbow_pong": RAINBOW_ATARI | {"data.env_id": "ALE/Pong-v5"},
     "dqn_breakout": DQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},
     "dqn_pong": DQN_ATARI | {"data.env_id": "ALE/Pong-v5"},
     "pqn_breakout": PQN_ATARI | {"data.env_id": "ALE/Breakout-v5"},
@@ -301,6 +341,11 @@ DQN_ATARI_DIFFERS = {
     "data.num_envs": (1, "one environment"),
     "data.total_steps": (50_000_000, "five times the steps"),
     "model.end_of_life_is_terminal": (False, "a lost life does not cut the bootstrap"),
+}
+RAINBOW_ATARI_DIFFERS = {
+    "data.num_envs": (1, "one environment"),
+    "data.total_steps": (50_000_000, "five times the steps"),
+    "data.env_options": ({}, "no sticky actions"),
 }
 PQN_ATARI_DIFFERS = {
     "data.env_options": ({}, "no sticky actions"),
@@ -368,6 +413,16 @@ DIFFERS: dict[str, dict[str, tuple[Any, str]]] = {
         "data.num_envs": (1, "four games at a time"),
         "data.total_steps": (10_000_000, "in a tenth of its steps"),
     },
+    "rainbow_breakout": RAINBOW_ATARI_DIFFERS,
+    "rainbow_pong": RAINBOW_ATARI_DIFFERS,
+    "rainbow_minatar": {
+        "data.num_envs": (1, "four games at a time"),
+        "data.total_steps": (10_000_000, "in a tenth of its steps"),
+        "model.double": (False, "double Q-learning"),
+        "model.dueling": (False, "a dueling head"),
+        "model.noisy": (False, "noisy layers in the place of epsilon"),
+        "model.v_min": (-100, "values may be negative, from -100"),
+    },
     "pqn_minatar": {
         "data.total_steps": (10_000_000, "in a fifth of its steps"),
         "trainer.gradient_clip_val": (20, "the loss is the squared error, there half of it"),
@@ -388,7 +443,7 @@ def test_a_header_says_what_differs_from_its_source(name: str, fit_parser: Argum
 
 
 def test_every_config_with_a_source_says_what_differs() -> None:
-    sources = ("rl-baselines3-zoo (", "Dopamine", "purejaxql", "CleanRL")
+    sources = ("rl-baselines3-zoo (", "Dopamine", "purejaxql", "CleanRL", "(2018, arXiv")
 
     assert {
         name for name in WHOLE if any(source in find_config(name).read_text() for source in sources)
@@ -452,6 +507,10 @@ def test_the_promised_configs_are_shipped() -> None:
         "pqn_breakout",
         "dqn_minatar",
         "pqn_minatar",
+        "rainbow_cartpole",
+        "rainbow_pong",
+        "rainbow_breakout",
+        "rainbow_minatar",
         "recipes/baseline",
         "recipes/gfs",
         "recipes/gfs_first_order",

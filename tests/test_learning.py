@@ -31,7 +31,19 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 @pytest.mark.usefixtures("_matching_envs")
 @pytest.mark.parametrize(
-    "name", ["DQN", "DQN, double, mse", "PPO", "PPO, shared, normalized", "PQN", "PQN, huber"]
+    "name",
+    [
+        "DQN",
+        "DQN, double, mse",
+        "DQN, rainbow",
+        "DQN, hl_gauss",
+        "PPO",
+        "PPO, shared, normalized",
+        "PQN",
+        "PQN, huber",
+        "PQN, hl_gauss",
+        "PPO, hl_gauss",
+    ],
 )
 def test_agents_learn_to_match(name: str, make_trainer: MakeTrainer) -> None:
     """Guessing pays 10 of 20, with a standard deviation of 0.5 over 20 episodes; 19 is out of its reach."""
@@ -49,8 +61,13 @@ def test_agents_learn_to_match(name: str, make_trainer: MakeTrainer) -> None:
             batch_size=64,
             steps_per_update=8,
             seed=0,
+            **({"n_step": 3, "priority_exponent": 0.5} if "rainbow" in name else {}),
         )
         extra: dict[str, Any] = {"double": True, "loss": "mse"} if "double" in name else {}
+        if "rainbow" in name:
+            extra = {"double": True, "dueling": True, "noisy": True, "loss": "c51", "v_min": -1, "v_max": 3}
+        if "hl_gauss" in name:
+            extra = {"loss": "hl_gauss", "v_min": -1, "v_max": 3}
         agent = DQN(
             data.env_spec,
             optimizer=adam,
@@ -71,9 +88,13 @@ def test_agents_learn_to_match(name: str, make_trainer: MakeTrainer) -> None:
         )
         if name.startswith("PQN"):
             extra = {"loss": "huber"} if "huber" in name else {}
+            if "hl_gauss" in name:
+                extra = {"loss": "hl_gauss", "v_min": -1, "v_max": 3}
             agent = PQN(data.env_spec, optimizer=adam, gamma=0.5, epsilon_decay_steps=2_000, **extra)
         else:
             extra = {"shared_network": True, "normalize_observation": True} if "shared" in name else {}
+            if "hl_gauss" in name:
+                extra = {"value_loss": "hl_gauss", "v_min": -1, "v_max": 3}
             agent = PPO(data.env_spec, optimizer=adam, gamma=0.5, **extra)
     trainer = make_trainer()
 
@@ -100,6 +121,7 @@ def test_ppo_leaves_the_untrained_agent_behind_on_cartpole() -> None:
     [
         ("quickstart", 475),
         ("demo", 475),
+        ("rainbow_cartpole", 200),
         ("ppo_cartpole", 475),
         ("dqn_acrobot", -100),
         ("ppo_cartpole_swingup", 700),

@@ -180,6 +180,38 @@ def test_a_run_with_an_averaged_target_resumes() -> None:
     assert_resumes("dqn", "CartPole", *EVERYTHING, "--model.target_tau=0.05", points=2)
 
 
+RAINBOW = [
+    *("--model.double=true", "--model.dueling=true", "--model.noisy=true", "--model.loss=c51"),
+    *("--model.epsilon_start=0", "--model.epsilon_end=0", "--data.n_step=3", "--data.priority_exponent=0.5"),
+]
+
+
+@pytest.mark.parametrize(
+    "env", ["CartPole", "tensor CartPole", "Acrobot", pytest.param("Breakout", marks=pytest.mark.slow)]
+)
+def test_a_run_with_all_parts_of_rainbow_resumes(env: str) -> None:
+    everything = EVERYTHING if env == "CartPole" else []
+    assert_resumes("dqn", env, *everything, *RAINBOW, points=2)
+
+
+def test_returns_of_other_lengths_are_refused_in_mid_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+
+    assert stopped(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.n_step=3"]) == 2
+    assert "n_step is 3, but the checkpoint was written with n_step 1" in capsys.readouterr().err
+
+
+def test_priorities_may_be_switched_on_and_off_in_mid_run() -> None:
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    last = str(run / "last.ckpt")
+
+    main(["fit", "--ckpt_path", last, "--data.priority_exponent=0.5", "--data.total_steps=400"])
+    saved = read_checksummed(run / "last.ckpt")["ReplayDataModule"]
+    assert int((saved["priorities"][0]["priorities"] > 0).sum()) == 150
+    main(["fit", "--ckpt_path", last, "--data.priority_exponent=null", "--data.total_steps=480"])
+    assert "priorities" not in read_checksummed(run / "last.ckpt")["ReplayDataModule"]
+
+
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 def test_a_run_with_averaged_weights_resumes(agent: str) -> None:
     average = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.8"]

@@ -26,6 +26,8 @@ IN_EVERY_STEP = "lit_gfs.collectors.direct.DirectCollector._fetch_action"
 """Hands the actions to the simulators."""
 AFTER_EVERY_PASS = "lit_gfs.callbacks.nan_guard.nonfinite_weights"
 """Checks the weights before the next rollout is collected with them."""
+WITH_PRIORITIES = "lit_gfs.buffers.prioritized.PrioritizedSampler._wait_for"
+"""Takes the priorities of the last update, which a GPU has long sent by then."""
 WITH_A_TARGET_KL = "lit_gfs.agents.ppo.PPO._is_beyond"
 """Decides after an update whether there is another one."""
 WHERE_SOMETHING_IS_WRITTEN = {
@@ -56,6 +58,10 @@ LEARNERS = {
         *("--config=quickstart", *STEPS, "--data.learning_starts=40", "--data.steps_per_update=4"),
         *("--data.batch_size=16", "--model.target_sync_every=20"),
         "--trainer.callbacks=lit_gfs.callbacks.EMAWeights",
+    ],
+    "rainbow": [
+        *("--config=rainbow_cartpole", *STEPS, "--data.learning_starts=40", "--data.steps_per_update=4"),
+        *("--data.batch_size=16", "--model.target_sync_every=20"),
     ],
     "pqn": [
         *("--config=pqn_minatar", *ROLLOUTS, "--data.env_options={max_episode_steps: 9}"),
@@ -144,11 +150,14 @@ def watched(directory: Path, *arguments: Any) -> dict[str, Any]:
 def test_the_host_waits_for_actions_alone(learner: str, tmp_path: Path) -> None:
     arguments = [*LEARNERS[learner][:1], *INTERVENED, *LEARNERS[learner][1:], *UNMONITORED, *SMALL]
 
-    waits = watched(tmp_path, arguments, [IN_EVERY_STEP, AFTER_EVERY_PASS, WITH_A_TARGET_KL])
+    allowed = [IN_EVERY_STEP, AFTER_EVERY_PASS, WITH_A_TARGET_KL, WITH_PRIORITIES]
+    waits = watched(tmp_path, arguments, allowed)
 
     assert waits["found"] == []
     expected = {IN_EVERY_STEP: waits["env_steps"] // 2}  # two environments step together
-    if learner != "dqn":
+    if learner == "rainbow":
+        expected[WITH_PRIORITIES] = LAST - FIRST
+    elif learner != "dqn":
         expected[AFTER_EVERY_PASS] = (LAST - FIRST) // UPDATES_PER_ROLLOUT
     if learner == "continuous ppo":
         expected[WITH_A_TARGET_KL] = LAST - FIRST
@@ -161,7 +170,7 @@ def test_monitors_wait_where_they_write(learner: str, tmp_path: Path) -> None:
     arguments = [*LEARNERS[learner][:1], *INTERVENED, *LEARNERS[learner][1:], *MONITORED, *SMALL]
     allowed = [IN_EVERY_STEP, AFTER_EVERY_PASS, WITH_A_TARGET_KL, *WHERE_SOMETHING_IS_WRITTEN]
 
-    waits = watched(tmp_path, arguments, allowed)
+    waits = watched(tmp_path, arguments, [*allowed, WITH_PRIORITIES])
 
     assert waits["found"] == []
     assert waits["calls"]["lit_gfs.metrics.recorded_means.RecordedMeans.take"] == (LAST - FIRST) // 2

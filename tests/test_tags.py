@@ -40,6 +40,7 @@ RUNS = {
     "dqn": [
         *("--config=quickstart", "--data.num_envs=2", "--data.total_steps=120", "--data.learning_starts=40"),
         *("--data.batch_size=8", "--data.eval_every=60", "--data.eval_episodes=1"),
+        *("--data.priority_exponent=0.5", "--model.loss=hl_gauss", "--model.noisy=true"),
     ],
     "ppo": ["--config=ppo_cartpole", *ROLLOUT],
     "ppo_continuous": ["--config=ppo_cartpole", "--data.env_id=Pendulum-v1", *ROLLOUT],

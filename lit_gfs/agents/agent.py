@@ -16,6 +16,7 @@ from lit_gfs.agents.learner import Learner
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
+from lit_gfs.functional.value_distributions import ValueDistribution, ValueLoss, value_distribution
 from lit_gfs.metrics.recent_observations import RecentObservations
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.networks import Network
@@ -60,10 +61,15 @@ class Agent(Learner):
         clip_reward: Whether the learner sees rewards, once scaled, clipped to [-1, 1].
         end_of_life_is_terminal: Whether a lost life cuts the bootstrap (Atari); the game goes on.
         anneal_learning_rate: Whether the learning rate falls linearly to 0 over the run.
+        v_min: Lower end of the support of values, for the losses ``c51`` and ``hl_gauss`` alone; in units of
+            the rewards that the learner sees. Targets beyond the support are clipped, see the tag
+            ``loss/support_clipped``.
+        v_max: Upper end of the support.
+        atoms: Atoms of ``c51``, or bins of ``hl_gauss``.
         options: Networks and optimizer, see `Learner`.
 
     Raises:
-        UserError: If the discount is not between 0 and 1.
+        UserError: If the discount is not between 0 and 1, or the support of values is none.
     """
 
     score: ClassVar[str] = "eval/episode_return"
@@ -84,6 +90,9 @@ class Agent(Learner):
         clip_reward: bool = False,
         end_of_life_is_terminal: bool = False,
         anneal_learning_rate: bool = False,
+        v_min: float = -10.0,
+        v_max: float = 10.0,
+        atoms: int = 51,
         **options: Any,
     ) -> None:
         super().__init__(env_spec, **options)
@@ -93,6 +102,7 @@ class Agent(Learner):
         self.clip_reward = clip_reward
         self.end_of_life_is_terminal = end_of_life_is_terminal
         self.anneal_learning_rate = anneal_learning_rate
+        self.v_min, self.v_max, self.atoms = v_min, v_max, atoms
         self._episodes: list[tuple[float, float]] = []
         """Returns and lengths of episodes that were not reported yet."""
         self._observations = RecentObservations(_PROBE_SIZE)
@@ -157,6 +167,10 @@ class Agent(Learner):
     def progress(self) -> float:
         """The share of the run that is done, from 0 to 1."""
         return min(1.0, self.env_steps / self.source.total_steps)
+
+    def value_distribution(self, loss: ValueLoss) -> ValueDistribution:
+        """Return how the networks state values that are learned by a loss of this name."""
+        return value_distribution(loss, self.v_min, self.v_max, self.atoms)
 
     def probe_batch(self) -> Tensor | None:
         """Return up to 256 recent observations on the agent's device, or ``None`` before the first."""

@@ -1,16 +1,20 @@
-"""Deep Q-learning (Mnih et al. 2015), with double Q-learning (van Hasselt et al. 2016) as an option.
+"""Deep Q-learning (Mnih et al. 2015), with the parts of Rainbow (Hessel et al. 2018) as options.
 
 The agent acts epsilon-greedily on Q(s, a) and stores its transitions in a replay memory. Each update draws a
 batch of them and moves Q(s, a) towards r + gamma max_a' Q'(s', a'). Q' is the target network: a copy of the
 weights that changes only now and then, so that the targets stand still in between. It may also be a running
 average of the weights (Lillicrap et al. 2015, arXiv 1509.02971), whose targets move slowly.
+
+Rainbow's parts lie where they act: `double` here; `loss`, `dueling` and `noisy` in `QLearningAgent`; returns
+of several steps and prioritized replay in `lit_gfs.datamodules.ReplayDataModule`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -20,9 +24,12 @@ from torch import Tensor
 from lit_gfs.agents.q_learning import QLearningAgent
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.functional.losses import conservative_penalty, double_q_value, max_q_value, q_loss
-from lit_gfs.functional.returns import learner_reward, td_target
+from lit_gfs.functional.losses import conservative_penalty, of_action, weighted_mean
+from lit_gfs.functional.returns import n_step_return, td_target
 from lit_gfs.optim.factory import make_optimizer
+
+PRIORITY = "replay/priority"
+"""The tag of the priorities of a batch."""
 
 
 class DQN(QLearningAgent):
@@ -34,7 +41,8 @@ class DQN(QLearningAgent):
             effect if ``target_tau`` is set.
         target_tau: Share by which the target network moves towards the weights after each optimizer step;
             ``null`` copies them instead.
-        double: Whether the online network chooses the action that the target network values.
+        double: Whether the online network chooses the action that the target network values (van Hasselt et
+            al. 2016).
         conservatism: Weight of the conservative penalty, for offline learning; 0 switches it off.
         options: Exploration and loss, see `QLearningAgent`; rewards and discount, see `Agent`; networks and
             optimizer, see `Learner`.
@@ -71,39 +79,62 @@ class DQN(QLearningAgent):
         """Return the loss of a batch of transitions, ``(batch,)``."""
         next_ = batch["next"]
 
-        # 1. The values of all actions in the states of the batch, Q(s, .).
-        q_values = self.q_network(batch["observation"])
+        # 1. What the network says of all actions in the states of the batch: Q(s, .), or its distribution.
+        outputs = self.q_network(batch["observation"])
+        q_values = self.values.mean(outputs.detach())
 
         with torch.no_grad():
-            # 2. The rewards as the learner sees them. A lost life may count as the end of the episode.
-            reward, _, terminated = learner_reward(
-                next_, self.reward_scale, self.clip_reward, self.end_of_life_is_terminal
+            # 2. The rewards up to the next state as the learner sees them: of one step, or the discounted sum
+            #    of several. A lost life may count as the end of the episode.
+            reward, terminated, discount = n_step_return(
+                next_, self.gamma, self.reward_scale, self.clip_reward, self.end_of_life_is_terminal
             )
-            # 3. The value of the next state: the target network's value of the best action. The largest of
+            # 3. The best action in the next state, as the target network states its value. The largest of
             #    noisy values is too large on average. Double Q-learning reduces this: the online network
             #    chooses the action, and the target network, which errs elsewhere, values it.
-            target_q = self.target_network(next_["observation"])
-            if self.uses_double_q:
-                next_value = double_q_value(self.q_network(next_["observation"]), target_q)
-            else:
-                next_value = max_q_value(target_q)
-            # 4. The target r + gamma v(s'). A terminated episode has no next state; a truncated one does.
-            target = td_target(reward, next_value, terminated, self.gamma)
+            next_outputs = self.target_network(next_["observation"])
+            chooser = self.q_network(next_["observation"]) if self.uses_double_q else next_outputs
+            next_outputs = of_action(next_outputs, self.values.mean(chooser).argmax(-1))
+            # 4. The target r + gamma v(s'), as a number and as the network is to state it. A terminated
+            #    episode has no next state; a truncated one does.
+            target = td_target(reward, self.values.mean(next_outputs), terminated, discount)
+            goal = self.values.bootstrapped(reward, next_outputs, terminated, discount)
 
-        # 5. The actions that were taken move towards their targets.
-        loss, td_error = q_loss(q_values, batch["action"], target, self.loss_function)
+        # 5. The actions that were taken move towards their targets. Where transitions were not drawn with
+        #    equal probabilities, weights make up for it.
+        losses = self.values.losses(of_action(outputs, batch["action"]), goal)
+        loss = weighted_mean(losses, batch.get("weight", None))
 
+        td_error = target - of_action(q_values, batch["action"])
         self.record(
-            {"loss/q": loss, "loss/td_error": td_error.abs(), "loss/q_value": q_values, "loss/target": target}
+            {
+                "loss/q": loss,
+                "loss/td_error": td_error.abs(),
+                "loss/q_value": q_values,
+                "loss/target": target,
+                **self.values.metrics(target),
+            }
         )
+        # 6. A prioritized memory draws transitions again by how much there was to learn from them.
+        if "weight" in batch:
+            self.record({PRIORITY: self.values.surprise(losses, td_error)})
 
-        # 6. Offline, no new experience corrects the value of an action that the data lack. Conservative
+        # 7. Offline, no new experience corrects the value of an action that the data lack. Conservative
         #    Q-learning (Kumar et al. 2020) pushes such values down, and those of the data's actions up.
         if self.conservatism:
-            penalty = conservative_penalty(q_values, batch["action"])
+            penalty = conservative_penalty(self.values.mean(outputs), batch["action"])
             self.record({"loss/conservative": penalty})
             loss = loss + self.conservatism * penalty
         return loss
+
+    def record(self, values: Mapping[str, Tensor]) -> None:
+        """Record, and hand the priorities of the batch over to the replay memory.
+
+        A step that a CUDA graph replays arrives here too, with its own values.
+        """
+        super().record(values)
+        if PRIORITY in values and self._diverted is None and not self.is_probed:
+            cast(Any, self.source).update_priorities(values[PRIORITY].detach())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Copy the weights to the target network whenever its period is over, unless it is an average."""

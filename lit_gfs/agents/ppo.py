@@ -9,7 +9,7 @@ make good actions more probable, but the clipped loss gains nothing once a proba
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -33,6 +33,7 @@ from lit_gfs.functional.losses import (
     value_loss,
 )
 from lit_gfs.functional.returns import generalized_advantage, learner_reward, next_values
+from lit_gfs.functional.value_distributions import ValueDistribution
 from lit_gfs.networks import (
     EncoderFactory,
     Initialization,
@@ -57,7 +58,8 @@ class ActorCritic(nn.Module):
     """Policy and value, on one network or on two of the same shape.
 
     The policy head gives logits ``(*batch, num_actions)``, those of several choices part after part, or
-    Gaussian means ``(*batch, action_dim)`` whose standard deviation does not depend on the state.
+    Gaussian means ``(*batch, action_dim)`` whose standard deviation does not depend on the state. The value
+    head gives outputs ``(*batch,)`` or ``(*batch, size)`` that state the value of the state.
     """
 
     def __init__(
@@ -68,15 +70,17 @@ class ActorCritic(nn.Module):
         initialization: Initialization,
         shared: bool,
         normalize_observation: bool,
+        values: ValueDistribution,
     ) -> None:
         super().__init__()
+        self.values = values
         self.observation_norm = RunningNorm(spec.observation_shape) if normalize_observation else None
         shape = spec.observation_shape
         self.policy_network = Network(shape, encoder, trunk, initialization)
         self.value_network = None if shared else Network(shape, encoder, trunk, initialization)
         features = self.policy_network.out_features
         self.policy_head = LinearHead(features, policy_outputs(spec), gain=0.01)
-        self.value_head = LinearHead(features, 1, gain=1.0)
+        self.value_head = LinearHead(features, values.size, gain=1.0)
         self.log_std = None if spec.action_low is None else nn.Parameter(torch.zeros(spec.action_dim))
 
     def normalize(self, observation: Tensor) -> Tensor:
@@ -90,14 +94,21 @@ class ActorCritic(nn.Module):
     def value(self, observation: Tensor) -> Tensor:
         """Map observations ``(*batch, *shape)`` to state values ``(*batch,)``, float32."""
         network = self.value_network or self.policy_network
-        return self.value_head(network(self.normalize(observation))).squeeze(-1).float()
+        return self.values.mean(self._value_outputs(network(self.normalize(observation))))
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the policy head's output and the value, ``(*batch, n)`` and ``(*batch,)``."""
+        """Return the outputs of the policy head and of the value head, ``(*batch, n)`` each.
+
+        The value's are ``(*batch,)`` where one output is the value.
+        """
         observation = self.normalize(observation)
         features = self.policy_network(observation)
         value_features = features if self.value_network is None else self.value_network(observation)
-        return self.policy_head(features).float(), self.value_head(value_features).squeeze(-1).float()
+        return self.policy_head(features).float(), self._value_outputs(value_features)
+
+    def _value_outputs(self, features: Tensor) -> Tensor:
+        outputs = self.value_head(features).float()
+        return outputs.squeeze(-1) if self.values.size == 1 else outputs
 
 
 class PPO(Agent):
@@ -114,8 +125,12 @@ class PPO(Agent):
         shared_network: Whether policy and value share encoder and trunk; otherwise each has its own.
         lambda_: Decay of generalized advantage estimation.
         clip: Half-width of the trusted interval around a probability ratio of 1.
-        clip_value: Half-width to which a value may move per rollout; ``null`` does not clip.
-        value_coefficient: Weight of the value loss (which carries a factor 1/2).
+        value_loss: ``mse``, or the cross-entropy of a distribution over ``atoms`` atoms whose mean is the
+            value: to a Gaussian around the target (``hl_gauss``), or to its two neighbouring atoms
+            (``c51``), see `lit_gfs.functional.value_distributions`.
+        clip_value: Half-width to which a value may move per rollout; ``null`` does not clip. Only with
+            ``mse``.
+        value_coefficient: Weight of the value loss (``mse`` carries a factor 1/2).
         entropy_coefficient: Weight of the entropy bonus.
         normalize_advantage: Whether advantages are standardized in each minibatch.
         normalize_observation: Whether observations (vectors) are standardized by running statistics, which
@@ -129,7 +144,8 @@ class PPO(Agent):
         options: Rewards and discount, see `Agent`; networks and optimizer, see `Learner`.
 
     Raises:
-        UserError: If a number is out of range, or images are to be standardized by running statistics.
+        UserError: If a number is out of range, values that are distributions are to be clipped, or images
+            are to be standardized by running statistics.
     """
 
     action_low: Tensor
@@ -146,6 +162,7 @@ class PPO(Agent):
         shared_network: bool = False,
         lambda_: float = 0.95,
         clip: float = 0.2,
+        value_loss: Literal["mse", "c51", "hl_gauss"] = "mse",
         clip_value: float | None = None,
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.0,
@@ -166,6 +183,13 @@ class PPO(Agent):
             raise UserError(
                 f"normalize_observation is for vectors, but {env_spec.env_id!r} shows images; expected false"
             )
+        self.values = self.value_distribution(value_loss)
+        """How the network states values."""
+        if clip_value is not None and self.values.size > 1:
+            raise UserError(
+                f"clip_value is {clip_value:g}, but with value_loss {value_loss} a value is the mean of a "
+                "distribution; expected clip_value null"
+            )
         self.actor_critic = ActorCritic(
             env_spec,
             self.build_encoder,
@@ -173,6 +197,7 @@ class PPO(Agent):
             self.initialization,
             shared_network,
             normalize_observation,
+            self.values,
         )
         self.lambda_ = lambda_
         self.clip = clip
@@ -248,14 +273,14 @@ class PPO(Agent):
         return Policy(act, ["action"])
 
     def _explore(self, observation: Tensor) -> dict[str, Tensor]:
-        output, value = self.actor_critic(observation)
+        output, value_outputs = self.actor_critic(observation)
         policy = self.policy(output)
         sample = policy.sample()
         return {
             "action": self._to_env(sample),
             "sample": sample,
             "log_prob": policy.log_prob(sample),
-            "value": value,
+            "value": self.values.mean(value_outputs),
         }
 
     def policy(self, output: Tensor) -> ActionDistribution:
@@ -320,7 +345,7 @@ class PPO(Agent):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """Return the loss of a minibatch of `process_rollout`'s transitions, ``(batch,)``."""
         # 1. The policy and the values of today, in the states of the batch.
-        output, value = self.actor_critic(batch["observation"])
+        output, value_outputs = self.actor_critic(batch["observation"])
         distribution = self.policy(output)
 
         # 2. The policy: actions become more probable by their advantage, within the trusted interval.
@@ -331,7 +356,7 @@ class PPO(Agent):
             distribution.log_prob(batch["sample"]), batch["log_prob"], advantage, self.clip
         )
         # 3. The values move towards their targets.
-        critic = value_loss(value, batch["value_target"], batch["value"], self.clip_value)
+        critic = self._value_loss(value_outputs, batch["value_target"], batch["value"])
         # 4. A bonus for entropy keeps the policy exploring.
         entropy = distribution.entropy().mean()
         loss = policy.loss + self.value_coefficient * critic - self.entropy_coefficient * entropy
@@ -347,9 +372,16 @@ class PPO(Agent):
                 "loss/entropy": entropy,
                 "loss/approx_kl": policy.approx_kl,
                 "loss/clip_fraction": policy.clip_fraction,
+                **self.values.metrics(batch["value_target"]),
             }
         )
         return loss
+
+    def _value_loss(self, outputs: Tensor, target: Tensor, old_value: Tensor) -> Tensor:
+        """Return the loss ``()`` of the value head's outputs: a regression, or a classification."""
+        if self.values.size == 1:
+            return value_loss(outputs, target, old_value, self.clip_value)
+        return self.values.losses(outputs, self.values.encoded(target)).mean()
 
     def _is_beyond(self, target_kl: float, approx_kl: Tensor) -> bool:
         """Compare the divergence ``()`` with its limit: the host waits for the device here."""
@@ -358,7 +390,8 @@ class PPO(Agent):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations ``(*batch, *shape)`` to logits or means, and values ``(*batch,)``."""
-        return self.actor_critic(observation)
+        output, value_outputs = self.actor_critic(observation)
+        return output, self.values.mean(value_outputs)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""

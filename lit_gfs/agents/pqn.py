@@ -8,7 +8,7 @@ the best actions. A few passes of minibatches then move Q(s, a) towards these ta
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -21,8 +21,9 @@ from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import require_between
 from lit_gfs.functional.exploration import epsilon_greedy
-from lit_gfs.functional.losses import max_q_value, q_loss
+from lit_gfs.functional.losses import max_q_value, of_action
 from lit_gfs.functional.returns import lambda_return, learner_reward, next_values
+from lit_gfs.functional.value_distributions import ValueLoss
 from lit_gfs.networks import PlainTrunk, TrunkFactory
 from lit_gfs.optim.factory import OptimizerFactory, make_optimizer
 from lit_gfs.utils.transfers import send
@@ -37,7 +38,8 @@ class PQN(QLearningAgent):
         optimizer: Builds the optimizer. The default has PyTorch's own settings (rate 1e-3), not those of the
             shipped configurations.
         lambda_: Weight of longer returns, from 0 (one step) to 1 (Monte Carlo).
-        loss: ``mse`` or ``huber`` (threshold 1) on the temporal-difference error.
+        loss: As in `QLearningAgent`. The lambda-return is a number, and so ``c51`` splits it between two
+            atoms.
         epsilon_end: Probability of a random action once decayed, which the paper does over a tenth of the
             run. Epsilon moves from rollout to rollout.
         options: Exploration, see `QLearningAgent`; rewards and discount, see `Agent`; networks, see
@@ -56,7 +58,7 @@ class PQN(QLearningAgent):
         trunk: TrunkFactory = lambda in_features: PlainTrunk(in_features, norm="layer"),
         optimizer: OptimizerFactory = RAdam,
         lambda_: float = 0.65,
-        loss: Literal["mse", "huber"] = "mse",
+        loss: ValueLoss = "mse",
         epsilon_end: float = 0.001,
         **options: Any,
     ) -> None:
@@ -72,7 +74,7 @@ class PQN(QLearningAgent):
         return Policy(self._explore, ["action", "value"], lambda: {"epsilon": self.epsilon})
 
     def _explore(self, observation: Tensor, epsilon: float | Tensor) -> dict[str, Tensor]:
-        q_values = self.q_network(observation)
+        q_values = self.forward(observation)
         return {"action": epsilon_greedy(q_values, epsilon), "value": max_q_value(q_values)}
 
     def on_collection_start(self) -> None:
@@ -104,7 +106,7 @@ class PQN(QLearningAgent):
             next_["observation"],
             done,
             terminated,
-            lambda observation: max_q_value(self.q_network(observation)),
+            lambda observation: max_q_value(self.forward(observation)),
         )
         # 3. The targets, G = r + gamma ((1 - lambda) v(s') + lambda G').
         reward, done, terminated = (send(part, self.device) for part in (reward, done, terminated))
@@ -116,16 +118,24 @@ class PQN(QLearningAgent):
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """Return the loss of a minibatch of `process_rollout`'s transitions, ``(batch,)``."""
-        # The actions that were taken move towards the targets of the rollout.
-        q_values = self.q_network(batch["observation"])
-        loss, td_error = q_loss(q_values, batch["action"], batch["target"], self.loss_function)
+        target = batch["target"]
 
+        # 1. What the network says of all actions in the states of the batch: Q(s, .), or its distribution.
+        outputs = self.q_network(batch["observation"])
+        q_values = self.values.mean(outputs.detach())
+
+        # 2. The actions that were taken move towards the targets of the rollout.
+        losses = self.values.losses(of_action(outputs, batch["action"]), self.values.encoded(target))
+        loss = losses.mean()
+
+        td_error = target - of_action(q_values, batch["action"])
         self.record(
             {
                 "loss/q": loss,
                 "loss/td_error": td_error.abs(),
                 "loss/q_value": q_values,
-                "loss/target": batch["target"],
+                "loss/target": target,
+                **self.values.metrics(target),
             }
         )
         return loss

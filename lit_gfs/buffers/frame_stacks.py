@@ -21,6 +21,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
+from lit_gfs.buffers.n_step import last_real, outcome
 from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.buffers.writer import uniform_replay_buffer
 from lit_gfs.errors import UserError
@@ -41,8 +42,7 @@ class FrameStackStorage(RingStorage):
     """Transitions of ``num_envs`` environments whose observations are stacks of frames.
 
     Index ``i < len(storage)`` is the i-th transition that can be sampled, environment by environment, the
-    oldest first. Indices shift when old transitions are dropped, so they suit uniform sampling, but not
-    priorities.
+    oldest first. Indices shift when old transitions are dropped, so priorities belong to slots.
 
     The first ``extend`` reserves the memory, which is used as it fills: a frame and some 40 bytes per
     transition, and a share ``episode_slack`` of additional frames. An episode has more frames than
@@ -55,12 +55,13 @@ class FrameStackStorage(RingStorage):
             ``num_envs``.
         num_envs: Number of environments.
         episode_slack: Share of additional frames for episode starts.
+        n_step: Steps up to the next observation of a sampled transition, see `RingStorage`.
 
     Raises:
-        UserError: If there is less than one transition per environment, or the slack is negative.
+        UserError: If there is less than one transition per environment or one step, or the slack is negative.
     """
 
-    def __init__(self, capacity: int, num_envs: int, episode_slack: float = 0.03) -> None:
+    def __init__(self, capacity: int, num_envs: int, episode_slack: float = 0.03, n_step: int = 1) -> None:
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}; expected a whole number of at least 1")
         if capacity < num_envs:
@@ -70,7 +71,7 @@ class FrameStackStorage(RingStorage):
         if episode_slack < 0:
             raise UserError(f"episode_slack is {episode_slack}; expected 0 or more, such as 0.03")
         self._lane = capacity // num_envs
-        super().__init__(self._lane * num_envs)
+        super().__init__(self._lane * num_envs, n_step)
         self._slack = episode_slack
         self._envs = np.arange(num_envs)
         self._empty()
@@ -141,6 +142,7 @@ class FrameStackStorage(RingStorage):
             self._allocate(
                 observation.shape[2], observation[:, :, 0], {**columns, "newest": numbers, "oldest": numbers}
             )
+        self.dropped_slots = self.dropped_slots[:0]
         # Write in parts that fit into the rings, however many episodes start in them.
         steps = starts.shape[1]
         part = min(self._lane, self._ring // (self._stack + 1))
@@ -203,7 +205,9 @@ class FrameStackStorage(RingStorage):
         overwritten = (
             self._columns["oldest"][self._slots(candidates)] < (self._frame_count - self._ring)[:, None]
         )
-        self._first_kept = first_kept + (overwritten & (candidates < self._count)).sum(1)
+        is_dropped = overwritten & (candidates < self._count)
+        self._first_kept = first_kept + is_dropped.sum(1)
+        self.dropped_slots = np.append(self.dropped_slots, self._slots(candidates)[is_dropped])
         self._number_transitions()
 
     def _number_transitions(self) -> None:
@@ -260,11 +264,11 @@ class FrameStackStorage(RingStorage):
         Raises:
             IndexError: If an index is negative or not less than ``len(storage)``.
         """
-        # Find the lane of each index, and from the end of the lane the transition's number and slot.
         at = self._indices(index)
-        env = np.searchsorted(self._ends, at, side="right")
-        number = at + (self._count - self._ends)[env]
+        env, number = self._located(at)
         slots = env * self._lane + number % self._lane
+        if self.n_step > 1:
+            return self._n_steps(env, number)
         # Rebuild both observations at once: they overlap in all frames but one each.
         frames = torch.from_numpy(self._rebuild(env, slots))
         entries: dict[str, Any] = {"observation": frames.narrow(at.ndim, 0, self._stack)}
@@ -277,11 +281,49 @@ class FrameStackStorage(RingStorage):
         entries["next"] = TensorDict._new_unsafe(source=next_, batch_size=shape)
         return TensorDict._new_unsafe(source=entries, batch_size=shape)
 
-    def _rebuild(self, env: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the frames ``(*slots.shape, stack + 1, *frame)`` of both stacks of transitions."""
+    def _n_steps(self, env: NDArray[np.int64], number: NDArray[np.int64]) -> TensorDict:
+        """Rebuild transitions of several steps: two stacks that need not overlap."""
+        numbers = number[..., None] + np.arange(self.n_step)
+        slots = env[..., None] * self._lane + numbers % self._lane
+        # The steps end with the one that ends the episode, and with the newest one.
+        ends = self._columns["done"][slots].squeeze(-1)
+        is_real = (ends.cumsum(-1) - ends == 0) & (numbers < self._count)
+        flags = {name: column for name, column in self._columns.items() if name in _KEYS and name != "action"}
+        last = last_real(slots, is_real)
+        next_: dict[str, Any] = {
+            "observation": torch.from_numpy(self._rebuild(env, last, first=1)),
+            **outcome(flags, slots, is_real),
+        }
+        entries: dict[str, Any] = {
+            "observation": torch.from_numpy(self._rebuild(env, slots[..., 0], last=self._stack)),
+            "action": torch.from_numpy(np.asarray(self._columns["action"][slots[..., 0]])),
+            "next": TensorDict._new_unsafe(source=next_, batch_size=torch.Size(number.shape)),
+        }
+        return TensorDict._new_unsafe(source=entries, batch_size=torch.Size(number.shape))
+
+    def _located(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find the lane of each index, and from the end of the lane the transition's number."""
+        env = np.asarray(np.searchsorted(self._ends, index, side="right"))
+        return env, index + (self._count - self._ends)[env]
+
+    def slots(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the slots of transitions."""
+        env, number = self._located(index)
+        return env * self._lane + number % self._lane
+
+    def index_of(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the indices of the transitions in slots."""
+        env, place = slots // self._lane, slots % self._lane
+        # Counted back from the newest transition of the lane, which is the last one of its indices.
+        return self._ends[env] - 1 - (self._count - 1 - place) % self._lane
+
+    def _rebuild(
+        self, env: NDArray[np.int64], slots: NDArray[np.int64], first: int = 0, last: int | None = None
+    ) -> NDArray[Any]:
+        """Return the frames ``(*slots.shape, stack + 1, *frame)`` of both stacks of transitions, or some."""
         # Frame numbers below the oldest one mean repetitions of it.
         newest, oldest = (np.asarray(self._columns[name][slots])[..., None] for name in ("newest", "oldest"))
-        numbers = np.maximum(newest + np.arange(-self._stack, 1), oldest)
+        numbers = np.maximum(newest + np.arange(-self._stack, 1)[first:last], oldest)
         return self._frames[self._frame_slots(np.asarray(env)[..., None], numbers)]
 
     def _slots(self, numbers: int | NDArray[np.int64]) -> NDArray[np.int64]:

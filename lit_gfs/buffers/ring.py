@@ -21,7 +21,34 @@ class RingStorage(Storage):
     A row is the least that can be appended: one transition, or one transition of every environment. `sizes`,
     `position` and the `rows` from ``first_row`` to ``row_count`` hold everything in a storage: one that is
     restored from them returns the same samples, now and after every further ``extend``.
+
+    Transitions lie in slots, from which they do not move until they are overwritten; indices may shift.
+
+    Args:
+        max_size: Number of slots.
+        n_step: Steps up to the next observation that `get` returns. With more than 1, rewards and flags are
+            those of all of these steps, see `lit_gfs.functional.returns.n_step_return`. The steps end with
+            the episode, and with the newest step of an environment.
+
+    Raises:
+        UserError: If there is less than one step.
     """
+
+    def __init__(self, max_size: int, n_step: int = 1) -> None:
+        super().__init__(max_size)
+        if n_step < 1:
+            raise UserError(f"n_step is {n_step}; expected a whole number of at least 1")
+        self.n_step = n_step
+        self.dropped_slots: NDArray[np.int64] = np.zeros(0, np.int64)
+        """Slots whose transitions the last ``extend`` dropped, although it did not overwrite them."""
+
+    @abstractmethod
+    def slots(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the slots of transitions."""
+
+    @abstractmethod
+    def index_of(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the indices of the transitions in slots."""
 
     @property
     @abstractmethod

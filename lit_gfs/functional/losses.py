@@ -6,35 +6,10 @@ Every loss is a mean over its batch. Mismatched shapes raise a ``ValueError``; t
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-
-def q_loss(
-    q_values: Tensor, action: Tensor, target: Tensor, kind: Literal["huber", "mse"]
-) -> tuple[Tensor, Tensor]:
-    """Return the loss between the chosen actions' values and their targets.
-
-    Args:
-        q_values: Values of all actions, ``(batch, num_actions)``.
-        action: Indices of the chosen actions, ``(batch,)``.
-        target: Targets, ``(batch,)``; no gradient flows into them.
-        kind: ``huber``: d^2 / 2 up to |d| = 1 and |d| - 1/2 beyond; ``mse``: d^2, without a factor 1/2.
-
-    Returns:
-        The mean loss, and the temporal-difference errors d = target - value ``(batch,)``, without gradient.
-
-    Raises:
-        ValueError: If the shapes do not match.
-    """
-    _check_same_shape(action=action, target=target)
-    chosen = _select(q_values, action)
-    target = target.detach()
-    loss = F.huber_loss(chosen, target) if kind == "huber" else F.mse_loss(chosen, target)
-    return loss, target - chosen.detach()
 
 
 def conservative_penalty(q_values: Tensor, action: Tensor) -> Tensor:
@@ -55,17 +30,41 @@ def max_q_value(next_q: Tensor) -> Tensor:
     return next_q.amax(-1)
 
 
-def double_q_value(online_next_q: Tensor, target_next_q: Tensor) -> Tensor:
-    """Return the target network's value of the online network's greedy action (van Hasselt et al. 2016).
+def of_action(outputs: Tensor, action: Tensor) -> Tensor:
+    """Pick a network's outputs for one action from those for all actions.
 
     Args:
-        online_next_q: Action values by the online network, ``(batch, num_actions)``.
-        target_next_q: Action values by the target network, ``(batch, num_actions)``.
+        outputs: Values of all actions ``(batch, num_actions)``, or logits of their distributions ``(batch,
+            num_actions, atoms)``.
+        action: Indices of the actions, ``(batch,)``.
 
     Returns:
-        Values, ``(batch,)``.
+        Values ``(batch,)``, or logits ``(batch, atoms)``.
+
+    Raises:
+        ValueError: If the batches differ.
     """
-    return _select(target_next_q, online_next_q.argmax(-1))
+    if outputs.ndim == 2:
+        return _select(outputs, action)
+    _check_same_shape(outputs=outputs[:, 0, 0], action=action)
+    index = action.long().view(-1, 1, 1).expand(-1, 1, outputs.shape[-1])
+    return outputs.gather(1, index).squeeze(1)
+
+
+def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the mean of losses ``(batch,)``, each multiplied by its importance weight if there are any.
+
+    Args:
+        losses: Losses, ``(batch,)``.
+        weight: Weights ``(batch,)`` that undo the bias of a sample (Schaul et al. 2016, section 3.4).
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if weight is None:
+        return losses.mean()
+    _check_same_shape(losses=losses, weight=weight)
+    return (weight * losses).mean()
 
 
 class PolicyLoss(NamedTuple):

@@ -61,14 +61,50 @@ def learner_reward(
     return reward, done, terminated
 
 
-def td_target(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:
-    """Return the one-step temporal-difference target, r + gamma v(s') (Sutton & Barto 2018, eq. 6.2).
+def n_step_return(
+    next_: TensorDictBase,
+    gamma: float,
+    scale: float = 1.0,
+    clip: bool = False,
+    end_of_life_is_terminal: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the discounted rewards of n steps, as the learner sees them, and how to bootstrap after them.
+
+    The return is r_1 + gamma r_2 + ... + gamma^(k-1) r_k. It has fewer than n steps if the episode ends
+    before, or if the memory has no further step of it yet (Sutton & Barto 2018, eq. 7.1). A lost life may
+    count as the end of the episode; then the rewards after it do not count.
 
     Args:
-        reward: Rewards, of any shape.
+        next_: The outcome of n steps in a row, ``(batch,)``: ``reward``, ``done``, ``terminated`` and, with
+            ``end_of_life_is_terminal``, ``end_of_life``, each ``(batch, n)``, with 0 and false after step k.
+            If n is more than 1, also the number ``steps`` of real steps k, ``(batch, 1)``.
+        gamma: Discount per environment step.
+        scale: Factor on the rewards.
+        clip: Whether rewards, once scaled, are clipped to [-1, 1].
+        end_of_life_is_terminal: Whether a lost life ends the episode for the learner (Atari).
+
+    Returns:
+        Return, whether the episode terminated within the steps, and the discount gamma^k of the value of the
+        state after them, ``(batch,)`` each.
+    """
+    reward, _, terminated = learner_reward(next_, scale, clip, end_of_life_is_terminal)
+    if reward.ndim == 1:
+        return reward, terminated, torch.full_like(reward, gamma)
+    # The steps after a terminal one do not count; that one itself does.
+    counts = terminated.cumsum(-1) - terminated.long() == 0
+    discounts = gamma ** torch.arange(reward.shape[-1], device=reward.device)
+    discount = gamma ** next_["steps"].squeeze(-1)
+    return (reward * discounts * counts).sum(-1), terminated.any(-1), discount
+
+
+def td_target(reward: Tensor, next_value: Tensor, terminated: Tensor, gamma: float | Tensor) -> Tensor:
+    """Return the temporal-difference target, r + gamma v(s') (Sutton & Barto 2018, eq. 6.2).
+
+    Args:
+        reward: Rewards, of any shape; those of several steps are summed, see `n_step_return`.
         next_value: Values of the next states.
         terminated: Whether the step terminated the episode, boolean.
-        gamma: Discount per environment step.
+        gamma: Discount of the next states' values: a number, or a tensor that broadcasts.
 
     Returns:
         Targets of the same shape.

@@ -11,10 +11,11 @@ from lit_gfs.networks.encoders import (
     VectorEncoder,
     default_encoder,
 )
-from lit_gfs.networks.heads import LinearHead
+from lit_gfs.networks.heads import ActionValueHead, LinearHead
 from lit_gfs.networks.layer_names import numbered_layers
 from lit_gfs.networks.layers import is_hidden_matrix, named_layers
 from lit_gfs.networks.network import EncoderFactory, Initialization, Network, TrunkFactory
+from lit_gfs.networks.noise import NoisyLinear
 from lit_gfs.networks.normalization import RunningNorm
 from lit_gfs.networks.trunks import (
     DenseTrunk,
@@ -27,6 +28,7 @@ from lit_gfs.networks.trunks import (
 )
 
 __all__ = [
+    "ActionValueHead",
     "BranchFactor",
     "CReLU",
     "ConstantFactor",
@@ -42,6 +44,7 @@ __all__ = [
     "MultiSkipTrunk",
     "NatureCNN",
     "Network",
+    "NoisyLinear",
     "PixelEncoder",
     "PlainTrunk",
     "ResidualBranch",

@@ -1,7 +1,8 @@
-"""Transfers of tensors from the host to a device that the host does not wait for."""
+"""Transfers of tensors between the host and a device that the host does not wait for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -30,3 +31,26 @@ def send(data: Data, device: torch.device) -> Data:
         # By default a tensordict would start a thread for each of its tensors.
         data = data.pin_memory() if isinstance(data, Tensor) else data.pin_memory(num_threads=0)
     return data.to(device, non_blocking=True)
+
+
+def fetch(data: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host; wait for the copy only where its numbers are needed.
+
+    Args:
+        data: A tensor anywhere; it must not be changed in place later.
+
+    Returns:
+        A function that waits for the copy and returns it.
+    """
+    if data.device.type != "cuda":
+        return data.cpu
+    # A copy into page-locked memory goes on while the host does.
+    copy = torch.empty(data.shape, dtype=data.dtype, pin_memory=True).copy_(data, non_blocking=True)
+    has_arrived = torch.cuda.Event()
+    has_arrived.record(torch.cuda.current_stream(data.device))
+
+    def wait() -> Tensor:
+        has_arrived.synchronize()
+        return copy
+
+    return wait

@@ -30,6 +30,13 @@ def replay() -> ReplayDataModule:
     return ReplayDataModule("CartPole-v1", batch_size=8, learning_starts=16, steps_per_update=4, **COMMON)
 
 
+def prioritized() -> ReplayDataModule:
+    parts = {"n_step": 3, "priority_exponent": 0.5}
+    return ReplayDataModule(
+        "CartPole-v1", batch_size=8, learning_starts=16, steps_per_update=4, **parts, **COMMON
+    )
+
+
 def rollout(env_id: str = "CartPole-v1") -> RolloutDataModule:
     return RolloutDataModule(env_id, rollout_steps=16, epochs=2, minibatches=2, **COMMON)
 
@@ -75,7 +82,13 @@ def ppo(spec: Any, **options: Any) -> PPO:
     return PPO(spec, clip_value=0.2, **options)
 
 
+def rainbow(spec: Any, **options: Any) -> DQN:
+    parts: dict[str, Any] = {"double": True, "dueling": True, "noisy": True, "loss": "c51"}
+    return DQN(spec, **parts, **options)
+
+
 CASES: list[Any] = [
+    pytest.param(rainbow, prioritized, ["loss", "policy"], id="rainbow"),
     pytest.param(DQN, replay, ["loss", "policy"], id="dqn"),
     pytest.param(PQN, rollout, ["loss", "policy"], id="pqn"),
     pytest.param(ppo, rollout, ["loss", "policy"], id="ppo"),

@@ -12,56 +12,38 @@ from lit_gfs.functional.losses import (
     categorical_log_prob,
     clipped_policy_loss,
     conservative_penalty,
-    double_q_value,
     explained_variance,
     gaussian_entropy,
     gaussian_log_prob,
     max_q_value,
     normalize_advantage,
-    q_loss,
+    of_action,
     value_loss,
+    weighted_mean,
 )
 
 
-def test_q_loss_by_hand() -> None:
-    q_values = torch.tensor([[1.0, 5.0], [2.0, 3.0]], requires_grad=True)
-    action, target = torch.tensor([0, 1]), torch.tensor([1.5, 0.0])
+def test_the_outputs_of_one_action_are_picked() -> None:
+    values = torch.tensor([[1.0, 5.0], [2.0, 3.0]])
+    logits = torch.arange(12.0).view(2, 2, 3)
 
-    huber, td_error = q_loss(q_values, action, target, "huber")
-    mse, _ = q_loss(q_values, action, target, "mse")
-
-    assert td_error.tolist() == [0.5, -3.0]
-    assert not td_error.requires_grad
-    assert huber.item() == pytest.approx((0.5 * 0.25 + 2.5) / 2)
-    assert mse.item() == pytest.approx((0.25 + 9) / 2)
+    assert of_action(values, torch.tensor([1, 0])).tolist() == [5.0, 2.0]
+    assert of_action(logits, torch.tensor([1, 0])).tolist() == [[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]]
 
 
-@pytest.mark.parametrize(("kind", "gradient"), [("huber", [-0.25, 0.5]), ("mse", [-0.5, 3.0])])
-def test_q_loss_moves_the_chosen_values_only(kind: str, gradient: list[float]) -> None:
-    q_values = torch.tensor([[1.0, 5.0], [2.0, 3.0]], requires_grad=True)
-    target = torch.tensor([1.5, 0.0], requires_grad=True)
-
-    q_loss(q_values, torch.tensor([0, 1]), target, kind)[0].backward()
-
-    assert q_values.grad is not None
-    assert q_values.grad.tolist() == [[gradient[0], 0.0], [0.0, gradient[1]]]
-    assert target.grad is None
-
-
-@pytest.mark.parametrize(
-    ("action", "target"), [(torch.zeros(4), torch.zeros(4, 1)), (torch.zeros(4, 1), torch.zeros(4, 1))]
-)
-def test_q_loss_refuses_to_broadcast(action: Tensor, target: Tensor) -> None:
+@pytest.mark.parametrize("outputs", [torch.zeros(4, 2), torch.zeros(4, 2, 3)])
+def test_actions_are_not_broadcast(outputs: Tensor) -> None:
     with pytest.raises(ValueError, match="expected one shape"):
-        q_loss(torch.zeros(4, 2), action, target, "mse")
+        of_action(outputs, torch.zeros(4, 1))
 
 
-def test_next_values() -> None:
-    online = torch.tensor([[0.0, 1.0, 0.5], [9.0, -1.0, 0.0]])
-    target = torch.tensor([[7.0, 3.0, 5.0], [-2.0, 4.0, 0.0]])
+def test_weights_multiply_the_losses() -> None:
+    losses = torch.tensor([1.0, 2.0, 6.0])
 
-    assert max_q_value(target).tolist() == [7.0, 4.0]
-    assert double_q_value(online, target).tolist() == [3.0, -2.0]
+    assert weighted_mean(losses, None).item() == 3.0
+    assert weighted_mean(losses, torch.tensor([1.0, 0.5, 0.25])).item() == pytest.approx(3.5 / 3)
+    with pytest.raises(ValueError, match="expected one shape"):
+        weighted_mean(losses, torch.ones(3, 1))
 
 
 def test_double_q_learning_removes_the_bias_of_the_maximum() -> None:
@@ -70,7 +52,7 @@ def test_double_q_learning_removes_the_bias_of_the_maximum() -> None:
 
     # Every true value is 0; the expected maximum of 8 standard normals is 1.42.
     assert max_q_value(target).mean().item() == pytest.approx(1.42, abs=0.05)
-    assert double_q_value(online, target).mean().item() == pytest.approx(0.0, abs=0.05)
+    assert of_action(target, online.argmax(-1)).mean().item() == pytest.approx(0.0, abs=0.05)
 
 
 def test_clipped_policy_loss_by_hand() -> None:

@@ -7,7 +7,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from lit_gfs.utils.transfers import send
+from lit_gfs.utils.transfers import fetch, send
+from support.accelerator import ACCELERATOR
 
 CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
 
@@ -63,3 +64,13 @@ def test_values_arrive_on_a_gpu() -> None:
     sent = send(TensorDict({"a": torch.arange(1000.0)}, [1000]), torch.device("cuda", 0))
 
     assert torch.equal(sent["a"].cpu(), torch.arange(1000.0))
+
+
+def test_a_tensor_is_fetched_while_the_device_goes_on() -> None:
+    there = torch.arange(5.0).to("cuda" if ACCELERATOR == "cuda" else "cpu")
+
+    wait = fetch(there)
+    there = there * 2
+
+    assert wait().tolist() == [0, 1, 2, 3, 4]
+    assert wait().device == CPU
