@@ -22,6 +22,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.losses import double_q_value, max_q_value, q_loss
 from lit_gfs.functional.returns import learner_reward, td_target
+from lit_gfs.networks import move_towards_
 from lit_gfs.optim.factory import make_optimizer
 
 
@@ -108,16 +109,12 @@ class DQN(QLearningAgent):
         if self.target_tau is not None:
             self.average_target(self.target_tau)
 
-    @torch.no_grad()
     def average_target(self, tau: float) -> None:
         """Move the target network towards the weights: target <- (1 - tau) target + tau weights.
 
         No shift of the objective is announced: no single step changes the targets by much.
         """
-        targets: list[Tensor] = list(self.target_network.parameters())
-        torch._foreach_lerp_(targets, list[Tensor](self.q_network.parameters()), tau)
-        for target, buffer in zip(self.target_network.buffers(), self.q_network.buffers(), strict=True):
-            target.copy_(buffer)
+        move_towards_(self.target_network, self.q_network, tau)
 
     @torch.no_grad()
     def sync_target(self) -> None:
