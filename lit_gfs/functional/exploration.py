@@ -55,8 +55,7 @@ def epsilon_uniform(action: Tensor, low: Tensor, high: Tensor, epsilon: float | 
     Returns:
         Actions, ``(num_envs, dim)``.
     """
-    if not isinstance(epsilon, Tensor) and epsilon == 0:
-        return action
+    # Draws do not depend on epsilon, so that a CUDA graph, which cannot skip them, draws the same.
     explore = torch.rand_like(action[:, :1]) < epsilon
     return torch.where(explore, low + (high - low) * torch.rand_like(action), action)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gfs.agents import DQN, PPO, PQN, Classifier
+from lit_gfs.agents import DQN, PPO, PQN, SAC, TD3, Classifier
 from lit_gfs.agents.learner import Learner
 from lit_gfs.callbacks import (
     CurvatureMonitor,
@@ -28,6 +28,12 @@ COMMON: dict[str, Any] = {"num_envs": 2, "total_steps": 96, "eval_every": 48, "e
 
 def replay() -> ReplayDataModule:
     return ReplayDataModule("CartPole-v1", batch_size=8, learning_starts=16, steps_per_update=4, **COMMON)
+
+
+def control() -> ReplayDataModule:
+    return ReplayDataModule(
+        "Pendulum-v1", batch_size=8, learning_starts=16, steps_per_update=4, eval_step_limit=20, **COMMON
+    )
 
 
 def rollout(env_id: str = "CartPole-v1") -> RolloutDataModule:
@@ -75,11 +81,21 @@ def ppo(spec: Any, **options: Any) -> PPO:
     return PPO(spec, clip_value=0.2, **options)
 
 
+def sac(spec: Any, **options: Any) -> SAC:
+    return SAC(spec, normalize_observation=True, **options)
+
+
+def ddpg(spec: Any, **options: Any) -> TD3:
+    return TD3(spec, critics=1, policy_delay=1, **options)
+
+
 CASES: list[Any] = [
     pytest.param(DQN, replay, ["loss", "policy"], id="dqn"),
     pytest.param(PQN, rollout, ["loss", "policy"], id="pqn"),
     pytest.param(ppo, rollout, ["loss", "policy"], id="ppo"),
     pytest.param(ppo, lambda: rollout("Pendulum-v1"), ["loss", "policy"], id="ppo, continuous"),
+    pytest.param(sac, control, ["loss", "policy"], id="sac"),
+    pytest.param(ddpg, control, ["loss", "policy"], id="ddpg"),
     pytest.param(Classifier, labels, ["loss"], id="classifier"),
 ]
 

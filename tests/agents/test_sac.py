@@ -418,10 +418,10 @@ def test_path_sensitive_initialization_reaches_all_networks_and_the_targets(
     if trunk.func is PlainTrunk:  # a chain in each network
         assert all(any(name.startswith(each) for name in report.mirrored) for each in networks)
         return
-    # Networks of the same structure get the same factors, but for the draws of their weights.
+    # Networks of one structure get the same factors, but for their inputs and the draws of their weights.
     factors = [
         [report.branch_scales[f"{each}.trunk.branches.{index}.first"] for index in range(2)]
         for each in networks
     ]
     for each in factors[1:]:
-        assert each == pytest.approx(factors[0], rel=0.05)
+        assert each == pytest.approx(factors[0], rel=0.1)

@@ -26,7 +26,7 @@ def test_a_share_of_actions_is_uniform_between_the_bounds() -> None:
 def test_nothing_or_everything_is_random_at_the_ends() -> None:
     action = torch.zeros(500, 2)
 
-    assert epsilon_uniform(action, LOW, HIGH, 0.0) is action
+    assert torch.equal(epsilon_uniform(action, LOW, HIGH, 0.0), action)
     assert torch.equal(epsilon_uniform(action, LOW, HIGH, torch.tensor(0.0)), action)
     assert (epsilon_uniform(action, LOW, HIGH, 1.0) != action).all()
 
