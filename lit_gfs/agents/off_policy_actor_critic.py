@@ -53,7 +53,7 @@ class Critic(Network):
         )
         self.head = LinearHead(self.out_features, 1, gain=1.0)
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:  # type: ignore[override]
         """Map observations ``(*batch, *shape)`` and actions ``(*batch, dim)`` to values ``(*batch,)``."""
         features = self.trunk(torch.cat([self.encoder(observation), action], -1))
         return self.head(features).squeeze(-1).float()
@@ -236,9 +236,15 @@ class OffPolicyActorCritic(Agent):
             return self.values(critics, observation, action)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Take an optimizer step; move the target networks."""
+        """Take an optimizer step; move the target networks with the policy."""
         super().optimizer_step(*arguments, **options)
-        self.move_targets(self.target_tau)
+        if self.policy_is_due:
+            self.move_targets(self.target_tau)
+
+    @property
+    def policy_is_due(self) -> bool:
+        """Whether the policy learns in this optimizer step."""
+        return True
 
     def move_targets(self, share: float) -> None:
         """Move the target networks towards the weights by a share; 1 copies them."""

@@ -38,7 +38,7 @@ class GaussianActor(Network):
         self.head = LinearHead(self.out_features, spec.action_dim, gain=0.01)
         self.log_std_head = LinearHead(self.out_features, spec.action_dim, gain=0.01)
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Map observations ``(*batch, *shape)`` to the heads' outputs, ``(*batch, dim)`` each, in float32."""
         features = self.features(observation)
         return self.head(features).float(), self.log_std_head(features).float()

@@ -143,16 +143,10 @@ class TD3(OffPolicyActorCritic):
 
     @property
     def policy_is_due(self) -> bool:
-        """Whether the policy and the target networks move in this optimizer step."""
-        # Accumulated batches belong to one optimizer step. A probed loss is that of all parameters.
+        """Whether the policy learns, and the target networks move, in this optimizer step."""
+        # Accumulated batches belong to one optimizer step, which counts once it is over. A probed loss is the
+        # loss of all parameters.
         return self.is_probed or (self.trainer.global_step + 1) % self.policy_delay == 0
-
-    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Take an optimizer step; move the target networks if the policy was due."""
-        # The step counts as taken once this method has returned.
-        super(OffPolicyActorCritic, self).optimizer_step(*arguments, **options)
-        if self.policy_is_due:
-            self.move_targets(self.target_tau)
 
     def move_targets(self, share: float) -> None:
         """Move the target networks of critics and actor towards the weights by a share."""
