@@ -86,6 +86,7 @@ CHANGES = {
         "model.init_args.trunk.class_path",
         "model.init_args.trunk.init_args.norm",
         "model.init_args.trunk.init_args.branch_factor",  # plain trunks have none
+        "model.init_args.trunk.init_args.expansion",  # only SimBa's has one
         "model.init_args.optimizer",
     },
 }
