@@ -66,8 +66,9 @@ class ReplayLoader:
     """Collects what the replay ratio asks for, then samples: one batch per optimizer step.
 
     Everything is counted in environment steps: after the first ``learning_starts`` of them, one update falls
-    due every ``steps_per_update``. Collection ends with the vector step that reaches ``total_steps``. Once no
-    further update falls due, the rest of the pass is ``None``, which Lightning skips.
+    due every ``steps_per_update``, or ``updates_per_step`` of them in every step. Collection ends with the
+    vector step that reaches ``total_steps``. Once no further update falls due, the rest of the pass is
+    ``None``, which Lightning skips.
 
     Args:
         runner: Collects transitions.
@@ -77,6 +78,7 @@ class ReplayLoader:
         steps_per_update: Environment steps per update.
         total_steps: Environment steps that the run lasts.
         on_last_batch: Called before the last batch of a pass is handed out.
+        updates_per_step: Updates per environment step, where ``steps_per_update`` is 1.
     """
 
     def __init__(
@@ -88,11 +90,13 @@ class ReplayLoader:
         steps_per_update: int,
         total_steps: int,
         on_last_batch: Callable[[], None] = lambda: None,
+        updates_per_step: int = 1,
     ) -> None:
         self._runner = runner
         self.buffer = buffer
         self._updates_per_epoch = updates_per_epoch
         self._steps_per_update = steps_per_update
+        self._updates_per_step = updates_per_step
         # Where a run is resumed without its transitions, it fills the buffer as far as a new run does.
         self._first_update_at = runner.env_steps + learning_starts
         self._last_step = whole_steps(total_steps, runner.vector_step)
@@ -135,7 +139,7 @@ class ReplayLoader:
 
     def _due_at(self, update: int) -> int:
         """Return the environment steps at which an update falls due, the first one being 1."""
-        return self._first_update_at + update * self._steps_per_update
+        return self._first_update_at + _steps_of(update, self._steps_per_update, self._updates_per_step)
 
     def end_episodes(self) -> None:
         """End the stored episodes, because the environments are reset."""
@@ -156,13 +160,22 @@ class ReplayLoader:
             "updates": self._updates,
             "first_update_at": self._first_update_at,
             "steps_per_update": self._steps_per_update,
+            "updates_per_step": self._updates_per_step,
         }
 
     def load_updates_state(self, state: dict[str, int]) -> None:
         """Restore the counts; later updates fall due at this loader's own rate."""
         self._updates = state["updates"]
-        slower = self._steps_per_update - state.get("steps_per_update", self._steps_per_update)
-        self._first_update_at = state["first_update_at"] - self._updates * slower
+        saved_rate = state.get("steps_per_update", self._steps_per_update), state.get("updates_per_step", 1)
+        latest_at = state["first_update_at"] + _steps_of(self._updates, *saved_rate)
+        self._first_update_at = latest_at - _steps_of(
+            self._updates, self._steps_per_update, self._updates_per_step
+        )
+
+
+def _steps_of(updates: int, steps_per_update: int, updates_per_step: int) -> int:
+    """Return the environment steps in which so many updates fall due; the last step may have more."""
+    return -(-updates * steps_per_update // updates_per_step)
 
 
 def whole_steps(steps: int, vector_step: int) -> int:
@@ -183,6 +196,7 @@ class ReplayDataModule(EnvDataModule):
         batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         learning_starts: Environment steps collected before the first optimizer step.
         steps_per_update: Environment steps per batch.
+        updates_per_step: Batches per environment step, for more than one: it needs ``steps_per_update`` 1.
         n_step: Steps whose rewards are summed before the target bootstraps (Sutton & Barto 2018, section
             7.1). They end early with the episode.
         priority_exponent: Exponent alpha of the priorities by which transitions are drawn (Schaul et al.
@@ -192,8 +206,8 @@ class ReplayDataModule(EnvDataModule):
         options: Environments, evaluations and checkpoints, see `EnvDataModule`.
 
     Raises:
-        UserError: If a count is not positive, learning would start after the run's end, or an exponent is out
-            of range.
+        UserError: If a count is not positive, learning would start after the run's end, an exponent is out of
+            range, or both ``steps_per_update`` and ``updates_per_step`` are above 1.
     """
 
     def __init__(
@@ -204,6 +218,7 @@ class ReplayDataModule(EnvDataModule):
         batch_size: int = 32,
         learning_starts: int = 1_000,
         steps_per_update: int = 4,
+        updates_per_step: int = 1,
         n_step: int = 1,
         priority_exponent: float | None = None,
         importance_exponent: float = 0.4,
@@ -211,9 +226,18 @@ class ReplayDataModule(EnvDataModule):
     ) -> None:
         super().__init__(env_id, **options)
         require_positive(
-            buffer_size=buffer_size, batch_size=batch_size, steps_per_update=steps_per_update, n_step=n_step
+            buffer_size=buffer_size,
+            batch_size=batch_size,
+            steps_per_update=steps_per_update,
+            updates_per_step=updates_per_step,
+            n_step=n_step,
         )
         require_between(0, 1, priority_exponent=priority_exponent, importance_exponent=importance_exponent)
+        if updates_per_step > 1 and steps_per_update > 1:
+            raise UserError(
+                f"updates_per_step is {updates_per_step}, but steps_per_update is {steps_per_update}; "
+                "expected one of them to be 1"
+            )
         total_steps = self.total_steps
         if steps_per_update > total_steps:
             raise UserError(
@@ -230,6 +254,7 @@ class ReplayDataModule(EnvDataModule):
         self.batch_size = batch_size
         self.learning_starts = learning_starts
         self.steps_per_update = steps_per_update
+        self.updates_per_step = updates_per_step
         self.n_step = n_step
         self.priority_exponent = priority_exponent
         self.importance_exponent = importance_exponent
@@ -246,17 +271,18 @@ class ReplayDataModule(EnvDataModule):
 
     @property
     def planned_batches(self) -> int:
-        """Batches of the whole run, one each ``steps_per_update`` environment steps."""
+        """Batches of the whole run, as ``steps_per_update`` and ``updates_per_step`` say."""
         trainer = cast(Any, self.trainer)
         vector_step = self.num_envs * (1 if trainer is None else trainer.world_size)
         steps = whole_steps(self.total_steps, vector_step) - self.learning_starts
-        return max(1, steps // self.steps_per_update)
+        return max(1, steps * self.updates_per_step // self.steps_per_update)
 
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps between evaluations: equal parts of the run, at most ``eval_every`` long."""
         updates = self.planned_batches
-        epochs = -(-updates * self.steps_per_update // self.eval_every)
+        steps = _steps_of(updates, self.steps_per_update, self.updates_per_step)
+        epochs = -(-steps // self.eval_every)
         return -(-updates // epochs)
 
     def train_dataloader(self) -> ReplayLoader:
@@ -265,6 +291,11 @@ class ReplayDataModule(EnvDataModule):
         agent = trainer.lightning_module
         if hasattr(agent, "process_rollout"):
             raise UserError(f"{type(agent).__name__} learns from rollouts; use RolloutDataModule")
+        if self.priority_exponent is not None and not getattr(agent, "sets_priorities", False):
+            raise UserError(
+                f"priority_exponent is {self.priority_exponent:g}, but {type(agent).__name__} sets no "
+                "priorities; expected null, or an agent that does, such as DQN"
+            )
         # Whole vector steps, and no more of them than one update needs.
         runner = self.build_runner(max(1, self.steps_per_update // (self.num_envs * trainer.world_size)))
         self._loader = ReplayLoader(
@@ -284,6 +315,7 @@ class ReplayDataModule(EnvDataModule):
             self.steps_per_update,
             self.total_steps,
             self.end_pass,
+            self.updates_per_step,
         )
         self._restore_replay(self._loader)
         return self._loader

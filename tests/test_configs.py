@@ -30,6 +30,8 @@ SMALL_REPLAY = [
     "--data.buffer_size=1000",
     "--data.batch_size=8",
 ]
+# Critics of the published size take seconds for a few steps.
+SMALL_CRITICS = ["--model.critic_trunk.width=16"]
 SMALL_LABELS = ["--data.samples=64", "--data.batch_size=16", "--data.epochs=2", "--data.shuffle_every=1"]
 # Full games and episodes take minutes on a slow machine: evaluation has tests of its own.
 QUICK = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
@@ -47,6 +49,8 @@ def train(directory: Path, *names: str) -> None:
     if names[0].endswith("_offline"):
         main(["fit", "--config=quickstart", *SMALL_REPLAY, *QUICK, "--run.name=source", "--run.root=sources"])
         small = ["--data.source=sources/source/version_0", "--data.total_steps=8", "--data.batch_size=8"]
+    if "critic_trunk" in find_config(names[0]).read_text():
+        small = [*small, *SMALL_CRITICS]
     configs = [argument for name in names for argument in ("--config", name)]
 
     main(["fit", *configs, *small, *QUICK])
@@ -86,6 +90,7 @@ CHANGES = {
         "model.init_args.trunk.class_path",
         "model.init_args.trunk.init_args.norm",
         "model.init_args.trunk.init_args.branch_factor",  # plain trunks have none
+        "model.init_args.trunk.init_args.expansion",  # only SimBa's has one
         "model.init_args.optimizer",
     },
 }
@@ -296,7 +301,92 @@ PQN_MINATAR = {
     "trainer.gradient_clip_val": 10,
 }
 
+# DLR-RM/rl-baselines3-zoo, hyperparams/sac.yml, and the defaults of stable-baselines3's SAC.
+SAC_PENDULUM = {
+    "data.env_id": "Pendulum-v1",
+    "data.num_envs": 1,
+    "data.total_steps": 20_000,
+    "data.batch_size": 256,
+    "data.learning_starts": 100,
+    "data.steps_per_update": 1,
+    "data.updates_per_step": 1,
+    "model.trunk.depth": 2,
+    "model.optimizer.class_path": "torch.optim.Adam",
+    "model.optimizer.lr": 1e-3,
+    "model.anneal_learning_rate": False,
+    "model.gamma": 0.99,
+    "model.critics": 2,
+    "model.target_tau": 0.005,
+    "model.target_entropy": -1.0,
+    "model.initial_temperature": 1.0,
+    "trainer.gradient_clip_val": None,
+}
+# SonyResearch/simba, configs/agent/sac_simba.yaml with configs/env/dmc_em.yaml (500,000 simulator steps).
+SIMBA = {
+    "data.env_options": {"action_repeat": 2},
+    "data.num_envs": 1,
+    "data.total_steps": 250_000,
+    "data.batch_size": 256,
+    "data.learning_starts": 5_000,
+    "data.steps_per_update": 1,
+    "data.updates_per_step": 2,
+    "data.eval_every": 25_000,
+    "data.eval_episodes": 10,
+    "model.trunk.class_path": "lit_gfs.networks.SimbaTrunk",
+    "model.trunk.depth": 3,
+    "model.trunk.width": 128,
+    "model.trunk.expansion": 4,
+    "model.critic_trunk.class_path": "lit_gfs.networks.SimbaTrunk",
+    "model.critic_trunk.depth": 5,
+    "model.critic_trunk.width": 512,
+    "model.critic_trunk.expansion": 4,
+    "model.optimizer.class_path": "torch.optim.AdamW",
+    "model.optimizer.lr": 1e-4,
+    "model.optimizer.weight_decay": 1e-2,
+    "model.critic_learning_rate": None,
+    "model.temperature_learning_rate": None,
+    "model.normalize_observation": True,
+    "model.anneal_learning_rate": False,
+    "model.gamma": 0.99,
+    "model.critics": 1,
+    "model.target_tau": 0.005,
+    "model.target_entropy": -0.5,
+    "model.initial_temperature": 0.01,
+    "trainer.gradient_clip_val": None,
+}
+# configs/env/dmc_hard.yaml (a million simulator steps).
+SIMBA_HARD = SIMBA | {"data.total_steps": 500_000}
+# sfujim/TD3, TD3.py and main.py.
+TD3 = {
+    "data.num_envs": 1,
+    "data.batch_size": 256,
+    "data.steps_per_update": 1,
+    "model.trunk.depth": 2,
+    "model.trunk.width": 256,
+    "model.optimizer.class_path": "torch.optim.Adam",
+    "model.optimizer.lr": 3e-4,
+    "model.anneal_learning_rate": False,
+    "model.gamma": 0.99,
+    "model.critics": 2,
+    "model.target_tau": 0.005,
+    "model.policy_delay": 2,
+    "model.exploration_noise": 0.1,
+    "model.target_noise": 0.2,
+    "model.target_noise_clip": 0.5,
+    "trainer.gradient_clip_val": None,
+}
+
 HYPERPARAMETERS = {
+    "sac_pendulum": SAC_PENDULUM,
+    **{
+        f"sac_{task.replace('-', '_')}": settings | {"data.env_id": f"dm_control/{task}-v0"}
+        for settings, tasks in (
+            (SIMBA, ("cartpole-swingup", "cheetah-run", "hopper-hop", "walker-run")),
+            (SIMBA_HARD, ("humanoid-walk", "dog-trot")),
+        )
+        for task in tasks
+    },
+    "td3_cartpole_swingup": TD3 | {"data.env_id": "dm_control/cartpole-swingup-v0"},
     "dqn_minatar": DQN_MINATAR,
     "pqn_minatar": PQN_MINATAR,
     "pqn_minatar_stream": PQN_MINATAR
@@ -427,6 +517,24 @@ DIFFERS: dict[str, dict[str, tuple[Any, str]]] = {
         "data.total_steps": (10_000_000, "in a fifth of its steps"),
         "trainer.gradient_clip_val": (20, "the loss is the squared error, there half of it"),
     },
+    "sac_pendulum": {
+        "data.buffer_size": (1_000_000, "never filled"),
+        "model.trunk.width": (256, "256 units"),
+    },
+    **{
+        f"sac_{task}": {
+            "data.buffer_size": (1_000_000, "never filled"),
+        }
+        for task in (
+            *("cartpole_swingup", "cheetah_run", "hopper_hop"),
+            *("walker_run", "humanoid_walk", "dog_trot"),
+        )
+    },
+    "td3_cartpole_swingup": {
+        "data.env_options": ({}, "no action repeat"),
+        "data.learning_starts": (25_000, "25,000 steps with random actions"),
+        "data.buffer_size": (1_000_000, "never filled"),
+    },
     "ppo_cheetah_run": PPO_CONTROL_DIFFERS,
     "ppo_walker_walk": PPO_CONTROL_DIFFERS | {"data.total_steps": (1_000_000, "a million steps")},
 }
@@ -443,7 +551,10 @@ def test_a_header_says_what_differs_from_its_source(name: str, fit_parser: Argum
 
 
 def test_every_config_with_a_source_says_what_differs() -> None:
-    sources = ("rl-baselines3-zoo (", "Dopamine", "purejaxql", "CleanRL", "(2018, arXiv")
+    sources = (
+        *("rl-baselines3-zoo (", "Dopamine", "purejaxql", "CleanRL", "(2018, arXiv"),
+        *("SonyResearch/simba", "sfujim/TD3"),
+    )
 
     assert {
         name for name in WHOLE if any(source in find_config(name).read_text() for source in sources)
@@ -511,6 +622,14 @@ def test_the_promised_configs_are_shipped() -> None:
         "rainbow_pong",
         "rainbow_breakout",
         "rainbow_minatar",
+        "sac_pendulum",
+        "sac_cartpole_swingup",
+        "sac_cheetah_run",
+        "sac_walker_run",
+        "sac_hopper_hop",
+        "sac_humanoid_walk",
+        "sac_dog_trot",
+        "td3_cartpole_swingup",
         "recipes/baseline",
         "recipes/gfs",
         "recipes/gfs_first_order",

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gfs.agents import DQN, PPO, PQN
+from lit_gfs.agents import DQN, PPO, PQN, SAC, TD3
 from lit_gfs.callbacks import (
     AdamResets,
     AdaptiveGradientClipping,
@@ -32,7 +32,7 @@ from lit_gfs.callbacks import (
     WeightProjection,
 )
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
-from support.fakes import CountingEnv, Records
+from support.fakes import CountingEnv, FollowingEnv, Records
 from support.training import rollout_data
 
 
@@ -81,6 +81,36 @@ def test_two_processes_count_together_and_learn_alike(
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["env_steps"] == second["env_steps"] == 128
     assert first["global_step"] == second["global_step"] > 0
+    assert torch.equal(first["weights"], second["weights"])
+    assert not torch.equal(first["observations"], second["observations"])
+
+
+@pytest.mark.parametrize("agent", [SAC, TD3])
+def test_two_processes_learn_continuous_actions_alike(
+    agent: Any, make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every second step of TD3, no process has a gradient of the actor."""
+    monkeypatch.setattr("lit_gfs.datamodules.base.make_env", lambda _, num_envs=1: FollowingEnv(num_envs))
+    torch.manual_seed(0)
+    data = ReplayDataModule(
+        "Following-v0",
+        num_envs=2,
+        total_steps=128,
+        eval_every=64,
+        eval_episodes=2,
+        learning_starts=32,
+        batch_size=8,
+        seed=1,
+    )
+    strategy = "ddp_fork" if agent is SAC else "ddp_fork_find_unused_parameters_true"
+
+    make_trainer(strategy=strategy, devices=2, callbacks=[Report(tmp_path)]).fit(
+        agent(data.env_spec, normalize_observation=True), data
+    )
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["env_steps"] == second["env_steps"] == 128
+    assert first["global_step"] == second["global_step"] == 24
     assert torch.equal(first["weights"], second["weights"])
     assert not torch.equal(first["observations"], second["observations"])
 

@@ -63,6 +63,27 @@ AGENTS = {
         "--model.anneal_learning_rate=true",
     ],
 }
+CONTROL = [
+    *("--data.num_envs=2", "--data.total_steps=320", "--data.eval_every=100", "--data.buffer_size=150"),
+    *("--data.batch_size=16", "--data.learning_starts=40", "--data.eval_step_limit=20"),
+    *("--model.normalize_observation=true", "--model.anneal_learning_rate=true"),
+    "--model.critic_trunk={class_path: SimbaTrunk, init_args: {depth: 3, width: 8}}",
+]
+CONTINUOUS = {
+    "sac": ["--config=sac_pendulum", *CONTROL, "--data.steps_per_update=4"],
+    "td3": [
+        *("--config=td3_cartpole_swingup", *CONTROL, "--data.steps_per_update=4"),
+        "--model.policy_delay=3",
+    ],
+}
+"""Agents of continuous actions, on environments of their own."""
+CONTINUOUS_ENVS = {
+    "Pendulum": ["--data.env_id=Pendulum-v1", "--data.env_options=null"],
+    "swing-up": [
+        "--data.env_id=dm_control/cartpole-swingup-v0",
+        "--data.env_options={action_repeat: 50}",
+    ],
+}
 ENVS = {
     "CartPole": ["--data.env_id=CartPole-v1"],
     "tensor CartPole": ["--data.env_id=tensor/CartPole-v1"],
@@ -108,7 +129,8 @@ def assert_resumes(
     agent: str, env: str, *options: str, every: int = 7, points: int = 3, seed: int = 0
 ) -> None:
     """Fit to the end, go back to some of the checkpoints on the way, and compare what comes of them."""
-    run = fit(*AGENTS[agent], *ENVS[env], *NETWORK, *options, *keep_every(every))
+    settings = [*(AGENTS | CONTINUOUS)[agent], *(ENVS | CONTINUOUS_ENVS)[env]]
+    run = fit(*settings, *NETWORK, *options, *keep_every(every))
     whole = run.rename("whole")
     checkpoints = sorted(path.relative_to(whole) for path in whole.rglob("*.ckpt"))
     middle = [path for path in checkpoints if path.name.startswith("epoch")]
@@ -127,6 +149,21 @@ def assert_resumes_from(checkpoint: Path, run: Path, whole: Path) -> None:
 @pytest.mark.parametrize("agent", list(AGENTS))
 def test_a_resumed_run_ends_as_the_uninterrupted_one(agent: str) -> None:
     assert_resumes(agent, "CartPole", *EVERYTHING, points=2)
+
+
+@pytest.mark.parametrize(
+    ("agent", "env"),
+    [("sac", "Pendulum"), ("td3", "Pendulum")]
+    + [pytest.param(agent, "swing-up", marks=pytest.mark.slow) for agent in CONTINUOUS],
+)
+def test_a_run_with_continuous_actions_resumes(agent: str, env: str) -> None:
+    assert_resumes(agent, env, *EVERYTHING, points=2)
+
+
+def test_a_run_with_several_updates_per_step_resumes() -> None:
+    """A checkpoint may lie between two updates of the same environment step."""
+    several = ["--data.steps_per_update=1", "--data.updates_per_step=3", "--data.total_steps=80"]
+    assert_resumes("sac", "Pendulum", *several, "--data.eval_every=30", every=7)
 
 
 @pytest.mark.parametrize(

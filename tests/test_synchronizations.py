@@ -76,6 +76,14 @@ LEARNERS = {
         *("--gfs.gradient_normalization.reference=weight", "--gfs.temporal_clipping.scope=global"),
         "--model.target_kl=1000",
     ],
+    "sac": [
+        *("--config=sac_pendulum", *STEPS, "--data.learning_starts=40", "--data.steps_per_update=4"),
+        *("--data.batch_size=16", "--model.normalize_observation=true", "--data.eval_step_limit=20"),
+    ],
+    "td3": [
+        *("--config=td3_cartpole_swingup", *STEPS, "--data.learning_starts=40"),
+        *("--data.steps_per_update=4", "--data.batch_size=16", SWINGUP),
+    ],
     "pqn with kron": [
         *("--config=pqn_cartpole", *ROLLOUTS, "--config=recipes/multiskip_kron", "--data.overlap=true"),
         *("--trainer.gradient_clip_val=1.0", "--gfs.gradient_normalization=null"),
@@ -157,7 +165,7 @@ def test_the_host_waits_for_actions_alone(learner: str, tmp_path: Path) -> None:
     expected = {IN_EVERY_STEP: waits["env_steps"] // 2}  # two environments step together
     if learner == "rainbow":
         expected[WITH_PRIORITIES] = LAST - FIRST
-    elif learner != "dqn":
+    elif learner not in ("dqn", "sac", "td3"):
         expected[AFTER_EVERY_PASS] = (LAST - FIRST) // UPDATES_PER_ROLLOUT
     if learner == "continuous ppo":
         expected[WITH_A_TARGET_KL] = LAST - FIRST

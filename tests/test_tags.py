@@ -36,15 +36,20 @@ ROLLOUT = [
     *("--data.num_envs=2", "--data.rollout_steps=16", "--data.minibatches=2", "--data.epochs=2"),
     *("--data.total_steps=128", "--data.eval_every=64", "--data.eval_episodes=1"),
 ]
+REPLAY = [
+    *("--data.num_envs=2", "--data.total_steps=120", "--data.learning_starts=40"),
+    *("--data.batch_size=8", "--data.eval_every=60", "--data.eval_episodes=1"),
+]
 RUNS = {
     "dqn": [
-        *("--config=quickstart", "--data.num_envs=2", "--data.total_steps=120", "--data.learning_starts=40"),
-        *("--data.batch_size=8", "--data.eval_every=60", "--data.eval_episodes=1"),
+        *("--config=quickstart", *REPLAY),
         *("--data.priority_exponent=0.5", "--model.loss=hl_gauss", "--model.noisy=true"),
     ],
     "ppo": ["--config=ppo_cartpole", *ROLLOUT],
     "ppo_continuous": ["--config=ppo_cartpole", "--data.env_id=Pendulum-v1", *ROLLOUT],
     "pqn": ["--config=pqn_cartpole", *ROLLOUT],
+    "sac": ["--config=sac_pendulum", *REPLAY],
+    "td3": ["--config=td3_cartpole_swingup", *REPLAY],
     "classifier": [
         *("--config=label_shuffle", "--data.samples=64", "--data.batch_size=16"),
         *("--data.epochs=2", "--data.shuffle_every=1"),

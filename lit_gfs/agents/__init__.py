@@ -5,5 +5,7 @@ from lit_gfs.agents.classifier import Classifier
 from lit_gfs.agents.dqn import DQN
 from lit_gfs.agents.ppo import PPO
 from lit_gfs.agents.pqn import PQN
+from lit_gfs.agents.sac import SAC
+from lit_gfs.agents.td3 import TD3
 
-__all__ = ["DQN", "PPO", "PQN", "Agent", "Classifier"]
+__all__ = ["DQN", "PPO", "PQN", "SAC", "TD3", "Agent", "Classifier"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -26,6 +26,7 @@ from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.losses import conservative_penalty, of_action, weighted_mean
 from lit_gfs.functional.returns import n_step_return, td_target
+from lit_gfs.networks import move_towards_
 from lit_gfs.optim.factory import make_optimizer
 
 PRIORITY = "replay/priority"
@@ -50,6 +51,9 @@ class DQN(QLearningAgent):
     Raises:
         UserError: If the environment's actions are continuous, or a number is out of range.
     """
+
+    sets_priorities: ClassVar[bool] = True
+    """Whether it tells a prioritized memory how much there was to learn from a batch."""
 
     def __init__(
         self,
@@ -150,16 +154,12 @@ class DQN(QLearningAgent):
         if self.target_tau is not None:
             self.average_target(self.target_tau)
 
-    @torch.no_grad()
     def average_target(self, tau: float) -> None:
         """Move the target network towards the weights: target <- (1 - tau) target + tau weights.
 
         No shift of the objective is announced: no single step changes the targets by much.
         """
-        targets: list[Tensor] = list(self.target_network.parameters())
-        torch._foreach_lerp_(targets, list[Tensor](self.q_network.parameters()), tau)
-        for target, buffer in zip(self.target_network.buffers(), self.q_network.buffers(), strict=True):
-            target.copy_(buffer)
+        move_towards_(self.target_network, self.q_network, tau)
 
     @torch.no_grad()
     def sync_target(self) -> None:

@@ -119,10 +119,14 @@ class QLearningAgent(Agent):
         super().__init__(env_spec, **options)
         if not env_spec.is_discrete:
             choices = env_spec.action_choices
-            kind = "a continuous action space" if choices is None else "actions of several choices"
+            kind, others = (
+                ("a continuous action space", "PPO, SAC or TD3")
+                if choices is None
+                else ("actions of several choices", "PPO")
+            )
             raise UserError(
                 f"{type(self).__name__} needs discrete actions, but {env_spec.env_id!r} has {kind} of "
-                f"dimension {env_spec.action_dim}; use PPO"
+                f"dimension {env_spec.action_dim}; use {others}"
             )
         require_between(0, 1, epsilon_start=epsilon_start, epsilon_end=epsilon_end, eval_epsilon=eval_epsilon)
         require_between(0, math.inf, epsilon_decay_steps=epsilon_decay_steps)

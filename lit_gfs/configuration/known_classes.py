@@ -13,7 +13,12 @@ from lit_gfs.errors import nearest
 from lit_gfs.networks import Encoder, Trunk
 from lit_gfs.utils.signatures import accepted_parameters
 
-KINDS_OF_KEYS: dict[str, type] = {"trunk": Trunk, "encoder": Encoder, "optimizer": Optimizer}
+KINDS_OF_KEYS: dict[str, type] = {
+    "trunk": Trunk,
+    "critic_trunk": Trunk,
+    "encoder": Encoder,
+    "optimizer": Optimizer,
+}
 """Base classes by the option that takes them."""
 _FEW = 8
 """The most classes that a message lists by name."""

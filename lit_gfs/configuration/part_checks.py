@@ -111,7 +111,7 @@ def _check_pair(model: NamedClass, data: NamedClass) -> None:
     if hasattr(data.cls, "env_spec") and not learns:
         raise UserError(
             f"model is {model.cls.__name__}, which {data.cls.__name__} cannot train; expected DQN, PPO, "
-            "PQN or Classifier"
+            "PQN, SAC, TD3 or Classifier"
         )
 
 

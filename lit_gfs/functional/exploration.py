@@ -1,4 +1,4 @@
-"""Exploration: epsilon-greedy actions and the schedule of epsilon.
+"""Exploration: epsilon-greedy actions, the schedule of epsilon, and noise on continuous actions.
 
 A schedule depends only on the number of environment steps, so a resumed run continues the same schedule.
 """
@@ -41,3 +41,40 @@ def epsilon_greedy(q_values: Tensor, epsilon: float | Tensor) -> Tensor:
         return greedy
     explore = torch.rand_like(greedy, dtype=torch.float32) < epsilon
     return torch.where(explore, torch.randint_like(greedy, q_values.shape[-1]), greedy)
+
+
+def epsilon_uniform(action: Tensor, low: Tensor, high: Tensor, epsilon: float | Tensor) -> Tensor:
+    """Replace each row, with probability ``epsilon``, by an action that is uniform between the bounds.
+
+    Args:
+        action: Continuous actions of the policy, ``(num_envs, dim)``.
+        low: Smallest action, ``(dim,)``.
+        high: Largest action, ``(dim,)``.
+        epsilon: Probability of a random action; a tensor ``()`` in a CUDA graph.
+
+    Returns:
+        Actions, ``(num_envs, dim)``.
+    """
+    # Draws do not depend on epsilon, so that a CUDA graph, which cannot skip them, draws the same.
+    explore = torch.rand_like(action[:, :1]) < epsilon
+    return torch.where(explore, low + (high - low) * torch.rand_like(action), action)
+
+
+def noisy_action(action: Tensor, low: Tensor, high: Tensor, std: float, largest: float = torch.inf) -> Tensor:
+    """Add Gaussian noise to continuous actions, and keep them between their bounds.
+
+    TD3 explores with it, and adds it, clipped, to the target policy's actions, so that values of similar
+    actions are similar (Fujimoto et al. 2018, arXiv 1802.09477, eq. 14).
+
+    Args:
+        action: Actions, ``(*batch, dim)``.
+        low: Smallest action, ``(dim,)``.
+        high: Largest action, ``(dim,)``.
+        std: Standard deviation of the noise, in halves of the distance of the bounds.
+        largest: Largest absolute noise, in the same unit.
+
+    Returns:
+        Actions, ``(*batch, dim)``.
+    """
+    noise = (std * torch.randn_like(action)).clamp(-largest, largest)
+    return (action + (high - low) / 2 * noise).clamp(low, high)

@@ -2,6 +2,7 @@
 
 from lit_gfs.networks.branch_factors import BranchFactor, ConstantFactor, TrainedFactor
 from lit_gfs.networks.components import CReLU, FourierFeatures
+from lit_gfs.networks.copies import frozen, move_towards_
 from lit_gfs.networks.encoders import (
     Encoder,
     ImpalaCNN,
@@ -17,6 +18,7 @@ from lit_gfs.networks.layers import is_hidden_matrix, named_layers
 from lit_gfs.networks.network import EncoderFactory, Initialization, Network, TrunkFactory
 from lit_gfs.networks.noise import NoisyLinear
 from lit_gfs.networks.normalization import RunningNorm
+from lit_gfs.networks.simba import SimbaTrunk
 from lit_gfs.networks.trunks import (
     DenseTrunk,
     MultiSkipBranch,
@@ -50,12 +52,15 @@ __all__ = [
     "ResidualBranch",
     "ResidualTrunk",
     "RunningNorm",
+    "SimbaTrunk",
     "TrainedFactor",
     "Trunk",
     "TrunkFactory",
     "VectorEncoder",
     "default_encoder",
+    "frozen",
     "is_hidden_matrix",
+    "move_towards_",
     "named_layers",
     "numbered_layers",
 ]

@@ -147,11 +147,12 @@ class ResidualBranch(nn.Module):
     """A branch of a residual trunk: normalization, linear, activation, linear.
 
     Args:
-        width: Number of features of the stream and of the hidden layer.
+        width: Number of features of the stream.
         norm: Normalization over features, before the first layer.
         activation: Activation function between the layers.
         factor: Multiplies the output; ``None`` is the identity.
         negative_slope: Slope of ``leaky_relu`` below 0.
+        expansion: Number of hidden units for each feature of the stream.
     """
 
     def __init__(
@@ -161,12 +162,13 @@ class ResidualBranch(nn.Module):
         activation: Activation,
         factor: nn.Module | None = None,
         negative_slope: float = DEFAULT_SLOPE,
+        expansion: int = 1,
     ) -> None:
         super().__init__()
         self.norm = make_norm(norm, width)
-        self.first = nn.Linear(width, width)
+        self.first = nn.Linear(width, expansion * width)
         self.activation = make_activation(activation, negative_slope)
-        self.second = nn.Linear(width, width)
+        self.second = nn.Linear(expansion * width, width)
         self.factor = factor or nn.Identity()
 
     def forward(self, stream: Tensor) -> Tensor:

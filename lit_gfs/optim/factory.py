@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,18 +18,20 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Builds an optimizer over parameters; in YAML any optimizer's ``class_path`` with ``init_args``."""
 
 
-def make_optimizer(build: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def make_optimizer(
+    build: OptimizerFactory, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+) -> Optimizer:
     """Build an optimizer, in the quickest of PyTorch's implementations unless the user picked one.
 
     Args:
         build: Builds it; its arguments are bound already.
-        parameters: The parameters that it trains.
+        parameters: The parameters that it trains, or groups of them with options of their own.
 
     Raises:
         UserError: If the optimizer refuses its arguments, or is known not to resume.
     """
     try:
-        optimizer = build(parameters)
+        optimizer = build(cast(Iterable[nn.Parameter], parameters))  # all optimizers take groups too
     except (TypeError, ValueError, RuntimeError) as error:
         # PyTorch's Muon takes matrices alone; pytorch_optimizer's look for marked groups in each parameter.
         if any(words in str(error) for words in ("Muon only supports 2D", "Tensor.__contains__")):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.agents import DQN, PPO, PQN
+from lit_gfs.agents import DQN, PPO, PQN, SAC, TD3
 from lit_gfs.agents.learner import Learner
 from lit_gfs.callbacks import CurvatureMonitor, RepresentationMonitor
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
@@ -22,6 +22,10 @@ COMMON: dict[str, Any] = {"num_envs": 2, "total_steps": 64, "eval_every": 64, "e
 
 def replay() -> ReplayDataModule:
     return ReplayDataModule("CartPole-v1", batch_size=8, learning_starts=16, steps_per_update=4, **COMMON)
+
+
+def control() -> ReplayDataModule:
+    return ReplayDataModule("Pendulum-v1", batch_size=8, learning_starts=16, steps_per_update=4, **COMMON)
 
 
 def rollout() -> RolloutDataModule:
@@ -53,7 +57,7 @@ def trained(make_trainer: MakeTrainer, agent: Learner, data: Any, **options: Any
 
 @pytest.mark.parametrize(
     ("agent", "data", "networks"),
-    [(DQN, replay, 2), (PQN, rollout, 1), (PPO, rollout, 2)],
+    [(DQN, replay, 2), (PQN, rollout, 1), (PPO, rollout, 2), (SAC, control, 5), (TD3, control, 6)],
 )
 def test_compiled_networks_learn_the_same(
     agent: type[Learner],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gfs.agents import DQN, PPO, PQN, Classifier
+from lit_gfs.agents import DQN, PPO, PQN, SAC, TD3, Classifier
 from lit_gfs.agents.learner import Learner
 from lit_gfs.callbacks import (
     CurvatureMonitor,
@@ -34,6 +34,12 @@ def prioritized() -> ReplayDataModule:
     parts = {"n_step": 3, "priority_exponent": 0.5}
     return ReplayDataModule(
         "CartPole-v1", batch_size=8, learning_starts=16, steps_per_update=4, **parts, **COMMON
+    )
+
+
+def control() -> ReplayDataModule:
+    return ReplayDataModule(
+        "Pendulum-v1", batch_size=8, learning_starts=16, steps_per_update=4, eval_step_limit=20, **COMMON
     )
 
 
@@ -87,12 +93,22 @@ def rainbow(spec: Any, **options: Any) -> DQN:
     return DQN(spec, **parts, **options)
 
 
+def sac(spec: Any, **options: Any) -> SAC:
+    return SAC(spec, normalize_observation=True, **options)
+
+
+def ddpg(spec: Any, **options: Any) -> TD3:
+    return TD3(spec, critics=1, policy_delay=1, **options)
+
+
 CASES: list[Any] = [
     pytest.param(rainbow, prioritized, ["loss", "policy"], id="rainbow"),
     pytest.param(DQN, replay, ["loss", "policy"], id="dqn"),
     pytest.param(PQN, rollout, ["loss", "policy"], id="pqn"),
     pytest.param(ppo, rollout, ["loss", "policy"], id="ppo"),
     pytest.param(ppo, lambda: rollout("Pendulum-v1"), ["loss", "policy"], id="ppo, continuous"),
+    pytest.param(sac, control, ["loss", "policy"], id="sac"),
+    pytest.param(ddpg, control, ["loss", "policy"], id="ddpg"),
     pytest.param(Classifier, labels, ["loss"], id="classifier"),
 ]
 

@@ -59,7 +59,7 @@ def test_evaluation_explores_by_its_own_epsilon(agent_class: type[QLearningAgent
 
 @BOTH
 def test_continuous_actions_are_refused(agent_class: Any) -> None:
-    message = rf"^{agent_class.__name__} .*'Point-v0' has a continuous action space .* use PPO$"
+    message = rf"^{agent_class.__name__} .*'Point-v0' has a continuous action space .* use PPO, SAC or TD3$"
     with pytest.raises(UserError, match=message):
         agent_class(CONTINUOUS)
 

@@ -59,22 +59,54 @@ def test_one_update_falls_due_every_so_many_steps(
 
 
 @pytest.mark.usefixtures("counting_envs")
-@pytest.mark.parametrize("steps_per_update", [2, 8])
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+@pytest.mark.parametrize("updates_per_step", [2, 3])
+def test_several_updates_fall_due_in_every_step(
+    make_trainer: MakeTrainer, num_envs: int, updates_per_step: int
+) -> None:
+    data = make_data(num_envs=num_envs, steps_per_update=1, updates_per_step=updates_per_step)
+    recorder = Recorder()
+
+    make_trainer(callbacks=[recorder]).fit(DQN(data.env_spec), data)
+
+    # Learning starts after 20 steps; a vector step has an update for each of its later steps, times the rate.
+    expected = [
+        step
+        for step in range(num_envs, data.env_steps + 1, num_envs)
+        for _ in range(updates_per_step * (step - max(20, step - num_envs)))
+    ]
+    assert recorder.updated_at == expected
+    assert data.planned_batches == len(expected)
+    # Evaluations are as far apart as with fewer updates.
+    assert recorder.evaluated_at == [72 if num_envs == 3 else 70, 120]
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_a_rate_is_a_whole_number_of_steps_or_of_updates() -> None:
+    with pytest.raises(UserError, match=r"updates_per_step is 2, but steps_per_update is 4; expected one of"):
+        make_data(updates_per_step=2)
+    with pytest.raises(UserError, match=r"updates_per_step is 0; expected a whole number of at least 1"):
+        make_data(steps_per_update=1, updates_per_step=0)
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize(("steps_per_update", "updates_per_step"), [(2, 1), (8, 1), (1, 3)])
 def test_another_replay_ratio_holds_from_a_resume_on(
-    make_trainer: MakeTrainer, tmp_path: Path, steps_per_update: int
+    make_trainer: MakeTrainer, tmp_path: Path, steps_per_update: int, updates_per_step: int
 ) -> None:
     data = make_data()
     trainer = make_trainer(callbacks=[ModelCheckpoint(tmp_path, filename="last")], enable_checkpointing=True)
     trainer.fit(DQN(data.env_spec), data)
     begun_at = data.env_steps
 
-    data, recorder = make_data(steps_per_update=steps_per_update, total_steps=240), Recorder()
+    rate = {"steps_per_update": steps_per_update, "updates_per_step": updates_per_step}
+    data, recorder = make_data(**rate, total_steps=240), Recorder()
     trainer = make_trainer(callbacks=[recorder])
     trainer.fit(DQN(data.env_spec), data, ckpt_path=str(tmp_path / "last.ckpt"))
 
     assert len(recorder.updated_at) > 5
     for update, steps in enumerate(recorder.updated_at, start=1):
-        due = begun_at + update * steps_per_update
+        due = begun_at + update * steps_per_update / updates_per_step
         assert abs(steps - due) < 8
 
 
@@ -211,6 +243,16 @@ def test_an_agent_that_learns_from_rollouts_is_refused(make_trainer: MakeTrainer
 
     with pytest.raises(UserError, match="PPO learns from rollouts; use RolloutDataModule"):
         make_trainer().fit(PPO(data.env_spec), data)
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_priorities_need_an_agent_that_sets_them(make_trainer: MakeTrainer) -> None:
+    class Forgetful(DQN):
+        sets_priorities = False
+
+    data = make_data(priority_exponent=0.5)
+    with pytest.raises(UserError, match=r"priority_exponent is 0.5, but Forgetful sets no priorities"):
+        make_trainer().fit(Forgetful(data.env_spec), data)
 
 
 @pytest.mark.usefixtures("counting_envs")

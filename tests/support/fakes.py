@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 
@@ -135,5 +135,29 @@ class MatchingEnv(CountingEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         reward = (tensordict["action"] == self.shown).float()
+        self.totals += reward - self.steps - 1  # the parent adds the step's number
+        return super()._step(tensordict).set("reward", reward.unsqueeze(1))
+
+
+class FollowingEnv(CountingEnv):
+    """Shows a number x from -1 to 1, and takes actions from -2 to 4; episodes last 20 steps.
+
+    It pays -(a - x)^2 for an action a, scaled to [-1, 1]. The best constant action, the middle, gets -1/3 on
+    average, and a uniformly random one -2/3.
+    """
+
+    env_id = "Following-v0"
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__([20] * num_envs)
+        self.action_spec = Bounded(-2.0, 4.0, shape=(num_envs, 1), dtype=torch.float32)
+
+    def _observe(self) -> dict[str, Tensor]:
+        self.shown = 2 * torch.rand(len(self.lengths), generator=self.generator) - 1
+        nothing = torch.zeros_like(self.shown)
+        return {**super()._observe(), "observation": torch.stack([self.shown, nothing], 1)}
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        reward = -((tensordict["action"].squeeze(-1) - 1) / 3 - self.shown).square()
         self.totals += reward - self.steps - 1  # the parent adds the step's number
         return super()._step(tensordict).set("reward", reward.unsqueeze(1))
