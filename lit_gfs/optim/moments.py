@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adam, Adamax, AdamW, Muon, NAdam, Optimizer, RAdam, RMSprop
 
 from lit_gfs.errors import UserError, nearest
@@ -47,7 +47,7 @@ def kept_memory(optimizer: Optimizer) -> str:
 
 
 @torch.no_grad()
-def reset_moments_(optimizer: Optimizer, entries: Mapping[Tensor, Tensor]) -> None:
+def reset_moments_(optimizer: Optimizer, entries: Mapping[nn.Parameter, Tensor]) -> None:
     """Set the moments of parts of parameters to 0; nothing is read from the device.
 
     The step count belongs to a whole parameter, so it stays. Adam then corrects no bias of the new moments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ def skip_flag(optimizer: Optimizer) -> Tensor | None:
 
 
 @contextmanager
-def undone_where(flag: Tensor | None, weights: Sequence[Tensor]) -> Iterator[None]:
+def undone_where(flag: Tensor | None, weights: list[Tensor]) -> Iterator[None]:
     """Undo all changes of weights within this context if a flag is set, without reading it.
 
     Args:

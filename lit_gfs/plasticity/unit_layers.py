@@ -76,10 +76,10 @@ def map_units(module: nn.Module, example_input: Any, layers: Mapping[str, nn.Mod
         The map. Output layers, whose outputs forward returns without an activation, are in neither part of
         it.
     """
-    by_weight = {
-        each.weight: each
+    by_weight: dict[nn.Parameter, nn.Module] = {
+        weight: each
         for each in module.modules()
-        if isinstance(each, _LAYERS) and isinstance(each._parameters.get("weight"), nn.Parameter)
+        if isinstance(each, _LAYERS) and (weight := each._parameters.get("weight")) is not None
     }
     trace = UnitTrace(by_weight)
     with evaluating(module), torch.random.fork_rng(devices=[]), trace:
