@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_gfs.datamodules.base import require_positive
@@ -26,7 +27,8 @@ from lit_gfs.runs.trainer_checks import (
     require_whole_passes,
 )
 from lit_gfs.utils.given_arguments import RemembersArguments
-from lit_gfs.utils.seeding import run_seed
+from lit_gfs.utils.ranks import gather
+from lit_gfs.utils.seeding import generator_states, run_seed, set_generator_states
 from lit_gfs.utils.transfers import send
 
 _TASKS = {"labels": ShuffledLabels, "pixels": PermutedPixels}
@@ -97,6 +99,7 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         self.changes = changes
         self.task = _TASKS[changes](images, labels, shuffle_every, seed, starts_true)
         self._loader = self._make_loader()
+        self._restored_generators: dict[str, Any] = {}
 
     @property
     def env_id(self) -> str:
@@ -174,16 +177,29 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         return send(images, device), send(labels, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the training loader, which also determines the labels of an evaluation."""
-        return self._loader.state_dict()
+        """Return the state of the training loader, which also determines the labels of an evaluation.
+
+        The generators of each process are with it, because dropout draws from them.
+        """
+        device = cast(Any, self.trainer).lightning_module.device
+        return {**self._loader.state_dict(), "generators": gather(generator_states(device))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue in the saved epoch."""
+        """Continue in the saved epoch, with the saved generators from the next batch on."""
         self._loader.load_state_dict(state_dict)
+        trainer = cast(Any, self.trainer)
+        if trainer.state.fn == TrainerFn.FITTING and "generators" in state_dict:
+            self._restored_generators = state_dict["generators"][trainer.global_rank]
 
     def _make_loader(self, rank: int = 0, world_size: int = 1) -> EpochLoader:
         loader = EpochLoader(
-            self.task, self.batch_size, rank, world_size, self._announce, self._schedule_validation
+            self.task,
+            self.batch_size,
+            rank,
+            world_size,
+            self._announce,
+            self._schedule_validation,
+            self._restore_generators,
         )
         if not len(loader):
             processes = f" in each of {world_size} processes" if world_size > 1 else ""
@@ -191,6 +207,13 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
                 f"batch_size is {self.batch_size}{processes}; expected at most the {len(self.task)} images"
             )
         return loader
+
+    def _restore_generators(self) -> None:
+        """Go on with the draws of a checkpoint, before the first batch after it."""
+        if self._restored_generators:
+            device = cast(Any, self.trainer).lightning_module.device
+            set_generator_states(self._restored_generators, device)
+            self._restored_generators = {}
 
     def _announce(self, epoch: int) -> None:
         if self.task.is_shuffled_before(epoch):

@@ -112,6 +112,7 @@ class EpochLoader:
         world_size: Number of processes.
         on_first_batch: Called with the epoch before it returns its first batch.
         on_last_batch: Called with the epoch before it returns its last batch.
+        before_batch: Called before it returns any batch.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class EpochLoader:
         world_size: int = 1,
         on_first_batch: Callable[[int], None] = lambda epoch: None,
         on_last_batch: Callable[[int], None] = lambda epoch: None,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.epoch = 0
         self._position = 0
@@ -131,6 +133,7 @@ class EpochLoader:
         self._world_size = world_size
         self._on_first_batch = on_first_batch
         self._on_last_batch = on_last_batch
+        self._before_batch = before_batch
         self._labels = self._order = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -149,6 +152,7 @@ class EpochLoader:
     def __next__(self) -> Batch:
         if self._position == len(self):
             raise StopIteration
+        self._before_batch()
         if self._position == 0:
             self._on_first_batch(self.epoch)
         chosen = self._order[self._position]

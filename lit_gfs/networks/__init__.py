@@ -9,6 +9,7 @@ from lit_gfs.networks.encoders import (
     MinAtarCNN,
     NatureCNN,
     PixelEncoder,
+    PooledCNN,
     VectorEncoder,
     default_encoder,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "NoisyLinear",
     "PixelEncoder",
     "PlainTrunk",
+    "PooledCNN",
     "ResidualBranch",
     "ResidualTrunk",
     "RunningNorm",

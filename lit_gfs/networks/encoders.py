@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_between
 from lit_gfs.networks.components import activation_gain, make_activation, require_choice, require_slope
 from lit_gfs.utils.memory import require_memory
 
@@ -199,6 +199,61 @@ class MinAtarCNN(PixelEncoder):
             _rectifier(negative_slope),
         )
         self.out_features = self._count_features()
+
+
+class PooledCNN(PixelEncoder):
+    """Blocks of 3 x 3 convolutions, each block with pooling and dropout at its end.
+
+    The default is the network of the supervised experiments of Castanyer et al. (2025, arXiv 2506.15544), as
+    in their code. It draws from the global generator in training, and not in evaluation.
+
+    Args:
+        observation_shape: ``(channels, height, width)``; each block halves height and width.
+        channels: Output channels of each convolution, block by block.
+        dropout: Probability that a block's channel is silenced for an image (Tompson et al. 2015).
+        norm: Normalization after each convolution, before its activation.
+        negative_slope: Slope of the activation below 0, from 0 (ReLU) to 1.
+
+    Raises:
+        UserError: If the observations are not images or are too small, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        observation_shape: tuple[int, ...],
+        channels: tuple[tuple[int, ...], ...] = ((32, 64), (64, 128), (128, 128)),
+        dropout: float = 0.2,
+        norm: ImageNorm = "none",
+        negative_slope: float = 0.0,
+    ) -> None:
+        super().__init__(observation_shape, norm, negative_slope)
+        require_between(0, 1, dropout=dropout)
+        blocks = [tuple(block) for block in channels]
+        if not blocks or any(not block or min(block) < 1 for block in blocks):
+            raise UserError(
+                f"channels is {channels}; expected positive numbers, in a list for each block, such as "
+                "[[32, 64], [64, 128]]"
+            )
+        smallest = 2 ** len(blocks)
+        if min(observation_shape[1:]) < smallest:
+            raise UserError(
+                f"PooledCNN with {len(blocks)} blocks needs images of at least {smallest} x {smallest} "
+                f"pixels, got {observation_shape[1]} x {observation_shape[2]}"
+            )
+        widths = [observation_shape[0], *(width for block in blocks for width in block)]
+        weights = sum(9 * before * after for before, after in pairwise(widths))
+        require_memory(f"weights of PooledCNN with channels {channels}", 4 * weights)
+        layers: list[nn.Module] = []
+        before = observation_shape[0]
+        for block in blocks:
+            for after in block:
+                layers += _normalized(nn.Conv2d(before, after, kernel_size=3, padding=1), norm)
+                layers.append(_rectifier(negative_slope))
+                before = after
+            layers += [nn.MaxPool2d(2), nn.Dropout2d(dropout)]
+        self.convolutions = nn.Sequential(*layers)
+        height, width = (size // smallest for size in observation_shape[1:])
+        self.out_features = before * height * width
 
 
 class ImpalaCNN(PixelEncoder):

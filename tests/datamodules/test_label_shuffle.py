@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gfs.agents.classifier import Classifier
 from lit_gfs.datamodules import LabelShuffleDataModule
 from lit_gfs.datamodules.image_sets import load_digits
 from lit_gfs.errors import UserError
+from lit_gfs.networks import PlainTrunk
 from support.training import MakeTrainer
 
 
@@ -60,6 +62,25 @@ def test_a_run_lasts_its_epochs_and_announces_each_shuffle_once_before_the_first
     ]
     assert agree[:8] == [1.0] * 8
     assert max(agree[8:]) < 0.6
+
+
+def test_a_run_with_dropout_resumes_exactly(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    def fit(name: str, checkpoint: Path | None) -> Classifier:
+        data = make_data()
+        torch.manual_seed(0)
+        model = Classifier(data.env_spec, trunk=partial(PlainTrunk, depth=2, width=16))
+        model.network.trunk = nn.Sequential(model.network.trunk, nn.Dropout(0.5))
+        saver = ModelCheckpoint(tmp_path / name, every_n_train_steps=5, save_top_k=-1, filename="{step}")
+        torch.manual_seed(1 if checkpoint is None else 2)
+        trainer = make_trainer(callbacks=[saver], enable_checkpointing=True)
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        return model
+
+    whole = fit("whole", None)
+    resumed = fit("resumed", tmp_path / "whole/step=10.ckpt")
+
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(

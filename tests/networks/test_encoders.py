@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lit_gfs.networks import (
     NatureCNN,
     Network,
     PlainTrunk,
+    PooledCNN,
     VectorEncoder,
     default_encoder,
     named_layers,
@@ -304,3 +306,54 @@ def test_a_leaky_encoder_has_its_slope_everywhere_and_the_gain_of_it(build: type
                 torch.testing.assert_close(singular, torch.full_like(singular, gain), rtol=1e-4, atol=0)
     with pytest.raises(UserError, match=r"negative_slope 2\.0; expected a number from 0 to 1"):
         build((4, 36, 36), negative_slope=2.0)
+
+
+# -- pooled blocks ---------------------------------------------------------------------------------------
+
+
+def test_pooled_blocks_are_those_of_the_paper() -> None:
+    encoder = PooledCNN((3, 32, 32))
+    kinds = [type(layer).__name__ for layer in encoder.convolutions]
+    block = ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "Dropout2d"]
+    assert kinds == 3 * block
+    widths = [layer.out_channels for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
+    assert widths == [32, 64, 64, 128, 128, 128]
+    assert encoder.out_features == 2_048 == encoder(torch.rand(2, 3, 32, 32)).shape[1]
+
+
+def test_pooled_blocks_by_hand() -> None:
+    encoder = PooledCNN((2, 8, 12), channels=((3,), (4,)), dropout=0.5).eval()
+    images = torch.rand(3, 2, 8, 12)
+    first, second = (layer for layer in encoder.convolutions if isinstance(layer, nn.Conv2d))
+    hidden = functional.max_pool2d(functional.conv2d(images, first.weight, first.bias, padding=1).relu(), 2)
+    hidden = functional.max_pool2d(functional.conv2d(hidden, second.weight, second.bias, padding=1).relu(), 2)
+    torch.testing.assert_close(encoder(images), hidden.flatten(1))
+    assert encoder.out_features == 4 * 2 * 3
+
+
+def test_dropout_silences_whole_channels_in_training_alone() -> None:
+    torch.manual_seed(0)
+    encoder = PooledCNN((1, 4, 4), channels=((400,),), dropout=0.25)
+    nn.init.constant_(encoder.convolutions[0].bias, 10.0)  # no channel is silent by itself
+    channels = encoder(torch.rand(1, 1, 4, 4)).view(400, 4)
+    silent = (channels == 0).all(1)
+    assert torch.equal(silent, (channels == 0).any(1))
+    assert 0.18 < silent.float().mean() < 0.32  # more than three standard deviations around a quarter
+    assert (encoder.eval()(torch.rand(1, 1, 4, 4)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": ()}, r"channels is \(\); expected positive numbers, in a list for each block"),
+        ({"channels": ((8, 0),)}, "expected positive numbers"),
+        ({"dropout": 1.5}, "dropout is 1.5; expected"),
+        (
+            {"channels": ((8,),) * 4},
+            "PooledCNN with 4 blocks needs images of at least 16 x 16 pixels, got 8 x 8",
+        ),
+    ],
+)
+def test_pooled_blocks_refuse_what_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PooledCNN((1, 8, 8), **options)
