@@ -241,9 +241,9 @@ class WeightIntervention(Callback):
     def _add(self, values: Mapping[str, Tensor]) -> None:
         if not values:
             return
-        if list(values) != self._tags:
-            self._tags, self._sums, self._summed = list(values), torch.zeros(len(values)), 0
         stacked = torch.stack([value.float() for value in values.values()])
+        if list(values) != self._tags:
+            self._tags, self._sums, self._summed = list(values), torch.zeros_like(stacked), 0
         self._sums = self._sums.to(stacked.device) + stacked
         self._summed += 1
 

@@ -87,7 +87,7 @@ LEARNERS = {
     "pqn with kron": [
         *("--config=pqn_cartpole", *ROLLOUTS, "--config=recipes/multiskip_kron", "--data.overlap=true"),
         *("--trainer.gradient_clip_val=1.0", "--gfs.gradient_normalization=null"),
-        "--gfs.temporal_clipping=null",
+        *("--gfs.temporal_clipping=null", "--gfs.adaptive_gradient_clipping=null"),
     ],
 }
 INTERVENED = [

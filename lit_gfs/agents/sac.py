@@ -163,14 +163,17 @@ class SAC(OffPolicyActorCritic):
         """Return the actions at the policy's means."""
         return self.policy(observation).mode()
 
-    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, observation: Tensor, action: Tensor | None = None) -> tuple[Tensor, ...]:
         """Map observations ``(*batch, *shape)`` and actions ``(*batch, dim)`` to all outputs.
+
+        Without actions, the critics value those of the policy without noise.
 
         Returns:
             The actor's means and log standard deviations, as its heads give them, ``(*batch, dim)`` each, and
             each critic's values of the given actions, ``(*batch,)``.
         """
         observation = self.normalize(observation)
+        action = self.greedy(observation) if action is None else action
         return *self.actor(observation), *self.each_value(self.critics, observation, action)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

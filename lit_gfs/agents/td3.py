@@ -181,12 +181,15 @@ class TD3(OffPolicyActorCritic):
         """Return the policy's actions."""
         return self.act(self.actor, observation)
 
-    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, observation: Tensor, action: Tensor | None = None) -> tuple[Tensor, ...]:
         """Map observations ``(*batch, *shape)`` and actions ``(*batch, dim)`` to all outputs.
+
+        Without actions, the critics value those of the policy without noise.
 
         Returns:
             The policy's actions before tanh, ``(*batch, dim)``, and each critic's values of the given
             actions, ``(*batch,)``.
         """
         observation = self.normalize(observation)
+        action = self.greedy(observation) if action is None else action
         return self.actor(observation), *self.each_value(self.critics, observation, action)

@@ -97,7 +97,8 @@ class LossTerms:
     # ----------------------------------------------------------------------------------------------------
 
     def _training_step(self, *arguments: Any, **options: Any) -> Any:
-        if getattr(self._module, "is_probed", False):
+        # TD3 trains its policy in some steps alone; in the others there is nothing to regularize.
+        if getattr(self._module, "is_probed", False) or not getattr(self._module, "policy_is_due", True):
             return self._ordinary(*arguments, **options)
         with self._recording():
             outputs = self._ordinary(*arguments, **options)
@@ -154,7 +155,10 @@ class LossTerms:
         if asked is None:
             return None
         asked_by = type(asked).__name__
-        head, activation = policy_head(self._module, asked_by), None
+        # The head may be wrapped, as one of distributions is; the step runs the layer within.
+        own = set(self._module.modules())
+        wrapped, activation = policy_head(self._module, asked_by), None
+        head = next((each for each in wrapped.modules() if each in own), wrapped)
         if "pre_activations" in reads:
             activation = last_activation(getattr(self._module, "trunk", self._module))
             if activation is None:

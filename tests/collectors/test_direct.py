@@ -72,7 +72,7 @@ STEPS = 7
 def make_agent(kind: Callable[[EnvSpec], Agent], env: BatchedEnv) -> Agent:
     torch.manual_seed(0)
     agent = kind(EnvSpec.from_env(env))
-    agent.__class__ = type(kind.__name__, (type(agent),), {"env_steps": 2_000})
+    agent.__class__ = type(f"Acting{kind.__name__}", (type(agent),), {"env_steps": 2_000})
     return agent
 
 
@@ -108,7 +108,8 @@ def assert_equal(direct: TensorDictBase, general: TensorDictBase, keys: list[Any
     for key in keys:
         assert direct[key].dtype == general[key].dtype, key
         assert direct[key].shape == general[key].shape, key
-        assert torch.equal(direct[key], general[key]), key
+        # Batches of other layouts may go through other kernels, which round the last bits differently.
+        torch.testing.assert_close(direct[key], general[key], rtol=1e-5, atol=1e-6)
 
 
 def keys_of(env: BatchedEnv, outputs: list[str]) -> list[Any]:

@@ -279,7 +279,7 @@ FILES: list[tuple[str, str]] = [
         r"gfs.temporal_cliping is no known key; did you mean 'temporal_clipping'",
     ),
     ("gfz: {path_init: {}}", r"gfz is no known key; did you mean 'gfs'"),
-    ("gfs: [path_init]", r"gfs is \['path_init'\]; expected keys such as .*path_init, or null"),
+    ("gfs: [path_init]", r"gfs is \['path_init'\]; expected keys such as .*gradient_flow, or null"),
     ("gfs: {path_init: maybe}", r"gfs.path_init is 'maybe'; expected true, false or PathSensitiveInit"),
     ("gfs.path_int: on", r"gfs.path_int is no known key; did you mean 'path_init'"),
     ("gfs: off\ngfs.path_init: on", r"gfs.path_init stands beside another key for the same"),
