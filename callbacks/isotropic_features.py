@@ -76,7 +76,8 @@ class IsotropicFeatures(AuxiliaryLoss):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not within the term, which a CUDA graph may replay.
+        # Not within the term, which a CUDA graph may replay. A batch without a term counts too.
+        self._draws += 1
         if self._directions is not None and self._generator is not None:
             self._draw(self._directions, self._generator)
 
@@ -87,7 +88,6 @@ class IsotropicFeatures(AuxiliaryLoss):
 
     @torch.no_grad()
     def _draw(self, directions: Tensor, generator: torch.Generator) -> None:
-        """Draw the next directions, in place."""
+        """Draw the directions of the batch, in place."""
         generator.manual_seed(self._seed + self._draws)
-        self._draws += 1
         directions.copy_(unit_directions(directions.normal_(generator=generator)))

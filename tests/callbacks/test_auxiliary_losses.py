@@ -72,7 +72,7 @@ def test_directions_are_drawn_for_each_batch() -> None:
     seed = derive_seed("isotropic_features", 0)
 
     def term(module: FeatureNet, batch: list[Tensor], step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed + step)
+        generator = torch.Generator().manual_seed(seed + step + 1)  # batches count from 1
         directions = unit_directions(torch.randn(6, 5, generator=generator))
         return 0.3 * isotropy_penalty(module.trunk(batch[0]), directions, 9)
 
