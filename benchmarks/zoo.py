@@ -54,60 +54,49 @@ def with_interval(estimate: dict[str, Any] | None, decimals: int, unit: float = 
     return numbers[0] if not ends else f"{numbers[0]} [{', '.join(numbers[1:])}]"
 
 
-def read_rows(zoo: Path, labels: Path, scales: tuple[str, ...] = ("deep", "12x192")) -> list[Row]:
-    """Return the rows, the best first.
+def read_rows(tables: list[Path], scales: tuple[str, ...] = ("deep", "12x192")) -> list[Row]:
+    """Return the rows, the best first; methods without runs on all of the tasks are left out.
 
     Args:
-        zoo: Tables of studies/zoo.
-        labels: Tables of studies/zoo_labels.
-        scales: The deep networks' names in both.
+        tables: Tables of studies/zoo, studies/zoo_labels, or both; stability and speed are of the first.
+        scales: The deep networks' names.
     """
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
     aggregates: dict[str, Any] = {}
-    for directory in (zoo, labels):
+    for directory in tables:
         summary = json.loads((directory / "summary.json").read_text())
         for group in summary["groups"]:
-            if group["scale"] in scales:
+            if group["scale"] in scales and group["normalized_score"]["value"] is not None:
                 groups[group["recipe"]][group["stratum"]] = group
         for each in summary["aggregates"]:
-            if directory == zoo and each["scale"] in scales and each["set"] == "all tasks":
-                aggregates[each["recipe"]] = each
-    rows = []
-    for recipe, by_task in groups.items():
-        normalized = [each["normalized_score"]["value"] for each in by_task.values()]
-        if len(by_task) < len(TASKS) or None in normalized:
-            continue
-        whole = aggregates[recipe]
-        rows.append(
-            Row(
-                recipe,
-                statistics.fmean(normalized),
-                {task: with_interval(by_task[task]["final_score"], DIGITS[task]) for task in TASKS},
-                with_interval(whole["stability_gain"], 0, 100, "%"),
-                with_interval(whole["speed_up"], 1),
-                price_of(by_task, groups["baseline"]),
-                sum(each["failed"] for each in by_task.values()),
-            )
+            if each["scale"] in scales and each["set"] == "all tasks":
+                aggregates.setdefault(each["recipe"], each)
+    tasks = [task for task in TASKS if task in groups["baseline"]]
+    rows = [
+        Row(
+            recipe,
+            statistics.fmean(each["normalized_score"]["value"] for each in by_task.values()),
+            {task: with_interval(by_task[task]["final_score"], DIGITS[task]) for task in tasks},
+            with_interval(aggregates[recipe]["stability_gain"], 0, 100, "%"),
+            with_interval(aggregates[recipe].get("speed_up"), 1),
+            price_of(by_task, groups["baseline"]),
+            sum(each["failed"] for each in by_task.values()),
         )
+        for recipe, by_task in groups.items()
+        if len(by_task) == len(tasks)
+    ]
     return sorted(rows, key=lambda row: -row.normalized)
 
 
 def as_table(rows: list[Row]) -> str:
     """Return the rows as a table in Markdown."""
-    head = [
-        "",
-        "method",
-        "normalized score",
-        *TASKS.values(),
-        "stability gain",
-        "speed-up",
-        "price",
-        "failed",
-    ]
+    tasks = list(rows[0].scores)
+    measures = ["stability gain", "speed-up", "price", "failed"]
+    head = ["", "method", "normalized score", *(TASKS[task] for task in tasks), *measures]
     lines = [head, ["---"] * len(head)]
     for rank, row in enumerate(rows, 1):
         name = f"**{row.name}**" if row.name == "baseline" else row.name
-        scores = [row.scores[task] for task in TASKS]
+        scores = [row.scores[task] for task in tasks]
         lines.append(
             [
                 *(str(rank), name, f"{row.normalized:.2f}", *scores, row.stability, row.speed),
@@ -120,11 +109,11 @@ def as_table(rows: list[Row]) -> str:
 def main() -> None:
     """Read the tables of both studies and write the ranking."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--zoo", type=Path, default=Path("docs/results/zoo"))
-    parser.add_argument("--labels", type=Path, default=Path("docs/results/zoo_labels"))
+    default = [Path("docs/results/zoo"), Path("docs/results/zoo_labels")]
+    parser.add_argument("--tables", type=Path, nargs="+", default=default)
     parser.add_argument("--output", type=Path, default=None, help="a file; by default the terminal")
     arguments = parser.parse_args()
-    table = as_table(read_rows(arguments.zoo, arguments.labels))
+    table = as_table(read_rows(arguments.tables))
     if arguments.output is None:
         print(table, end="")
     else:

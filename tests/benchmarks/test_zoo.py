@@ -65,7 +65,7 @@ def test_methods_are_ranked_by_their_mean_score(tmp_path: Path) -> None:
         [group("baseline", "digits", "12x192", 0.3, 10), group("redo", "digits", "12x192", 0.9, 10)],
     )
 
-    rows = read_rows(zoo, labels)
+    rows = read_rows([zoo, labels])
 
     assert [row.name for row in rows] == ["redo", "baseline"]
     redo, baseline = rows
