@@ -173,7 +173,14 @@ def test_the_host_waits_for_actions_alone(learner: str, tmp_path: Path) -> None:
     assert waits["env_steps"] > 0
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+# Half of the learners here, all of them in the test above: each is a process that imports everything.
+OFTEN = ("dqn", "ppo", "sac", "pqn with kron")
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in LEARNERS],
+)
 def test_monitors_wait_where_they_write(learner: str, tmp_path: Path) -> None:
     arguments = [*LEARNERS[learner][:1], *INTERVENED, *LEARNERS[learner][1:], *MONITORED, *SMALL]
     allowed = [IN_EVERY_STEP, AFTER_EVERY_PASS, WITH_A_TARGET_KL, *WHERE_SOMETHING_IS_WRITTEN]
