@@ -25,7 +25,7 @@ DIGITS = {"digits": 2, "pqn_acrobot": 0, "pqn_breakout": 1}
 
 
 class Row(NamedTuple):
-    """What the table says of a method."""
+    """A method and its figures in the table."""
 
     name: str
     normalized: float
