@@ -87,6 +87,10 @@ def fit(command: list[str], tell: Tell) -> Fitted:
         write_checksummed(CHECKPOINT, directory / "previous.ckpt")
         write_checksummed({}, directory / "replay" / "replay_000000000000-000000000001.pt")
         os.kill(os.getpid(), signal.SIGKILL)
+    if ends == "lost once" and not any(argument.startswith("--ckpt_path=") for argument in command):
+        write_checksummed(CHECKPOINT, directory / "last.ckpt")
+        (directory / "parent").write_text(str(os.getppid()))
+        time.sleep(600)
     if ends == "silence":
         curves = {"train/episode_return": [(100, 1.0)]}
     if ends == "nan":
@@ -105,6 +109,7 @@ def fit(command: list[str], tell: Tell) -> Fitted:
         "ended": time.time(),
         "threads": os.environ["OMP_NUM_THREADS"],
         "pid": os.getpid(),
+        "slurm_tasks": os.environ.get("SLURM_NTASKS"),
         "command": command,
     }
     (directory / "facts.json").write_text(json.dumps(facts))

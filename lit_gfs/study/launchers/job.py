@@ -17,7 +17,7 @@ from lit_gfs.study.lease import remove_lease
 PARTIAL = ".partial"
 RESTARTS_VARIABLE = "SLURM_RESTART_COUNT"
 LIGHTNINGS_VARIABLE = "SLURM_NTASKS"
-"""By it, Lightning would take the job's tasks for the processes of one run, and queue the job again itself."""
+"""By it, Lightning would take the job's tasks for processes of one run, and queue the job again itself."""
 
 
 class CellOfJob(NamedTuple):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from lit_gfs.study.task import Task
 
 OBJECT_STORE_BYTES = 80_000_000
 """Nearly the least that Ray takes: cells exchange no objects."""
+CONNECT_SECONDS = 5.0
 GRACE_SECONDS = 10.0
 """Time for cancelled tasks to end."""
 PASSED_ON = ("PYTHONPATH",)
@@ -95,6 +97,8 @@ class RayLauncher:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
+        else:
+            _require_server(address)
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         # Ray raises many kinds, by version and by fault.
@@ -102,10 +106,7 @@ class RayLauncher:
             reason = in_one_line(error).split(". ")[0].rstrip(".")
             if address is None:
                 raise UserError(f"Ray did not start on this machine ({reason})") from error
-            raise UserError(
-                f"--address is {address!r}, and no Ray cluster answers there ({reason}); expected auto on a "
-                "machine of the cluster, HOST:6379, or none to start Ray on this machine"
-            ) from error
+            raise _unreachable(address, reason) from error
 
     def _require_gpus(self, address: str | None, gpus: float) -> None:
         there = self._ray.cluster_resources().get("GPU", 0)
@@ -137,6 +138,24 @@ class RayLauncher:
             return Ending(name, None, f"its worker was lost ({type(error).__name__})")
 
 
+def _require_server(address: str) -> None:
+    """Check that something listens at an address: Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # such as auto; Ray knows which words it takes
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, in_one_line(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> UserError:
+    return UserError(
+        f"--address is {address!r}, and no Ray cluster answers there ({reason}); expected auto on a machine "
+        "of the cluster, HOST:6379, or none to start Ray on this machine"
+    )
+
+
 def import_ray() -> Any:
     """Import Ray.
 
@@ -145,7 +164,10 @@ def import_ray() -> Any:
     """
     # Reports of how Ray is used would leave the machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # How cells without a GPU see the GPUs will change; this is how it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A cluster that is gone would be asked for a quarter of an hour.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
         import ray.exceptions
