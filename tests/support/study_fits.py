@@ -109,7 +109,7 @@ def fit(command: list[str], tell: Tell) -> Fitted:
         "ended": time.time(),
         "threads": os.environ["OMP_NUM_THREADS"],
         "pid": os.getpid(),
-        "slurm_tasks": os.environ.get("SLURM_NTASKS"),
+        "slurm": [name for name in os.environ if name.startswith("SLURM_")],
         "command": command,
     }
     (directory / "facts.json").write_text(json.dumps(facts))

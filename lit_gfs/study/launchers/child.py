@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 LOG_NAME = "log.txt"
+HIDDEN = ("SLURM_", "PMI_", "PMIX_", "OMPI_", "JSM_")
+"""Beginnings of variables by which a cell would take itself for its job, or for one process of several."""
 
 
 class MissingDirectory(Exception):
@@ -40,7 +42,7 @@ def start_cell(
     Args:
         directory: The cell's directory, an absolute path.
         working_directory: The directory that the cell's relative paths refer to.
-        environment: Environment variables to set, besides those of this process.
+        environment: Environment variables to set, besides those of this process that are not `HIDDEN`.
 
     Raises:
         MissingDirectory: If one of the directories is not on this machine.
@@ -48,6 +50,7 @@ def start_cell(
     for each in (directory, working_directory):
         if not Path(each).is_dir():
             raise MissingDirectory(each)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
     # Its own log opens late: this one also tells of a package that is missing.
     with Path(directory, LOG_NAME).open("ab") as log:
         return subprocess.Popen(
@@ -56,7 +59,7 @@ def start_cell(
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=working_directory,
-            env={**os.environ, **environment},
+            env={**kept, **environment},
         )
 
 

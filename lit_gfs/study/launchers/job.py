@@ -16,8 +16,6 @@ from lit_gfs.study.lease import remove_lease
 
 PARTIAL = ".partial"
 RESTARTS_VARIABLE = "SLURM_RESTART_COUNT"
-LIGHTNINGS_VARIABLE = "SLURM_NTASKS"
-"""By it, Lightning would take the job's tasks for processes of one run, and queue the job again itself."""
 
 
 class CellOfJob(NamedTuple):
@@ -50,7 +48,6 @@ class CellsJob:
 
     def __call__(self) -> None:
         """Run the cells."""
-        os.environ.pop(LIGHTNINGS_VARIABLE, None)
         is_restart = self._is_restart or os.environ.get(RESTARTS_VARIABLE, "0") != "0"
         with contextlib.ExitStack() as stack:
             running: list[tuple[str, subprocess.Popen[bytes]]] = []

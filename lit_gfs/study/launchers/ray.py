@@ -7,10 +7,11 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from lit_gfs.errors import UserError, in_one_line
+from lit_gfs.errors import RunFault, UserError, in_one_line
 from lit_gfs.study.launchers.child import MissingDirectory, run_cell
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.study.task import Task
@@ -22,6 +23,10 @@ GRACE_SECONDS = 10.0
 """Time for cancelled tasks to end."""
 PASSED_ON = ("PYTHONPATH",)
 """Variables of the study that its cells get on every machine, if they are set."""
+
+
+class ClusterLost(RunFault):
+    """The cluster that runs the cells is gone."""
 
 
 class RayLauncher:
@@ -71,11 +76,18 @@ class RayLauncher:
 
         Raises:
             UserError: If a machine cannot run cells, because it lacks lit_gfs or the study's directory.
+            ClusterLost: If the cluster does not answer any more.
         """
         waiting = list(self._tasks)
-        ended, _ = self._ray.wait(waiting, timeout=seconds, fetch_local=False) if waiting else ([], [])
-        if ended:  # others may have ended with it
-            ended, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+        if not waiting:
+            time.sleep(seconds)
+            return []
+        try:
+            ended, _ = self._ray.wait(waiting, timeout=seconds, fetch_local=False)
+            if ended:  # others may have ended with it
+                ended, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
+            raise ClusterLost(f"Ray's cluster was lost ({in_one_line(error)}); what ended is kept") from error
         return [self._ending(reference, self._tasks.pop(reference)) for reference in ended]
 
     def stop(self) -> None:

@@ -205,7 +205,7 @@ def test_a_study_runs_as_an_array_and_is_cancelled(state: Path, monkeypatch: pyt
     assert record.interruptions == [("kill once", "killed by SIGKILL (out of memory?)")]
     assert record.results["kill once"].status == "finished"
     facts = json.loads(next(Path("runs").rglob("facts.json")).read_text())
-    assert facts["slurm_tasks"] is None  # Lightning would take the cell for a process of a larger run
+    assert facts["slurm"] == []  # by these, the run would take itself for the job, and resume what that began
     # Both shared a GPU; the second attempt came alone.
     assert ["array" in fake_slurm.parameters(text) for text in fake_slurm.arrays(state)] == [False, False]
     assert scancels(state)[-1] == ["1", "2"]
