@@ -224,7 +224,7 @@ class Driver:
             self._launcher.start(batch)
 
     def _late_result(self, task: Task) -> Result | None:
-        """Return the result of a cell that has to start, if a process that was taken for dead has written one.
+        """Return the result of a cell that has to start, if a process that was taken for dead wrote one.
 
         The result of a cell that had failed before this driver began is to be replaced.
         """
