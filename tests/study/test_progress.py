@@ -115,8 +115,8 @@ def test_cells_in_the_queue_of_a_cluster_wait_and_take_no_time(
 
     assert capsys.readouterr().out.splitlines() == [
         "example: 2 cells: 2 to run, as many at a time as there is room for",
-        f"0/2 running {second.name} 0/100 (0%), 0:00; {first.name} waiting, 0:00 | -:-- left",
-        f"0/2 running {second.name} 10/100 (10%), 0:10; {first.name} waiting, 0:00 | 3:10 left",
+        f"0/2 running {second.name} 0/100 (0%), 0:00; 1 waiting | -:-- left",
+        f"0/2 running {second.name} 10/100 (10%), 0:10; 1 waiting | 3:10 left",
         f"1/2 {second.name} | 1.00 | 1:40 | 1:40 left",
         f"2/2 {first.name} | 1.00 | 0:07 | done",
     ]
