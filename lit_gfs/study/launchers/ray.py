@@ -185,6 +185,8 @@ def import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # How cells without a GPU see the GPUs will change; this is how it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's workers would be the last to compute on a machine with others; for Ray that this process starts.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
         import ray.exceptions

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.cluster_utils import Cluster
 
-from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES
+from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES, import_ray
 
 STUDY: dict[str, Any] = yaml.safe_load(
     """
@@ -80,6 +79,9 @@ def wait_for_results(directory: Path, count: int) -> None:
 def test_all_launchers_give_the_same_tables_though_machines_and_the_study_are_lost(tmp_path: Path) -> None:
     local = finish(start(tmp_path / "local", LOCAL), tmp_path / "local")
     assert [row["status"] for row in local["runs.csv"]] == ["finished"] * CELLS
+
+    import_ray()  # with the study's settings
+    from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
