@@ -94,8 +94,9 @@ class Process:
         return max(self.done_before, self.work(now) // CHECKPOINT_SECONDS * CHECKPOINT_SECONDS)
 
     def has_been_still(self, now: float) -> float:
-        """Return for how many seconds it has shown no sign of life."""
-        return max([0.0, *(now - begin for begin, end in self.stalled if begin <= now < end)])
+        """Return for how many seconds it has shown no sign of life, up to its first renewal after a stall."""
+        still = [now - begin for begin, end in self.stalled if begin <= now < end + RENEWAL_SECONDS]
+        return max([0.0, *still])
 
 
 class Cluster:
