@@ -122,6 +122,28 @@ def test_cells_in_the_queue_of_a_cluster_wait_and_take_no_time(
     ]
 
 
+def test_a_cell_that_starts_again_is_told_and_left_to_do(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = study()
+    cell, *_ = plan.cells()
+
+    with StudyProgress(plan, [cell], {}, jobs=1) as progress:
+        progress.started(cell)
+        clock[0] = 60
+        progress.interrupted(cell, "killed by SIGKILL (out of memory?)")
+        assert progress.left == 1
+        clock[0] = 100
+        progress.started(cell)
+        clock[0] = 110
+        progress.ended(cell, finished(cell, 70))
+
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "0/1 t-base-baseline-seed_0 | killed by SIGKILL (out of memory?); starts again",
+        "1/1 t-base-baseline-seed_0 | 1.00 | 0:10 | done",
+    ]
+
+
 def test_a_running_cell_is_shown_before_it_ends(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
