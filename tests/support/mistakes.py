@@ -343,7 +343,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["study", "--config=studies/smoke", "--launcher=rai"], r"launcher is 'rai'; .*did you mean 'ray'"),
     (
         ["study", "--config=studies/smoke", "--slurm.time=5"],
-        r"--slurm is for --launcher slurm; --launcher is",
+        r"--slurm is for --launcher slurm; ",
     ),
     (
         ["study", "--config=studies/smoke", "--launcher=slurm", "--slurm.tim=5"],
