@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
@@ -20,19 +20,15 @@ from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
+from lit_gfs.study.cells import choose_cells, fit_command, read_results
 from lit_gfs.study.collect import Result, make_table
+from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
-from lit_gfs.study.execute import (
-    available_cores,
-    choose_cells,
-    fit_command,
-    locked,
-    read_results,
-    run_cells,
-    stopped_by_signals,
-)
 from lit_gfs.study.factors import Where, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
+from lit_gfs.study.launchers.local import LocalLauncher
+from lit_gfs.study.launchers.options import Choice, add_launcher_options, choose_launcher
+from lit_gfs.study.lock import locked
 from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.origin import (
     ORIGIN_NAME,
@@ -46,6 +42,7 @@ from lit_gfs.study.origin import (
 )
 from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.progress import StudyProgress
+from lit_gfs.study.stopping import stopped_by_signals
 from lit_gfs.study.summary import summarize, write_summary
 from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_table
 
@@ -57,13 +54,15 @@ def study_parser() -> ArgumentParser:
     parser = SubcommandParser(prog="lit_gfs study", description="Runs a grid of fits, and reports on it.")
     parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
     parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
-    parser.add_argument(
-        "--jobs",
-        type=PositiveInt | None,
-        help="Cells at a time; null: as many as there are CPU cores.",
-    )
+    add_launcher_options(parser)
     # A fixed number, not a share of the cores: results must not depend on the number of parallel cells.
     parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
+    parser.add_argument(
+        "--retries",
+        type=NonNegativeInt,
+        default=RETRIES,
+        help="How often a cell starts again after its process was killed, or its machine was lost.",
+    )
     parser.add_argument(
         "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
     )
@@ -116,34 +115,42 @@ def run_study(options: Namespace) -> int:
     require_directory("--root", options.root)
     study = Study.load(find_config(options.config))
     only = read_where(options.only, study.factors, "--only") if options.only else None
-    jobs = options.jobs or max(1, available_cores() // options.threads)
     directory = Path(options.root) / study.name
     elsewhere = [read_elsewhere(study, name, options.threads) for name in options.finished or ()]
     if options.dry_run:
         check_configs(study)
         return _print_plan(study, only, directory, options, elsewhere)
+    choice = choose_launcher(options)
     check_options(study)
     with (
         _storage_faults(directory, "; what ended is kept, and the same command continues"),
-        locked(directory),
+        locked(directory) as is_lost,
     ):
         results = read_results(study, directory, options.threads)
         parts = _take_over(directory, results, elsewhere)
-        parts = continued(parts, _command(options), {**environment(), "cells at a time": str(jobs)})
+        parts = continued(parts, _command(options), {**environment(), **_described(choice)})
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
         write_origin(directory, parts)
-        with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory, parts) as progress:
+        # Ray takes seconds to start.
+        launcher = choice.make(directory) if cells else LocalLauncher()
+        with (
+            stopped_by_signals() as stop,
+            _Tables(study, cells, results, choice, directory, parts) as progress,
+        ):
             run_cells(
                 cells,
                 study.score,
                 directory,
-                jobs,
+                launcher,
+                choice.handed_over or len(cells),
                 progress,
                 stop,
                 options.threads,
                 trusted=options.trust,
                 keep_checkpoints=study.keep_checkpoints,
+                retries=options.retries,
+                is_lost=is_lost,
             )
         progress.write()
         if stop.is_set():
@@ -197,11 +204,11 @@ class _Tables(StudyProgress):
         study: Study,
         cells: Sequence[Cell],
         results: dict[str, Result],
-        jobs: int,
+        choice: Choice,
         directory: Path,
         parts: Sequence[Part],
     ) -> None:
-        super().__init__(study, cells, results, jobs)
+        super().__init__(study, cells, results, choice.jobs, choice.queues)
         self._directory = directory
         self._parts = list(parts)
         self._written_at = time.monotonic()
@@ -217,6 +224,13 @@ class _Tables(StudyProgress):
         write_origin(self._directory, self._parts)
         write_table(self._directory, make_table(self.study, self.results))
         self._written_at = time.monotonic()
+
+
+def _described(choice: Choice) -> dict[str, str]:
+    """Describe for the report where the cells run."""
+    described = {"cells at a time": "as the cluster has room" if choice.jobs is None else str(choice.jobs)}
+    launcher = choice.options.launcher
+    return described if launcher == "local" else {"launcher": launcher, **described}
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from typing import NamedTuple
 
@@ -10,9 +9,6 @@ from lit_gfs.utils.formats import format_duration
 
 SECONDS_OF_A_RATE = 3.0
 """Time that a run's own speed has to be measured for."""
-
-SharedSteps = ctypes.Array[ctypes.c_longlong]
-"""Memory that a worker shares with its study: steps so far and in all, each plus 1, or 0 if unknown."""
 
 
 class Steps(NamedTuple):
@@ -22,27 +18,17 @@ class Steps(NamedTuple):
     total: int | None
 
 
-def write_steps(shared: SharedSteps, done: int, total: int | None) -> None:
-    """Tell how far a run is; the reader may see one number before the other."""
-    shared[1] = 0 if total is None else total + 1
-    shared[0] = done + 1
-
-
-def read_steps(shared: SharedSteps) -> Steps | None:
-    """Read how far a run is; ``None`` before it has begun."""
-    done, total = shared
-    return Steps(done - 1, total - 1 if total else None) if done else None
-
-
 class Running:
     """The clock and the steps of a running cell.
 
     Args:
         now: Its start, in seconds of a monotonic clock.
+        queued: Whether it waits in a queue, and starts when it first tells its steps.
     """
 
-    def __init__(self, now: float) -> None:
-        self.started_at = now
+    def __init__(self, now: float, queued: bool = False) -> None:
+        self.waits = queued
+        self._started_at = now
         self.steps: Steps | None = None
         self._first = (now, 0)
 
@@ -50,7 +36,13 @@ class Running:
         """Note how far the run is. A resumed run begins above 0."""
         if self.steps is None:
             self._first = (now, steps.done)
+        if self.waits:
+            self.waits, self._started_at = False, now
         self.steps = steps
+
+    def seconds(self, now: float) -> float:
+        """Return the seconds since its start; 0 while it waits."""
+        return 0.0 if self.waits else now - self._started_at
 
     def seconds_in_all(self, now: float) -> float | None:
         """Estimate from its own speed the seconds of the whole run; ``None`` if that is not known yet."""
@@ -82,4 +74,4 @@ class Running:
 
     def described(self, name: str, now: float) -> str:
         """Write the cell's name, its steps and its time so far."""
-        return f"{name} {self}, {format_duration(now - self.started_at)}"
+        return f"{name} {self}, {format_duration(self.seconds(now))}"

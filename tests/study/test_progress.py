@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
-import multiprocessing
 import re
 
 import pytest
@@ -16,7 +14,7 @@ from lit_gfs.datamodules import RolloutDataModule
 from lit_gfs.study.collect import Result
 from lit_gfs.study.plan import Cell, Study, read_study
 from lit_gfs.study.progress import StudyProgress
-from lit_gfs.study.running import Steps, read_steps, write_steps
+from lit_gfs.study.running import Steps
 from lit_gfs.study.table import FAILED, FINISHED, Curve
 from lit_gfs.study.told_steps import ToldSteps
 from support import study_fits
@@ -96,6 +94,54 @@ def test_every_cell_gets_one_plain_line(clock: list[float], capsys: pytest.Captu
         "2/2 t-large-baseline-seed_0 | failed: killed | 0:00 | done",
     ]
     assert set(results) == {first.name, second.name}
+
+
+def test_cells_in_the_queue_of_a_cluster_wait_and_take_no_time(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = study(seeds=1)
+    first, second = plan.cells()
+    with StudyProgress(plan, [first, second], {}, jobs=None, queues=True) as progress:
+        progress.started(first)
+        progress.started(second)
+        clock[0] = 1000  # in the queue
+        progress.refresh({second.name: Steps(0, 100)})
+        clock[0] = 1010
+        progress.refresh({second.name: Steps(10, 100)})
+        assert progress.seconds_left() == pytest.approx(90 + 100)  # one runs at a time, as far as can be seen
+        clock[0] = 1100
+        progress.ended(second, finished(second, 100))
+        progress.ended(first, finished(first, 7))  # unseen
+
+    assert capsys.readouterr().out.splitlines() == [
+        "example: 2 cells: 2 to run, as many at a time as there is room for",
+        f"0/2 running {second.name} 0/100 (0%), 0:00; 1 waiting | -:-- left",
+        f"0/2 running {second.name} 10/100 (10%), 0:10; 1 waiting | 3:10 left",
+        f"1/2 {second.name} | 1.00 | 1:40 | 1:40 left",
+        f"2/2 {first.name} | 1.00 | 0:07 | done",
+    ]
+
+
+def test_a_cell_that_starts_again_is_told_and_left_to_do(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = study()
+    cell, *_ = plan.cells()
+
+    with StudyProgress(plan, [cell], {}, jobs=1) as progress:
+        progress.started(cell)
+        clock[0] = 60
+        progress.interrupted(cell, "killed by SIGKILL (out of memory?)")
+        assert progress.left == 1
+        clock[0] = 100
+        progress.started(cell)
+        clock[0] = 110
+        progress.ended(cell, finished(cell, 70))
+
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "0/1 t-base-baseline-seed_0 | killed by SIGKILL (out of memory?); starts again",
+        "1/1 t-base-baseline-seed_0 | 1.00 | 0:10 | done",
+    ]
 
 
 def test_a_running_cell_is_shown_before_it_ends(
@@ -181,15 +227,6 @@ def test_in_a_terminal_the_lines_are_rewritten(clock: list[float], monkeypatch: 
     assert "t-base-baseline-seed_0 12,000/60,000 (20%), 0:10" in written
     assert "\x1b[1A" in written  # one line up
     assert all(len(line) <= 60 for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", written).split("\r"))
-
-
-def test_steps_in_shared_memory() -> None:
-    shared = multiprocessing.get_context("spawn").RawArray(ctypes.c_longlong, 2)
-    assert read_steps(shared) is None
-    write_steps(shared, 0, None)
-    assert read_steps(shared) == Steps(0, None)
-    write_steps(shared, 10**11, 10**12)
-    assert read_steps(shared) == Steps(10**11, 10**12)
 
 
 def test_a_training_tells_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
