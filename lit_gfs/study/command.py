@@ -20,6 +20,7 @@ from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
+from lit_gfs.study.choices import keep_choices, require_choices, search_command, with_choices, without_choice
 from lit_gfs.study.collect import Result, make_table
 from lit_gfs.study.environment import environment
 from lit_gfs.study.execute import (
@@ -31,7 +32,7 @@ from lit_gfs.study.execute import (
     run_cells,
     stopped_by_signals,
 )
-from lit_gfs.study.factors import Where, read_where
+from lit_gfs.study.factors import Where, matches, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
 from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.origin import (
@@ -115,23 +116,29 @@ def run_study(options: Namespace) -> int:
         raise UserError("--config is missing; name a study, as in: study --config studies/smoke")
     require_directory("--root", options.root)
     study = Study.load(find_config(options.config))
+    directory = Path(options.root) / study.name
+    study = with_choices(study, directory, options.finished or ())
     only = read_where(options.only, study.factors, "--only") if options.only else None
     jobs = options.jobs or max(1, available_cores() // options.threads)
-    directory = Path(options.root) / study.name
     elsewhere = [read_elsewhere(study, name, options.threads) for name in options.finished or ()]
     if options.dry_run:
         check_configs(study)
         return _print_plan(study, only, directory, options, elsewhere)
+    selected = [cell for cell in study.cells() if matches(cell.levels, only or {})]
+    require_choices(study, selected, options.config, options.root)
     check_options(study)
     with (
-        _storage_faults(directory, "; what ended is kept, and the same command continues"),
+        storage_faults(directory, "; what ended is kept, and the same command continues"),
         locked(directory),
     ):
         results = read_results(study, directory, options.threads)
         parts = _take_over(directory, results, elsewhere)
-        parts = continued(parts, _command(options), {**environment(), "cells at a time": str(jobs)})
+        parts = continued(
+            parts, _command(options), {**environment(), "cells at a time": str(jobs), **_seeds(study)}
+        )
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
+        keep_choices(study, directory)
         write_origin(directory, parts)
         with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory, parts) as progress:
             run_cells(
@@ -162,7 +169,7 @@ def run_report(options: Namespace) -> int:
         StorageFault: If a file cannot be written or read.
     """
     directory = require_tables(options.directory)
-    with _storage_faults(directory):
+    with storage_faults(directory):
         _report(directory)
     return 0
 
@@ -220,7 +227,7 @@ class _Tables(StudyProgress):
 
 
 @contextlib.contextmanager
-def _storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
+def storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
     """Turn errors of the storage into a `StorageFault` with one line."""
     try:
         yield
@@ -269,11 +276,25 @@ def _command(options: Namespace) -> str:
     return shlex.join([*command, *trust_options(options.trust)])
 
 
+def _seeds(study: Study) -> dict[str, str]:
+    """Say which seeds tuned the options of recipes, and which confirm them."""
+    if study.search is None:
+        return {}
+    return {
+        "seeds that tuned": ", ".join(map(str, study.search.seeds)),
+        "seeds that confirm": ", ".join(study.factors["seed"]),
+    }
+
+
 def _print_plan(
     study: Study, only: Where | None, directory: Path, options: Namespace, elsewhere: Sequence[Elsewhere]
 ) -> int:
     results = {name: result for each in needed({}, elsewhere) for name, result in each.results.items()}
-    for cell in choose_cells(study, results, only, options.retry_failed):
+    cells = choose_cells(study, results, only, options.retry_failed)
+    if searched := without_choice(study, cells):
+        first = search_command(options.config, options.root)
+        print(f"# {len(searched)} cells get more options, of a search that has not ended: {first}")
+    for cell in cells:
         command = fit_command(cell, directory, options.threads, options.trust)
         print(f"# {cell.name}", f"python -m lit_gfs {shlex.join(command)}", sep="\n")
     return 0
