@@ -22,7 +22,9 @@ CHOSEN_NAME = "chosen.yaml"
 def write_chosen(directory: Path, choices: Iterable[Choice]) -> None:
     """Write ``chosen.yaml`` atomically."""
     with replacing_text(directory / CHOSEN_NAME) as file:
-        yaml.safe_dump([asdict(choice) for choice in choices], file, sort_keys=False, allow_unicode=True)
+        # None writes lists of numbers, and options, in one line.
+        content = [asdict(choice) for choice in choices]
+        yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
 
 def read_chosen(directory: Path) -> list[Choice]:

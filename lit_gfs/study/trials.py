@@ -188,7 +188,7 @@ class Trials:
             recipe=self.pair.recipe,
             scale=self.pair.scale,
             options=best.options,
-            score=best.score,
+            score=round(best.score, 6),
             trial=best.number,
             trials=len(ended),
             pruned=sum(trial.state == PRUNED for trial in ended),
