@@ -12,6 +12,8 @@ from typing import NamedTuple
 from lit_gfs.runs.event_files import SUPERSEDED
 from lit_gfs.runs.layout import PREVIOUS_NAME
 from lit_gfs.study.collect import RESULT_NAME
+from lit_gfs.study.lease import LEASE_NAME
+from lit_gfs.study.task import TASK_NAME
 from lit_gfs.utils.atomic_files import replacing_text
 
 ATTEMPTS_NAME = "attempts.json"
@@ -42,11 +44,17 @@ def seconds_in(attempts: Sequence[Attempt], moment: float) -> float:
 
 
 def prepare(directory: Path, command: Sequence[str]) -> None:
-    """Make a cell's directory; keep only an unfinished attempt with the same arguments in it."""
+    """Make a cell's directory; keep only an unfinished attempt with the same arguments in it.
+
+    Files of the process that is at work stay: its task and its lease.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
     if not _read(directory, command):
-        if directory.exists():
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True)
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (TASK_NAME, LEASE_NAME):
+                path.unlink()
     (directory / RESULT_NAME).unlink(missing_ok=True)
 
 
@@ -84,13 +92,16 @@ def forget_attempts(directory: Path) -> None:
 
 
 def clear_up(directory: Path, keep_checkpoints: bool) -> None:
-    """Remove the files from which an ended cell could resume.
+    """Remove the files with which an ended cell was run or could resume.
 
     Args:
         directory: The cell's directory.
         keep_checkpoints: Whether to keep the best and the last weights.
     """
     forget_attempts(directory)
+    (directory / TASK_NAME).unlink(missing_ok=True)
+    for partial in directory.glob(f"{LEASE_NAME}.*"):
+        partial.unlink()
     for place in (directory / SUPERSEDED, *directory.glob("replay*")):
         shutil.rmtree(place, ignore_errors=True)
     for checkpoint in directory.glob("*.ckpt"):

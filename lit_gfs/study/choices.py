@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from lit_gfs.errors import UserError, shown
+from lit_gfs.study.finished import require_tables
 from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.search_section import Choice, Search, contains, read_choices
 from lit_gfs.study.tuning import pair_of
@@ -110,7 +111,7 @@ def search_command(config: str, root: str) -> str:
 
 
 def _tables(name: str) -> tuple[str, list[Choice]]:
-    path = Path(name) / STUDY_NAME
+    path = require_tables(name) / STUDY_NAME
     search = Study.load(path).search
     return f"'{path}'", search.chosen if search else []
 

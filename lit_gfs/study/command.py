@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
@@ -20,20 +21,16 @@ from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
+from lit_gfs.study.cells import choose_cells, fit_command, read_results
 from lit_gfs.study.choices import keep_choices, require_choices, search_command, with_choices, without_choice
 from lit_gfs.study.collect import Result, make_table
+from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
-from lit_gfs.study.execute import (
-    available_cores,
-    choose_cells,
-    fit_command,
-    locked,
-    read_results,
-    run_cells,
-    stopped_by_signals,
-)
 from lit_gfs.study.factors import Where, matches, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
+from lit_gfs.study.launchers.gpu_shares import GpuShares, visible_devices
+from lit_gfs.study.launchers.local import LocalLauncher
+from lit_gfs.study.lock import locked
 from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.origin import (
     ORIGIN_NAME,
@@ -47,6 +44,7 @@ from lit_gfs.study.origin import (
 )
 from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.progress import StudyProgress
+from lit_gfs.study.stopping import stopped_by_signals
 from lit_gfs.study.summary import summarize, write_summary
 from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_table
 
@@ -61,10 +59,21 @@ def study_parser() -> ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=PositiveInt | None,
-        help="Cells at a time; null: as many as there are CPU cores.",
+        help="Cells at a time; null: as many as there are CPU cores, or shares of the GPUs.",
     )
     # A fixed number, not a share of the cores: results must not depend on the number of parallel cells.
     parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
+    parser.add_argument(
+        "--gpus",
+        type=PositiveFloat | None,
+        help="The part of a GPU that a cell needs, as in 0.25; null: cells share all GPUs without a limit.",
+    )
+    parser.add_argument(
+        "--retries",
+        type=NonNegativeInt,
+        default=RETRIES,
+        help="How often a cell starts again after its process was killed, or its machine was lost.",
+    )
     parser.add_argument(
         "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
     )
@@ -119,17 +128,18 @@ def run_study(options: Namespace) -> int:
     directory = Path(options.root) / study.name
     study = with_choices(study, directory, options.finished or ())
     only = read_where(options.only, study.factors, "--only") if options.only else None
-    jobs = options.jobs or max(1, available_cores() // options.threads)
     elsewhere = [read_elsewhere(study, name, options.threads) for name in options.finished or ()]
     if options.dry_run:
         check_configs(study)
         return _print_plan(study, only, directory, options, elsewhere)
     selected = [cell for cell in study.cells() if matches(cell.levels, only or {})]
     require_choices(study, selected, options.config, options.root)
+    gpus = None if options.gpus is None else GpuShares(options.gpus, visible_devices())
+    jobs = cells_at_a_time(options, gpus)
     check_options(study)
     with (
         storage_faults(directory, "; what ended is kept, and the same command continues"),
-        locked(directory),
+        locked(directory) as is_lost,
     ):
         results = read_results(study, directory, options.threads)
         parts = _take_over(directory, results, elsewhere)
@@ -145,12 +155,15 @@ def run_study(options: Namespace) -> int:
                 cells,
                 study.score,
                 directory,
+                LocalLauncher(gpus),
                 jobs,
                 progress,
                 stop,
                 options.threads,
                 trusted=options.trust,
                 keep_checkpoints=study.keep_checkpoints,
+                retries=options.retries,
+                is_lost=is_lost,
             )
         progress.write()
         if stop.is_set():
@@ -224,6 +237,28 @@ class _Tables(StudyProgress):
         write_origin(self._directory, self._parts)
         write_table(self._directory, make_table(self.study, self.results))
         self._written_at = time.monotonic()
+
+
+def cells_at_a_time(options: Namespace, gpus: GpuShares | None) -> int:
+    """Return the number of cells at a time.
+
+    Raises:
+        UserError: If the GPUs do not hold so many.
+    """
+    if gpus is None:
+        return options.jobs or max(1, available_cores() // options.threads)
+    if options.jobs is not None and options.jobs > gpus.cells:
+        raise UserError(
+            f"--jobs is {options.jobs}; with --gpus {options.gpus:g}, all GPUs hold {gpus.cells} cells"
+        )
+    return options.jobs or min(gpus.cells, max(1, available_cores() // options.threads))
+
+
+def available_cores() -> int:
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

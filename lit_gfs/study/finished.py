@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_gfs.errors import UserError
+from lit_gfs.study.cells import CELLS_DIRECTORY, check_unchanged, fit_command
 from lit_gfs.study.collect import Result, write_result
-from lit_gfs.study.execute import CELLS_DIRECTORY, check_unchanged, fit_command
 from lit_gfs.study.origin import ORIGIN_NAME, Part, limited, part_of, read_origin
 from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.table import (

@@ -79,6 +79,15 @@ class StudyProgress:
         self._running[cell.name] = Running(time.monotonic())
         self._has_news = True
 
+    def interrupted(self, cell: Cell, reason: str) -> None:
+        """Print why a cell has to start again."""
+        del self._running[cell.name]
+        line = f"{self._count()} {cell.name} | {reason}; starts again"
+        if self._live is None:
+            print(line, flush=True)
+        else:
+            self._live.console.print(Text(line, "yellow"))
+
     def ended(self, cell: Cell, result: Result) -> None:
         """Print the result of a cell, and keep it in ``results``."""
         self.results[cell.name] = result

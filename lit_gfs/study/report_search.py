@@ -1,4 +1,4 @@
-"""The part of a report about the search: which options were chosen, on which seeds, and which seeds confirm."""
+"""The part of a report about the search: the chosen options, the seeds that tuned, and those that confirm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def search_section(study: Study) -> str:
         [
             escape(choice.recipe),
             escape(choice.scale),
-            "<br>".join(f"<code>{escape(name)} = {_value(each)}</code>" for name, each in choice.options.items()),
+            "<br>".join(
+                f"<code>{escape(name)} = {_value(each)}</code>" for name, each in choice.options.items()
+            ),
             decimals(choice.score),
             f"{choice.trials}, {choice.pruned} of them pruned; number {choice.trial} was best",
         ]
@@ -35,10 +37,10 @@ def search_section(study: Study) -> str:
     return section(
         "search",
         TITLE,
-        f"The seeds {_listed(search.seeds)} tuned the options below, on {escape(_listed(search.tasks))}. They "
-        f"are in no other figure of this page: the seeds {_listed(study.factors['seed'])} confirm. The score of "
-        "the search is the mean normalized score of the best trial, which is too high, because it is the best "
-        "of many.",
+        f"The seeds {_listed(search.seeds)} tuned the options below, on {escape(_listed(search.tasks))}. "
+        "They are in no other figure of this page: the seeds "
+        f"{_listed(study.factors['seed'])} confirm. The score of the search is the mean normalized score of "
+        "the best trial. It is too high, because it is the best of many.",
         table(_COLUMNS, rows) if rows else "<p>Nothing has been chosen yet.</p>",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from typing import NamedTuple
 
@@ -11,27 +10,12 @@ from lit_gfs.utils.formats import format_duration
 SECONDS_OF_A_RATE = 3.0
 """Time that a run's own speed has to be measured for."""
 
-SharedSteps = ctypes.Array[ctypes.c_longlong]
-"""Memory that a worker shares with its study: steps so far and in all, each plus 1, or 0 if unknown."""
-
 
 class Steps(NamedTuple):
     """Steps so far, and in the whole run if that has a limit."""
 
     done: int
     total: int | None
-
-
-def write_steps(shared: SharedSteps, done: int, total: int | None) -> None:
-    """Tell how far a run is; the reader may see one number before the other."""
-    shared[1] = 0 if total is None else total + 1
-    shared[0] = done + 1
-
-
-def read_steps(shared: SharedSteps) -> Steps | None:
-    """Read how far a run is; ``None`` before it has begun."""
-    done, total = shared
-    return Steps(done - 1, total - 1 if total else None) if done else None
 
 
 class Running:

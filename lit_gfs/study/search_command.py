@@ -11,21 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
 from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import UserError
 from lit_gfs.runs.layout import require_directory
+from lit_gfs.study.cells import fit_command
 from lit_gfs.study.choices import CHOSEN_NAME
-from lit_gfs.study.command import storage_faults
+from lit_gfs.study.command import cells_at_a_time, storage_faults
+from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
-from lit_gfs.study.execute import StopRequest, available_cores, fit_command, run_cells, stopped_by_signals
 from lit_gfs.study.factors import read_where
+from lit_gfs.study.launchers.gpu_shares import GpuShares, visible_devices
+from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.plan import Study
-from lit_gfs.study.search_section import Pair, Search
+from lit_gfs.study.search_section import SEARCH_DIRECTORY, Pair, Search
+from lit_gfs.study.stopping import StopRequest, stopped_by_signals
+from lit_gfs.study.task import FIT
 from lit_gfs.study.tuning import probes, search_of, searched_pairs, trial_blocks
 
 if TYPE_CHECKING:
@@ -51,6 +56,17 @@ def search_parser() -> ArgumentParser:
         help="Cells at a time in this process; null: as many as there are CPU cores.",
     )
     parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
+    parser.add_argument(
+        "--gpus",
+        type=PositiveFloat | None,
+        help="The part of a GPU that a cell needs, as in 0.25; null: cells share all GPUs without a limit.",
+    )
+    parser.add_argument(
+        "--retries",
+        type=NonNegativeInt,
+        default=RETRIES,
+        help="How often a cell starts again after its process was killed, or its machine was lost.",
+    )
     parser.add_argument(
         "--storage",
         type=str | None,
@@ -120,13 +136,14 @@ def run_search(options: Namespace) -> int:
         check_configs(study)
         return _print_plan(study, search, here, directory, options)
     _require_packages()
-    from lit_gfs.study.search_run import SEARCH_DIRECTORY, SearchRun
+    from lit_gfs.study.search_run import SearchRun
     from lit_gfs.study.trial_storage import Storage, hidden_password
     from lit_gfs.study.trials import Trials
 
     for probe in probes(study):
         check_options(probe)
-    jobs = options.jobs or max(1, available_cores() // options.threads)
+    gpus = None if options.gpus is None else GpuShares(options.gpus, visible_devices())
+    jobs = cells_at_a_time(options, gpus)
     with storage_faults(directory, "; what ended is kept, and the same command continues"):
         storage = Storage(directory / SEARCH_DIRECTORY, options.storage)
         trials = {
@@ -139,7 +156,7 @@ def run_search(options: Namespace) -> int:
         run = SearchRun(study, directory, storage, trials, here, target, command, versions)
         with stopped_by_signals() as stop:
             try:
-                _search(run, jobs, stop, options)
+                _search(run, jobs, gpus, stop, options)
             finally:
                 left = len(run.active)
                 run.release()
@@ -159,7 +176,7 @@ def _require_packages() -> None:
             )
 
 
-def _search(run: SearchRun, jobs: int, stop: StopRequest, options: Namespace) -> None:
+def _search(run: SearchRun, jobs: int, gpus: GpuShares | None, stop: StopRequest, options: Namespace) -> None:
     """Run the cells of all trials, round by round.
 
     Every recipe and scale has one trial at a time, so that its suggestions do not depend on the jobs.
@@ -172,13 +189,16 @@ def _search(run: SearchRun, jobs: int, stop: StopRequest, options: Namespace) ->
             run_cells(
                 cells,
                 run.study.score,
-                run.storage.directory,
+                run.place,
+                LocalLauncher(gpus),
                 jobs,
                 progress,
                 stop,
                 options.threads,
-                trusted=options.trust,
+                FIT,
+                options.trust,
                 keep_checkpoints=False,
+                retries=options.retries,
             )
             run.settle(progress)
             if not stop.is_set():
@@ -233,7 +253,7 @@ def _print_plan(
             print(f"#   {option}: {distribution.get('choices') or _range(distribution)}")
         for block in trial_blocks(study, pair, 0, {}):
             for cell in block.cells:
-                command = fit_command(cell, directory / "search", options.threads, options.trust)
+                command = fit_command(cell, directory / SEARCH_DIRECTORY, options.threads, options.trust)
                 print(f"python -m lit_gfs {shlex.join(command)}")
     return 0
 
@@ -261,7 +281,7 @@ def _conclude(run: SearchRun, options: Namespace) -> int:
             elsewhere = sum(trial.state == RUNNING for trial in known)
             found = f"{ended} of {run.target} trials have ended, {elsewhere} run in other processes"
         else:
-            found = f"no choice, because all cells of {ended} trials failed; see {run.storage.directory}"
+            found = f"no choice, because all cells of {ended} trials failed; see {run.place}"
             failed = failed or pair in run.here
         print(f"{pair.recipe} at {pair.scale}: {found}")
     print(f"choices: {run.directory / CHOSEN_NAME}", flush=True)

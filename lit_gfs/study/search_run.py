@@ -9,19 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_gfs.study.cells import CELLS_DIRECTORY
 from lit_gfs.study.choices import read_chosen, write_chosen
 from lit_gfs.study.collect import Result, read_result
-from lit_gfs.study.execute import CELLS_DIRECTORY
 from lit_gfs.study.origin import ORIGIN_NAME, continued, read_origin, with_cell, write_origin
 from lit_gfs.study.plan import Cell, Study
 from lit_gfs.study.search_progress import SearchProgress
-from lit_gfs.study.search_section import Pair
+from lit_gfs.study.search_section import SEARCH_DIRECTORY, Pair
 from lit_gfs.study.trial_storage import Storage
 from lit_gfs.study.trials import RUNNING, Claim, Trials, best_of
 from lit_gfs.study.tuning import Block, mean_score, search_of, trial_blocks, trial_study
 from lit_gfs.utils.atomic_files import replacing_text
 
-SEARCH_DIRECTORY = "search"
 TRIALS_FILE = "trials.csv"
 
 
@@ -65,6 +64,11 @@ class SearchRun:
     versions: dict[str, str]
     active: dict[Pair, Active] = field(default_factory=dict)
 
+    @property
+    def place(self) -> Path:
+        """The directory of the search."""
+        return self.directory / SEARCH_DIRECTORY
+
     def progress(self, jobs: int) -> SearchProgress:
         """Make the progress of the trials that are left."""
         planned = trial_study(self.study, {number: {} for number in range(self.target)})
@@ -93,7 +97,7 @@ class SearchRun:
             self.active[pair] = active
             progress.expect(active.cells)
             for cell in active.cells:
-                result = read_result(self.directory / SEARCH_DIRECTORY / CELLS_DIRECTORY / cell.name)
+                result = read_result(self.place / CELLS_DIRECTORY / cell.name)
                 if result is not None and result.arguments == cell.arguments:
                     progress.take(result)
 
@@ -171,13 +175,12 @@ class SearchRun:
                     progress.leave_out(cell.name for block in blocks for cell in block.cells)
 
     def _write_origin(self, cells: Sequence[Cell]) -> None:
-        place = self.storage.directory
         with self.storage.locked():
-            parts = read_origin(place) if (place / ORIGIN_NAME).exists() else []
+            parts = read_origin(self.place) if (self.place / ORIGIN_NAME).exists() else []
             parts = continued(parts, self.command, self.versions)
             for cell in cells:
                 parts = with_cell(parts, cell.name)
-            write_origin(place, parts)
+            write_origin(self.place, parts)
 
 
 def _write_trials(path: Path, study: Study, searched: Mapping[Pair, Trials]) -> None:

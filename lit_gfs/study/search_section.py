@@ -18,6 +18,9 @@ Distribution = dict[str, Any]
 Space = dict[str, Distribution]
 """Distributions by option, as in ``model.optimizer.lr``."""
 
+SEARCH_DIRECTORY = "search"
+"""The directory of a search, in that of its study."""
+
 TRIAL = "trial"
 """The factor that a search adds to those of its study."""
 

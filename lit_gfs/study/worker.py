@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import StorageFault, TrainingDiverged, UserError
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.attempts import Attempt, begin_attempt, clear_up, seconds_in
 from lit_gfs.study.collect import Result, read_events, write_result
-from lit_gfs.study.plan import Cell, Score
-from lit_gfs.study.running import SharedSteps, write_steps
+from lit_gfs.study.lease import HeldLease, LeaseLost
 from lit_gfs.study.table import FAILED, FINISHED
+from lit_gfs.study.task import Task, imported
 from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
 LOG_NAME = "log.txt"
@@ -43,26 +39,6 @@ Tell = Callable[[int, int | None], None]
 """Receives the number of steps so far and in all."""
 
 Fit = Callable[[list[str], Tell], Fitted]
-
-
-class Task(NamedTuple):
-    """The task of a worker.
-
-    Attributes:
-        cell: The planned run.
-        command: All arguments of its ``fit``.
-        directory: The cell's directory, as `lit_gfs.study.attempts.prepare` left it.
-        score: Names the scalars to collect.
-        keep_checkpoints: Whether to keep its weights after its end.
-        environment: Environment variables to set.
-    """
-
-    cell: Cell
-    command: list[str]
-    directory: Path
-    score: Score
-    keep_checkpoints: bool
-    environment: Mapping[str, str]
 
 
 def fit(command: list[str], tell: Tell) -> Fitted:
@@ -105,43 +81,52 @@ def cpu_seconds() -> float:
     return time.process_time() + times.children_user + times.children_system
 
 
-def work(task: Task, run_fit: Fit, study: Connection, steps: SharedSteps) -> None:
+def work(task: Task, tell_fault: Callable[[str], None]) -> int:
     """Run a cell in this process, and write its log and its result.
 
-    A process that receives SIGTERM, or whose study has ended, writes no result: its cell has not failed and
-    has to run again. The same holds if its files cannot be written; the process then tells the study.
+    A process that receives SIGTERM, or whose lease another one has taken, writes no result: its cell has not
+    failed and has to run again. The same holds if its files cannot be written.
 
     Args:
         task: The task.
-        run_fit: Runs the fit.
-        study: Receives a fault of the storage.
-        steps: Tells the study how far the run is.
+        tell_fault: Receives the message of a fault of the storage.
+
+    Returns:
+        The exit status: see `lit_gfs.study.cell`.
     """
-    threading.Thread(target=_end_with_the_study, daemon=True).start()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the study handles Ctrl-C
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    os.environ.update(task.environment)
     # An environment may change the working directory.
     directory = task.directory.absolute()
     try:
-        _run(task, directory, run_fit, functools.partial(write_steps, steps))
+        with HeldLease(directory, task.launcher, lambda: os._exit(LeaseLost.status)) as lease:
+
+            def end(*_: object) -> NoReturn:
+                lease.release()
+                os._exit(128 + signal.SIGTERM)
+
+            signal.signal(signal.SIGTERM, end)
+            _run(task, directory, lease)
+    except LeaseLost:
+        return LeaseLost.status
     except (StorageFault, OSError) as error:
         if isinstance(error, OSError):
             if not is_storage_error(error, directory):
                 raise
-            study.send(describe_storage_error(error, directory))
+            tell_fault(describe_storage_error(error, directory))
         else:
-            study.send(error.what)
-        os._exit(StorageFault.status)
+            tell_fault(error.what)
+        return StorageFault.status
+    return 0
 
 
-def _run(task: Task, directory: Path, run_fit: Fit, tell: Tell) -> None:
+def _run(task: Task, directory: Path, lease: HeldLease) -> None:
+    run_fit: Fit = imported(task.fit)
     attempts, options = begin_attempt(directory, task.command)
     _write_output_to(directory / LOG_NAME)
     result = Result(task.cell.name, task.cell.arguments, task.command, FAILED)
     try:
-        fitted = run_fit([*task.command, *options], tell)
+        fitted = run_fit([*task.command, *options], lease.tell)
         # Times in the events are read to the millisecond.
         attempts[-1] = Attempt(round(fitted.started_at, 3), attempts[-1].before)
         events = read_events(directory, task.score, started_at=0.0)
@@ -169,43 +154,15 @@ def _run(task: Task, directory: Path, run_fit: Fit, tell: Tell) -> None:
             raise
         traceback.print_exc()
         result = result._replace(error=shorten(f"{type(error).__name__}: {error}"))
+    lease.require()
     write_result(directory, result)
     clear_up(directory, task.keep_checkpoints)
-
-
-def describe_exit(status: int | None, log: Path) -> str:
-    """Describe in one line the end of a process without a result.
-
-    Args:
-        status: Its exit status, negative for a signal.
-        log: Its log file; the description quotes the last line.
-    """
-    if status is not None and status < 0:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
-        ended = f"killed by {name}"
-        if name == "SIGKILL":
-            ended += " (out of memory?)"
-    else:
-        ended = f"exited with status {status}"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return shorten(f"{ended}: {last}" if last else ended)
 
 
 def shorten(message: str) -> str:
     """Shorten a message to one line of at most `MAX_ERROR_LENGTH` characters."""
     line = " ".join(message.split())
     return line if len(line) <= MAX_ERROR_LENGTH else f"{line[: MAX_ERROR_LENGTH - 3]}..."
-
-
-def _end_with_the_study() -> None:
-    study = multiprocessing.parent_process()
-    if study is not None:
-        study.join()
-        os._exit(1)
 
 
 def _write_output_to(path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lit_gfs.errors import UserError
+from lit_gfs.study.cells import fit_command, read_results
 from lit_gfs.study.collect import Result, make_table
-from lit_gfs.study.execute import fit_command, read_results
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, take_over
 from lit_gfs.study.origin import Part, write_origin
 from lit_gfs.study.plan import STUDY_NAME, Study, read_study

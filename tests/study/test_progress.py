@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
-import multiprocessing
 import re
 
 import pytest
@@ -16,7 +14,7 @@ from lit_gfs.datamodules import RolloutDataModule
 from lit_gfs.study.collect import Result
 from lit_gfs.study.plan import Cell, Study, read_study
 from lit_gfs.study.progress import StudyProgress
-from lit_gfs.study.running import Steps, read_steps, write_steps
+from lit_gfs.study.running import Steps
 from lit_gfs.study.table import FAILED, FINISHED, Curve
 from lit_gfs.study.told_steps import ToldSteps
 from support import study_fits
@@ -181,15 +179,6 @@ def test_in_a_terminal_the_lines_are_rewritten(clock: list[float], monkeypatch: 
     assert "t-base-baseline-seed_0 12,000/60,000 (20%), 0:10" in written
     assert "\x1b[1A" in written  # one line up
     assert all(len(line) <= 60 for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", written).split("\r"))
-
-
-def test_steps_in_shared_memory() -> None:
-    shared = multiprocessing.get_context("spawn").RawArray(ctypes.c_longlong, 2)
-    assert read_steps(shared) is None
-    write_steps(shared, 0, None)
-    assert read_steps(shared) == Steps(0, None)
-    write_steps(shared, 10**11, 10**12)
-    assert read_steps(shared) == Steps(10**11, 10**12)
 
 
 def test_a_training_tells_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:

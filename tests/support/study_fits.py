@@ -15,11 +15,29 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_gfs.errors import UserError
+from lit_gfs.study.plan import Study, read_study
 from lit_gfs.study.worker import Fitted, Tell
 from lit_gfs.utils.checksummed_files import write_checksummed
 
+FIT = "support.study_fits:fit"
 TAG = "eval/episode_return"
 CHECKPOINT = {"state_dict": {}, "loops": {}, "optimizer_states": []}
+
+
+def study(*ends: str, seeds: int = 1, **options: str) -> Study:
+    """Plan cells whose fits end as told."""
+    return read_study(
+        {
+            "name": "example",
+            "factors": {
+                "task": {"t": {"floor": 0, "reference": 1, "options": options}},
+                "scale": {"base": {}},
+                "recipe": {end: {"options": {"ends": end}} for end in ends},
+                "seed": list(range(seeds)),
+            },
+            "compare": {"baseline": ends[0], "base_scale": "base"},
+        }
+    )
 
 
 def option(command: list[str], name: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -19,37 +17,18 @@ from typing import Any
 
 import pytest
 
-from lit_gfs.errors import StorageFault, UserError
+from lit_gfs.errors import StorageFault
 from lit_gfs.study.attempts import begin_attempt, forget_attempts, prepare
-from lit_gfs.study.collect import Result, read_result, write_result
-from lit_gfs.study.execute import (
-    choose_cells,
-    fit_command,
-    locked,
-    read_results,
-    run_cells,
-)
-from lit_gfs.study.plan import Cell, Score, Study, read_study
+from lit_gfs.study.cells import choose_cells, fit_command, read_results
+from lit_gfs.study.collect import Result, read_result
+from lit_gfs.study.driver import run_cells
+from lit_gfs.study.launchers.local import LocalLauncher
+from lit_gfs.study.plan import Cell, Score
 from lit_gfs.study.running import Steps
-from lit_gfs.study.table import FAILED, FINISHED, Curve
+from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.utils.checksummed_files import write_checksummed
 from support import study_fits
-
-
-def study(*ends: str, seeds: int = 1, **options: str) -> Study:
-    """Plan cells whose fits end as told."""
-    return read_study(
-        {
-            "name": "example",
-            "factors": {
-                "task": {"t": {"floor": 0, "reference": 1, "options": options}},
-                "scale": {"base": {}},
-                "recipe": {end: {"options": {"ends": end}} for end in ends},
-                "seed": list(range(seeds)),
-            },
-            "compare": {"baseline": ends[0], "base_scale": "base"},
-        }
-    )
+from support.study_fits import study
 
 
 class Record:
@@ -59,6 +38,7 @@ class Record:
         self.running: list[str] = []
         self.most_at_once = 0
         self.results: dict[str, Result] = {}
+        self.interruptions: list[tuple[str, str]] = []
         self.steps: dict[str, Steps] = {}
 
     def started(self, cell: Cell) -> None:
@@ -68,6 +48,10 @@ class Record:
     def ended(self, cell: Cell, result: Result) -> None:
         self.running.remove(cell.name)
         self.results[cell.levels["recipe"]] = result
+
+    def interrupted(self, cell: Cell, reason: str) -> None:
+        self.running.remove(cell.name)
+        self.interruptions.append((cell.levels["recipe"], reason))
 
     def refresh(self, steps: Mapping[str, Steps]) -> None:
         self.steps.update(steps)
@@ -80,6 +64,7 @@ def run(
     stop: threading.Event | None = None,
     threads: int = 1,
     keep_checkpoints: bool = True,
+    retries: int = 0,
 ) -> Record:
     record = Record()
     stop = stop or threading.Event()
@@ -87,12 +72,14 @@ def run(
         cells,
         Score(),
         directory,
+        LocalLauncher(),
         jobs,
         record,
         stop,
         threads,
-        study_fits.fit,
+        study_fits.FIT,
         keep_checkpoints=keep_checkpoints,
+        retries=retries,
     )
     return record
 
@@ -137,45 +124,6 @@ def test_jobs_run_at_once_with_the_threads_asked_for(tmp_path: Path, monkeypatch
     assert len({fact["pid"] for fact in facts} - {os.getpid()}) == 3
     assert min(fact["ended"] for fact in facts[:2]) > max(fact["began"] for fact in facts[:2])
     assert os.environ["OMP_NUM_THREADS"] == "5"
-
-
-def test_the_command_of_a_cell_is_complete() -> None:
-    (cell,) = study("well").cells()
-    assert fit_command(cell, Path("runs/example"), 3) == [
-        "fit",
-        "--trainer.enable_progress_bar=false",
-        "--ends=well",
-        "--seed_everything=0",
-        "--run.root=runs/example",
-        "--run.name=cells",
-        "--run.version=t-base-well-seed_0",
-        "--threads=3",
-    ]
-
-
-def finish(cell: Cell, directory: Path, status: str = FINISHED) -> None:
-    """Leave what a cell that ended leaves behind."""
-    place = directory / "cells" / cell.name
-    place.mkdir(parents=True)
-    curves = {"eval/episode_return": Curve([1], [1.0], [1.0])} if status == FINISHED else {}
-    write_result(
-        place, Result(cell.name, cell.arguments, fit_command(cell, directory, 1), status, curves=curves)
-    )
-
-
-def test_what_ended_is_not_repeated_unless_it_failed_and_that_is_asked_for(tmp_path: Path) -> None:
-    plan = study("well", "bad", "half", "new")
-    well, bad, half, new = plan.cells()
-    finish(well, tmp_path)
-    finish(bad, tmp_path, FAILED)
-    (tmp_path / "cells" / half.name).mkdir()
-
-    results = read_results(plan, tmp_path)
-
-    assert set(results) == {well.name, bad.name}
-    assert choose_cells(plan, results) == [half, new]
-    assert choose_cells(plan, results, retry_failed=True) == [bad, half, new]
-    assert choose_cells(plan, results, only={"recipe": ["new", "well"]}) == [new]
 
 
 def test_what_is_half_done_is_removed(tmp_path: Path) -> None:
@@ -254,76 +202,6 @@ def test_a_full_disk_ends_a_study_and_fails_no_cell(tmp_path: Path) -> None:
     assert {cell: result.status for cell, result in results.items()} == {"t-base-well-seed_0": FINISHED}
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def flock(*_: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-
-    expected = re.escape(f"cannot be locked ({os.strerror(number)})")
-    with pytest.raises(StorageFault, match=expected), locked(tmp_path / "a"):
-        pytest.fail("another study could be at work here")
-
-
-def test_a_finished_cell_with_other_arguments_is_refused(tmp_path: Path) -> None:
-    before, after = study("well", lr="1"), study("well", lr="2")
-    finish(before.cells()[0], tmp_path)
-
-    assert set(read_results(before, tmp_path)) == {"t-base-well-seed_0"}
-    expected = (
-        "'t-base-well-seed_0' was finished with other arguments: --lr=1 became --lr=2; .*cells/t-base-well"
-    )
-    with pytest.raises(UserError, match=expected):
-        read_results(after, tmp_path)
-    with pytest.raises(UserError, match="other arguments: --threads=1 became --threads=2; "):
-        read_results(before, tmp_path, threads=2)
-
-
-def test_new_levels_only_add_cells(tmp_path: Path) -> None:
-    finish(study("well").cells()[0], tmp_path)
-
-    larger = study("well", "other", seeds=2)
-
-    left = [cell.name for cell in choose_cells(larger, read_results(larger, tmp_path))]
-    assert left == ["t-base-other-seed_0", "t-base-well-seed_1", "t-base-other-seed_1"]
-
-
-def test_a_failed_cell_with_other_arguments_is_a_new_one(tmp_path: Path) -> None:
-    finish(study("well", lr="1").cells()[0], tmp_path, FAILED)
-
-    assert read_results(study("well", lr="2"), tmp_path) == {}
-
-
-def test_a_score_that_was_not_collected_is_told(tmp_path: Path) -> None:
-    plan = study("well")
-    finish(plan.cells()[0], tmp_path)
-    changed = Study(**{**vars(plan), "score": Score(tag="eval/accuracy")})
-
-    with pytest.raises(UserError, match="'eval/accuracy' was not collected"):
-        read_results(changed, tmp_path)
-
-
-def test_a_directory_belongs_to_one_study_at_a_time(tmp_path: Path) -> None:
-    with locked(tmp_path / "a"):
-        with (
-            pytest.raises(UserError, match=r"a study is running in '.*a'; wait for it"),
-            locked(tmp_path / "a"),
-        ):
-            pass
-        with locked(tmp_path / "b"):
-            pass
-    with locked(tmp_path / "a"):
-        pass
-
-
-def test_a_directory_that_cannot_be_made_is_told() -> None:
-    with pytest.raises(UserError, match="'/proc/runs' cannot be written"), locked(Path("/proc/runs")):
-        pass
-
-
 def test_a_stop_ends_the_workers_and_leaves_their_cells_unfinished(tmp_path: Path) -> None:
     cells = study("well", "never", "new").cells()
     stop = threading.Event()
@@ -348,7 +226,7 @@ def test_steps_of_a_running_cell_are_told(tmp_path: Path) -> None:
 
     (cell,) = study("never").cells()
     observer = Impatient()
-    run_cells([cell], Score(), tmp_path, 1, observer, stop, 1, study_fits.fit)
+    run_cells([cell], Score(), tmp_path, LocalLauncher(), 1, observer, stop, 1, study_fits.FIT)
 
     assert observer.steps == {cell.name: Steps(100, 200)}
     assert observer.results == {}
@@ -360,15 +238,17 @@ def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
         from pathlib import Path
         sys.path[:0] = {sys.path!r}
         from support import study_fits
-        from lit_gfs.study import execute
+        from lit_gfs.study.driver import run_cells
+        from lit_gfs.study.launchers import local
         from lit_gfs.study.plan import Cell, Score
         class Silent:
-            started = ended = refresh = lambda *_: None
-        execute.PRELOADED.clear()  # only for speed
+            started = ended = interrupted = refresh = lambda *_: None
+        local.PRELOADED.clear()  # only for speed
         cells = [Cell(name, {{}}, ["--ends=never", "--seed_everything=0"]) for name in ("a", "b")]
         if __name__ == "__main__":
             directory = Path({str(tmp_path)!r})
-            execute.run_cells(cells, Score(), directory, 2, Silent(), threading.Event(), 1, study_fits.fit)
+            launcher, stop = local.LocalLauncher(), threading.Event()
+            run_cells(cells, Score(), directory, launcher, 2, Silent(), stop, 1, study_fits.FIT)
     """
     (tmp_path / "program.py").write_text(textwrap.dedent(program))
     process = subprocess.Popen([sys.executable, tmp_path / "program.py"])
