@@ -335,6 +335,14 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["study", "--config=studies/smoke", "--threads=0"], r"threads is '0'; expected a whole number of at"),
     (["study", "--config=studies/smoke", "--finished=nowhere"], r"'nowhere' has no study.yaml; expected the"),
     (["study", "--config=studies/smoke", "--jobs=0"], r"jobs is '0'; expected a whole number of at least 1"),
+    (["search"], r"--config is missing; name a study"),
+    (["search", "--config=studies/smoke"], r"the study 'smoke' has no section search"),
+    (["search", "--config=studies/search_smok"], r"did you mean 'studies/search_smoke'"),
+    (["search", "--config=studies/search_smoke", "--trial=3"], r"--trial .*--trials"),
+    (
+        ["study", "--config=studies/search_smoke"],
+        r"recipe 'baseline_tuned' at scale 'base' has no choice yet",
+    ),
     # Options whose values are arguments of their own.
     ([*DQN, "--data.env_id", "CartPool-v1"], r"CartPool-v1.*did you mean .*CartPole-v1"),
     ([*DQN, "--data.num_env", "3"], r"data.num_env is no known key; did you mean 'num_envs'"),
