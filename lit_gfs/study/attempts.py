@@ -92,14 +92,15 @@ def forget_attempts(directory: Path) -> None:
 
 
 def clear_up(directory: Path, keep_checkpoints: bool) -> None:
-    """Remove the files with which an ended cell was run or could resume.
+    """Remove the files from which an ended cell could resume.
+
+    Its task stays, for a second process that may still wait in the queue of a cluster.
 
     Args:
         directory: The cell's directory.
         keep_checkpoints: Whether to keep the best and the last weights.
     """
     forget_attempts(directory)
-    (directory / TASK_NAME).unlink(missing_ok=True)
     for partial in directory.glob(f"{LEASE_NAME}.*"):
         partial.unlink()
     for place in (directory / SUPERSEDED, *directory.glob("replay*")):

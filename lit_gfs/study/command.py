@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import signal
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
@@ -28,8 +27,8 @@ from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
 from lit_gfs.study.factors import Where, matches, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
-from lit_gfs.study.launchers.gpu_shares import GpuShares, visible_devices
 from lit_gfs.study.launchers.local import LocalLauncher
+from lit_gfs.study.launchers.options import Choice, add_launcher_options, choose_launcher
 from lit_gfs.study.lock import locked
 from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.origin import (
@@ -56,18 +55,9 @@ def study_parser() -> ArgumentParser:
     parser = SubcommandParser(prog="lit_gfs study", description="Runs a grid of fits, and reports on it.")
     parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
     parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
-    parser.add_argument(
-        "--jobs",
-        type=PositiveInt | None,
-        help="Cells at a time; null: as many as there are CPU cores, or shares of the GPUs.",
-    )
+    add_launcher_options(parser)
     # A fixed number, not a share of the cores: results must not depend on the number of parallel cells.
     parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
-    parser.add_argument(
-        "--gpus",
-        type=PositiveFloat | None,
-        help="The part of a GPU that a cell needs, as in 0.25; null: cells share all GPUs without a limit.",
-    )
     parser.add_argument(
         "--retries",
         type=NonNegativeInt,
@@ -134,8 +124,7 @@ def run_study(options: Namespace) -> int:
         return _print_plan(study, only, directory, options, elsewhere)
     selected = [cell for cell in study.cells() if matches(cell.levels, only or {})]
     require_choices(study, selected, options.config, options.root)
-    gpus = None if options.gpus is None else GpuShares(options.gpus, visible_devices())
-    jobs = cells_at_a_time(options, gpus)
+    choice = choose_launcher(options)
     check_options(study)
     with (
         storage_faults(directory, "; what ended is kept, and the same command continues"),
@@ -144,19 +133,24 @@ def run_study(options: Namespace) -> int:
         results = read_results(study, directory, options.threads)
         parts = _take_over(directory, results, elsewhere)
         parts = continued(
-            parts, _command(options), {**environment(), "cells at a time": str(jobs), **_seeds(study)}
+            parts, _command(options), {**environment(), **described_launcher(choice), **_seeds(study)}
         )
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
         keep_choices(study, directory)
         write_origin(directory, parts)
-        with stopped_by_signals() as stop, _Tables(study, cells, results, jobs, directory, parts) as progress:
+        # Ray takes seconds to start.
+        launcher = choice.make(directory) if cells else LocalLauncher()
+        with (
+            stopped_by_signals() as stop,
+            _Tables(study, cells, results, choice, directory, parts) as progress,
+        ):
             run_cells(
                 cells,
                 study.score,
                 directory,
-                LocalLauncher(gpus),
-                jobs,
+                launcher,
+                choice.handed_over or len(cells),
                 progress,
                 stop,
                 options.threads,
@@ -217,11 +211,11 @@ class _Tables(StudyProgress):
         study: Study,
         cells: Sequence[Cell],
         results: dict[str, Result],
-        jobs: int,
+        choice: Choice,
         directory: Path,
         parts: Sequence[Part],
     ) -> None:
-        super().__init__(study, cells, results, jobs)
+        super().__init__(study, cells, results, choice.jobs, choice.queues)
         self._directory = directory
         self._parts = list(parts)
         self._written_at = time.monotonic()
@@ -239,26 +233,11 @@ class _Tables(StudyProgress):
         self._written_at = time.monotonic()
 
 
-def cells_at_a_time(options: Namespace, gpus: GpuShares | None) -> int:
-    """Return the number of cells at a time.
-
-    Raises:
-        UserError: If the GPUs do not hold so many.
-    """
-    if gpus is None:
-        return options.jobs or max(1, available_cores() // options.threads)
-    if options.jobs is not None and options.jobs > gpus.cells:
-        raise UserError(
-            f"--jobs is {options.jobs}; with --gpus {options.gpus:g}, all GPUs hold {gpus.cells} cells"
-        )
-    return options.jobs or min(gpus.cells, max(1, available_cores() // options.threads))
-
-
-def available_cores() -> int:
-    """Count the CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def described_launcher(choice: Choice) -> dict[str, str]:
+    """Describe for the report where the cells run."""
+    described = {"cells at a time": "as the cluster has room" if choice.jobs is None else str(choice.jobs)}
+    launcher = choice.options.launcher
+    return described if launcher == "local" else {"launcher": launcher, **described}
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ POLL_SECONDS = 0.5
 """Time between two looks at the request to stop."""
 LEASE_READ_SECONDS = 2.0
 RETRIES = 2
+EXPIRED = "its lease expired"
 
 
 class Observer(Protocol):
@@ -149,6 +150,8 @@ class Driver:
         self._waiting = deque(tasks)
         self._running: dict[str, Task] = {}
         self._watched: dict[str, Watched] = {}
+        self._dead: dict[str, Lease] = {}
+        """Leases of processes that are known, or taken, to be dead, by cell."""
         self._interruptions: Counter[str] = Counter()
         self._steps: dict[str, Steps] = {}
         self._leases_due = clock()
@@ -189,27 +192,46 @@ class Driver:
     def _adopt(self) -> None:
         """Watch the cells that are at work for an earlier driver, instead of starting them."""
         for task in list(self._waiting):
-            lease = self._files.lease(task.cell.name)
-            if lease is not None and not lease.is_surely_dead():
+            if self._is_at_work(task.cell.name):
                 self._waiting.remove(task)
                 self._observer.started(task.cell)
-                self._watch(task, "its lease expired", counts=False)
+                self._watch(task, EXPIRED, counts=False)
+
+    def _is_at_work(self, name: str) -> bool:
+        """Return whether there may be a process at work on a cell that has to start."""
+        lease, dead = self._files.lease(name), self._dead.get(name)
+        if lease is None or lease.is_surely_dead():
+            return False
+        return dead is None or (dead.owner, dead.beat) != (lease.owner, lease.beat)
 
     def _start(self) -> None:
         """Start as many cells as there is room for, all at once."""
         batch = []
         while self._waiting and len(self._running) + len(self._watched) < self._jobs:
             task = self._waiting.popleft()
+            name = task.cell.name
             self._observer.started(task.cell)
-            before = self._files.result(task.cell.name)
-            if before is not None and (before.status, before.arguments) == (FINISHED, task.cell.arguments):
-                self._observer.ended(task.cell, before)  # by a process that was taken for dead
+            if self._is_at_work(name):  # a process of an earlier driver has come out of a queue
+                self._watch(task, EXPIRED, counts=False)
+                continue
+            if (result := self._late_result(task)) is not None:
+                self._observer.ended(task.cell, result)
                 continue
             self._files.prepare(task)
-            self._running[task.cell.name] = task
+            self._running[name] = task
             batch.append(task)
         if batch:
             self._launcher.start(batch)
+
+    def _late_result(self, task: Task) -> Result | None:
+        """Return the result of a cell that has to start, if a process that was taken for dead wrote one.
+
+        The result of a cell that had failed before this driver began is to be replaced.
+        """
+        result = self._files.result(task.cell.name)
+        if result is None or result.arguments != task.cell.arguments:
+            return None
+        return result if result.status == FINISHED or task.cell.name in self._interruptions else None
 
     def _handle(self, ending: Ending, stop: threading.Event) -> None:
         task = self._running.pop(ending.cell)
@@ -265,6 +287,8 @@ class Driver:
     def _interrupt(self, task: Task, reason: str, counts: bool = True) -> None:
         """Start a cell again, or let it fail if that has been done often enough."""
         name = task.cell.name
+        if (lease := self._files.lease(name)) is not None:
+            self._dead[name] = lease
         self._interruptions[name] += counts
         times = self._interruptions[name]
         if times <= self._retries:

@@ -37,13 +37,22 @@ class StudyProgress:
         study: The plan.
         cells: The cells to run now.
         results: Results of earlier runs, by cell. The object updates them.
-        jobs: Number of parallel cells.
+        jobs: Number of parallel cells; ``None`` if a cluster decides that.
+        queues: Whether started cells wait in a queue until they have steps to tell.
     """
 
-    def __init__(self, study: Study, cells: Sequence[Cell], results: dict[str, Result], jobs: int) -> None:
+    def __init__(
+        self,
+        study: Study,
+        cells: Sequence[Cell],
+        results: dict[str, Result],
+        jobs: int | None,
+        queues: bool = False,
+    ) -> None:
         self.study = study
         self.results = results
         self.jobs = jobs
+        self._queues = queues
         self._cells = list(cells)
         self._left = {cell.name: cell for cell in cells}
         # Cells that differ only in the seed take about the same time.
@@ -76,7 +85,7 @@ class StudyProgress:
     def started(self, cell: Cell) -> None:
         """Note the start of a cell, and drop its earlier result."""
         self.results.pop(cell.name, None)
-        self._running[cell.name] = Running(time.monotonic())
+        self._running[cell.name] = Running(time.monotonic(), self._queues)
         self._has_news = True
 
     def interrupted(self, cell: Cell, reason: str) -> None:
@@ -91,7 +100,9 @@ class StudyProgress:
     def ended(self, cell: Cell, result: Result) -> None:
         """Print the result of a cell, and keep it in ``results``."""
         self.results[cell.name] = result
-        seconds = time.monotonic() - self._running.pop(cell.name).started_at
+        running = self._running.pop(cell.name)
+        # A cell that ends before it has told of any steps has come out of the queue unseen.
+        seconds = (result.wall_seconds or 0.0) if running.waits else running.seconds(time.monotonic())
         del self._left[cell.name]
         self._failed += result.status == FAILED
         parts = [f"{self._count()} {cell.name}", self._outcome(result), format_duration(seconds)]
@@ -137,9 +148,10 @@ class StudyProgress:
         left = {name: fmean(by_kind.get(self._alike[name], [overall])) for name in self._left}
         for name, running in self._running.items():
             own = running.seconds_left(now)
-            left[name] = max(0.0, left[name] - (now - running.started_at)) if own is None else own
+            left[name] = max(0.0, left[name] - running.seconds(now)) if own is None else own
         # A free job does not make the last cells faster.
-        return max(sum(left.values()) / self.jobs, max(left.values(), default=0.0))
+        jobs = self.jobs or max(1, sum(not running.waits for running in self._running.values()))
+        return max(sum(left.values()) / jobs, max(left.values(), default=0.0))
 
     def _plan(self) -> list[str]:
         """Say how many cells there are, and which have ended before."""
@@ -148,7 +160,8 @@ class StudyProgress:
         others = len(self._alike) - len(before) - len(self._left)
         counts = [f"{len(before) - failed} finished before", f"{failed} failed before", f"{others} left out"]
         known = [count for count in counts if not count.startswith("0 ")]
-        to_run = f"{len(self._left)} to run, {self.jobs} at a time"
+        at_a_time = f"{self.jobs} at a time" if self.jobs else "as many at a time as there is room for"
+        to_run = f"{len(self._left)} to run, {at_a_time}"
         lines = [f"{self.study.name}: {len(self._alike)} cells: {', '.join([*known, to_run])}"]
         if len(before) <= SHOWN_CELLS:
             lines += [f"before: {name} | {self._outcome(result)}" for name, result in before.items()]
@@ -178,7 +191,8 @@ class StudyProgress:
             print(f"{self._count()} running {shown} | {self._time_left()}", flush=True)
 
     def _described(self, now: float) -> list[str]:
-        shown = [running.described(name, now) for name, running in self._running.items()]
+        by_wait = sorted(self._running.items(), key=lambda item: item[1].waits)
+        shown = [running.described(name, now) for name, running in by_wait]
         more = [f"and {len(shown) - SHOWN_CELLS} more"] if len(shown) > SHOWN_CELLS else []
         return shown[:SHOWN_CELLS] + more
 

@@ -23,10 +23,12 @@ class Running:
 
     Args:
         now: Its start, in seconds of a monotonic clock.
+        queued: Whether it waits in a queue, and starts when it first tells its steps.
     """
 
-    def __init__(self, now: float) -> None:
-        self.started_at = now
+    def __init__(self, now: float, queued: bool = False) -> None:
+        self.waits = queued
+        self._started_at = now
         self.steps: Steps | None = None
         self._first = (now, 0)
 
@@ -34,7 +36,13 @@ class Running:
         """Note how far the run is. A resumed run begins above 0."""
         if self.steps is None:
             self._first = (now, steps.done)
+        if self.waits:
+            self.waits, self._started_at = False, now
         self.steps = steps
+
+    def seconds(self, now: float) -> float:
+        """Return the seconds since its start; 0 while it waits."""
+        return 0.0 if self.waits else now - self._started_at
 
     def seconds_in_all(self, now: float) -> float | None:
         """Estimate from its own speed the seconds of the whole run; ``None`` if that is not known yet."""
@@ -58,7 +66,7 @@ class Running:
     def __str__(self) -> str:
         """Write the steps, as in ``12,000/60,000 (20%)``."""
         if self.steps is None:
-            return "starting"
+            return "waiting" if self.waits else "starting"
         if self.steps.total is None:
             return f"{self.steps.done:,}"
         # A run is at 100% only when it has ended.
@@ -66,4 +74,4 @@ class Running:
 
     def described(self, name: str, now: float) -> str:
         """Write the cell's name, its steps and its time so far."""
-        return f"{name} {self}, {format_duration(now - self.started_at)}"
+        return f"{name} {self}, {format_duration(self.seconds(now))}"

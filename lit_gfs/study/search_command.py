@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
@@ -20,12 +20,12 @@ from lit_gfs.errors import UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.study.cells import fit_command
 from lit_gfs.study.choices import CHOSEN_NAME
-from lit_gfs.study.command import cells_at_a_time, storage_faults
+from lit_gfs.study.command import described_launcher, storage_faults
 from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
 from lit_gfs.study.factors import read_where
-from lit_gfs.study.launchers.gpu_shares import GpuShares, visible_devices
 from lit_gfs.study.launchers.local import LocalLauncher
+from lit_gfs.study.launchers.options import Choice, add_launcher_options, choose_launcher
 from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.plan import Study
 from lit_gfs.study.search_section import SEARCH_DIRECTORY, Pair, Search
@@ -50,17 +50,8 @@ def search_parser() -> ArgumentParser:
         type=PositiveInt | None,
         help="Trials for each recipe and scale, of all processes together; null: as the study says.",
     )
-    parser.add_argument(
-        "--jobs",
-        type=PositiveInt | None,
-        help="Cells at a time in this process; null: as many as there are CPU cores.",
-    )
+    add_launcher_options(parser)
     parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
-    parser.add_argument(
-        "--gpus",
-        type=PositiveFloat | None,
-        help="The part of a GPU that a cell needs, as in 0.25; null: cells share all GPUs without a limit.",
-    )
     parser.add_argument(
         "--retries",
         type=NonNegativeInt,
@@ -140,23 +131,24 @@ def run_search(options: Namespace) -> int:
     from lit_gfs.study.trial_storage import Storage, hidden_password
     from lit_gfs.study.trials import Trials
 
+    choice = choose_launcher(options)
     for probe in probes(study):
         check_options(probe)
-    gpus = None if options.gpus is None else GpuShares(options.gpus, visible_devices())
-    jobs = cells_at_a_time(options, gpus)
     with storage_faults(directory, "; what ended is kept, and the same command continues"):
         storage = Storage(directory / SEARCH_DIRECTORY, options.storage)
+        if options.launcher == "slurm":
+            storage.hold(options.launcher)  # the end of one process would cancel the jobs of the others
         trials = {
             pair: Trials(storage, study.name, pair, search, _plan(study, pair, options.threads))
             for pair in pairs
         }
         command = _command(options, hidden_password(options.storage) if options.storage else None)
-        versions = {**environment(), "cells at a time": str(jobs)}
+        versions = {**environment(), **described_launcher(choice)}
         target = options.trials or search.trials
         run = SearchRun(study, directory, storage, trials, here, target, command, versions)
         with stopped_by_signals() as stop:
             try:
-                _search(run, jobs, gpus, stop, options)
+                _search(run, choice, stop)
             finally:
                 left = len(run.active)
                 run.release()
@@ -176,22 +168,24 @@ def _require_packages() -> None:
             )
 
 
-def _search(run: SearchRun, jobs: int, gpus: GpuShares | None, stop: StopRequest, options: Namespace) -> None:
+def _search(run: SearchRun, choice: Choice, stop: StopRequest) -> None:
     """Run the cells of all trials, round by round.
 
     Every recipe and scale has one trial at a time, so that its suggestions do not depend on the jobs.
     """
-    progress = run.progress(jobs)
+    options = choice.options
+    progress = run.progress(choice.jobs, choice.queues)
     run.claim(progress)
     with progress:
         while run.active and not stop.is_set():
-            cells = run.next_cells(progress.results, jobs)
+            # A cluster decides itself how many cells run; one seed at a time leaves the most to prune.
+            cells = run.next_cells(progress.results, choice.jobs or 1)
             run_cells(
                 cells,
                 run.study.score,
                 run.place,
-                LocalLauncher(gpus),
-                jobs,
+                choice.make(run.place) if cells else LocalLauncher(),
+                choice.handed_over or max(1, len(cells)),
                 progress,
                 stop,
                 options.threads,

@@ -20,16 +20,23 @@ class SearchProgress(StudyProgress):
     Args:
         study: The trials as a study, from `lit_gfs.study.tuning.trial_study`.
         cells: The cells of the trials that are left.
-        jobs: Number of parallel cells.
+        jobs: Number of parallel cells; ``None`` if a cluster decides that.
         trials: Number of trials for each recipe and scale.
         ended: Number of trials that ended before, by recipe and scale.
+        queues: Whether started cells wait in a queue until they have steps to tell.
     """
 
     def __init__(
-        self, study: Study, cells: Sequence[Cell], jobs: int, trials: int, ended: Mapping[Pair, int]
+        self,
+        study: Study,
+        cells: Sequence[Cell],
+        jobs: int | None,
+        trials: int,
+        ended: Mapping[Pair, int],
+        queues: bool = False,
     ) -> None:
         results: dict[str, Result] = {}
-        super().__init__(study, cells, results, jobs)
+        super().__init__(study, cells, results, jobs, queues)
         # Cells of other trials take about the same time.
         self._alike = {cell.name: _kind(cell) for cell in study.cells()}
         self._trials = trials
@@ -77,10 +84,11 @@ class SearchProgress(StudyProgress):
     def _plan(self) -> list[str]:
         planned = self._trials * len(self._ended)
         before = sum(self._ended.values())
+        at_once = f"{self.jobs} at a time" if self.jobs else "as the cluster has room"
         known = f", {before} ended before" * (before > 0)
         return [
             f"{self.study.name}: a search of {len(self._ended)} recipes and scales with {self._trials} "
-            f"trials each: {planned} trials{known}, {len(self._left)} cells to run, {self.jobs} at a time"
+            f"trials each: {planned} trials{known}, {len(self._left)} cells to run, {at_once}"
         ]
 
 

@@ -69,8 +69,13 @@ class SearchRun:
         """The directory of the search."""
         return self.directory / SEARCH_DIRECTORY
 
-    def progress(self, jobs: int) -> SearchProgress:
-        """Make the progress of the trials that are left."""
+    def progress(self, jobs: int | None, queues: bool = False) -> SearchProgress:
+        """Make the progress of the trials that are left.
+
+        Args:
+            jobs: Number of parallel cells; ``None`` if a cluster decides that.
+            queues: Whether started cells wait in a queue.
+        """
         planned = trial_study(self.study, {number: {} for number in range(self.target)})
         ended = {
             pair: {trial.number for trial in trials.all() if trial.state != RUNNING}
@@ -84,9 +89,8 @@ class SearchRun:
             for block in trial_blocks(self.study, pair, number, {})
             for cell in block.cells
         ]
-        return SearchProgress(
-            planned, cells, jobs, self.target, {pair: len(numbers) for pair, numbers in ended.items()}
-        )
+        counts = {pair: len(numbers) for pair, numbers in ended.items()}
+        return SearchProgress(planned, cells, jobs, self.target, counts, queues)
 
     def claim(self, progress: SearchProgress) -> None:
         """Claim a trial for each recipe and scale that has none here, and take over what it did before."""

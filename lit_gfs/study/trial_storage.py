@@ -54,6 +54,21 @@ class Storage:
         with self._lock:
             yield
 
+    def hold(self, launcher: str) -> None:
+        """Keep other processes with the same launcher out of this directory, until this process ends.
+
+        Raises:
+            UserError: If there is one.
+        """
+        self._held = filelock.FileLock(self.locks / f"{launcher}.lock")
+        try:
+            self._held.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise UserError(
+                f"a search with --launcher {launcher} is running in '{self.directory}'; one is enough, "
+                "because its jobs run at the same time"
+            ) from error
+
     def _open(self, url: str | None) -> optuna.storages.BaseStorage:
         if url is None:
             backend = JournalFileBackend(str(self.directory / JOURNAL_NAME))

@@ -15,7 +15,7 @@ from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import StorageFault, TrainingDiverged, UserError
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.attempts import Attempt, begin_attempt, clear_up, seconds_in
-from lit_gfs.study.collect import Result, read_events, write_result
+from lit_gfs.study.collect import Result, read_events, read_result, write_result
 from lit_gfs.study.lease import HeldLease, LeaseLost
 from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.study.task import Task, imported
@@ -106,6 +106,8 @@ def work(task: Task, tell_fault: Callable[[str], None]) -> int:
                 os._exit(128 + signal.SIGTERM)
 
             signal.signal(signal.SIGTERM, end)
+            if read_result(directory) is not None:
+                return 0  # this process waited in a queue, while another one ran the cell
             _run(task, directory, lease)
     except LeaseLost:
         return LeaseLost.status

@@ -20,7 +20,7 @@ import pytest
 from lit_gfs.errors import StorageFault
 from lit_gfs.study.attempts import begin_attempt, forget_attempts, prepare
 from lit_gfs.study.cells import choose_cells, fit_command, read_results
-from lit_gfs.study.collect import Result, read_result
+from lit_gfs.study.collect import read_result
 from lit_gfs.study.driver import run_cells
 from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.plan import Cell, Score
@@ -28,33 +28,9 @@ from lit_gfs.study.running import Steps
 from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.utils.checksummed_files import write_checksummed
 from support import study_fits
+from support.processes import is_alive, wait_for
 from support.study_fits import study
-
-
-class Record:
-    """Keeps what it is told about cells."""
-
-    def __init__(self) -> None:
-        self.running: list[str] = []
-        self.most_at_once = 0
-        self.results: dict[str, Result] = {}
-        self.interruptions: list[tuple[str, str]] = []
-        self.steps: dict[str, Steps] = {}
-
-    def started(self, cell: Cell) -> None:
-        self.running.append(cell.name)
-        self.most_at_once = max(self.most_at_once, len(self.running))
-
-    def ended(self, cell: Cell, result: Result) -> None:
-        self.running.remove(cell.name)
-        self.results[cell.levels["recipe"]] = result
-
-    def interrupted(self, cell: Cell, reason: str) -> None:
-        self.running.remove(cell.name)
-        self.interruptions.append((cell.levels["recipe"], reason))
-
-    def refresh(self, steps: Mapping[str, Steps]) -> None:
-        self.steps.update(steps)
+from support.study_record import Record
 
 
 def run(
@@ -164,8 +140,29 @@ def test_a_cell_that_was_killed_goes_on_from_its_last_checkpoint(
     assert result.wall_seconds == pytest.approx(spent + 0.2, abs=5)
     assert result.cpu_seconds is None  # the killed attempt left no record of its own
     assert result.curves["eval/episode_return"].seconds == pytest.approx([spent, spent + 1], abs=0.1)
-    left = {path.name for path in place.iterdir()} - {"log.txt", "result.json", "facts.json"}
+    left = {path.name for path in place.iterdir()} - {"log.txt", "result.json", "facts.json", "task.json"}
     assert {name for name in left if "tfevents" not in name} == ({"last.ckpt"} if keep_checkpoints else set())
+
+
+def test_a_killed_cell_starts_again_by_itself(tmp_path: Path) -> None:
+    (cell,) = study("kill once").cells()
+
+    record = run([cell], tmp_path, retries=1)
+
+    assert record.results["kill once"].status == FINISHED
+    assert record.interruptions == [("kill once", "killed by SIGKILL (out of memory?)")]
+    place = tmp_path / "cells" / cell.name
+    assert facts_of(place)["command"][-1] == f"--ckpt_path={place}/last.ckpt"
+
+
+def test_a_cell_that_is_killed_again_and_again_fails(tmp_path: Path) -> None:
+    record = run(study("kill", "well").cells(), tmp_path, retries=2)
+
+    assert len(record.interruptions) == 2
+    assert record.results["kill"].status == FAILED
+    expected = "killed by SIGKILL (out of memory?) 3 times: a fit that ends with kill"
+    assert record.results["kill"].error == expected
+    assert record.results["well"].status == FINISHED
 
 
 @pytest.mark.parametrize("change", ["arguments", "checkpoint", "error"])
@@ -265,18 +262,3 @@ def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, pids))
-
-
-def wait_for(path: Path, seconds: float = 180.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not (path.is_file() and path.read_text()):
-        assert time.monotonic() < deadline, path
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -96,6 +96,32 @@ def test_every_cell_gets_one_plain_line(clock: list[float], capsys: pytest.Captu
     assert set(results) == {first.name, second.name}
 
 
+def test_cells_in_the_queue_of_a_cluster_wait_and_take_no_time(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = study(seeds=1)
+    first, second = plan.cells()
+    with StudyProgress(plan, [first, second], {}, jobs=None, queues=True) as progress:
+        progress.started(first)
+        progress.started(second)
+        clock[0] = 1000  # in the queue
+        progress.refresh({second.name: Steps(0, 100)})
+        clock[0] = 1010
+        progress.refresh({second.name: Steps(10, 100)})
+        assert progress.seconds_left() == pytest.approx(90 + 100)  # one runs at a time, as far as can be seen
+        clock[0] = 1100
+        progress.ended(second, finished(second, 100))
+        progress.ended(first, finished(first, 7))  # unseen
+
+    assert capsys.readouterr().out.splitlines() == [
+        "example: 2 cells: 2 to run, as many at a time as there is room for",
+        f"0/2 running {second.name} 0/100 (0%), 0:00; {first.name} waiting, 0:00 | -:-- left",
+        f"0/2 running {second.name} 10/100 (10%), 0:10; {first.name} waiting, 0:00 | 3:10 left",
+        f"1/2 {second.name} | 1.00 | 1:40 | 1:40 left",
+        f"2/2 {first.name} | 1.00 | 0:07 | done",
+    ]
+
+
 def test_a_running_cell_is_shown_before_it_ends(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

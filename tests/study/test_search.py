@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.study import command, search_command
+from lit_gfs.study.launchers import options
 from lit_gfs.study.search_section import Pair, Search
 from lit_gfs.study.trial_storage import Storage, hidden_password
 from lit_gfs.study.trials import Trials
@@ -59,8 +61,8 @@ TABLES = Path("runs/found")
 @pytest.fixture(autouse=True)
 def _directory_with_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "LocalLauncher", InThisProcess)
     for module in (command, search_command):
-        monkeypatch.setattr(module, "LocalLauncher", InThisProcess)
         monkeypatch.setattr(module, "check_options", lambda study: None)  # no parser knows these
     write()
 
@@ -304,6 +306,10 @@ def test_only_the_free_trials_of_this_directory_are_claimed(tmp_path: Path) -> N
     assert first is not None
     claims = [same.claim(3), other.claim(3), other.claim(3), here.claim(3)]
     assert [claim and claim.number for claim in claims] == [1, 2, None, None]
+    storage = Storage(tmp_path / "here", url)
+    storage.hold("slurm")
+    with pytest.raises(UserError, match="a search with --launcher slurm is running"):
+        Storage(tmp_path / "here", url).hold("slurm")
     first.release()
     assert other.claim(3) is None
     again = same.claim(3)

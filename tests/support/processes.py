@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -76,6 +77,23 @@ def _main(commands: list[list[str]], directory: Path, setup: Any) -> None:
         setup()
     for arguments in commands:
         main(arguments)
+
+
+def wait_for(path: Path, seconds: float = 180.0) -> None:
+    """Wait until a file has content."""
+    deadline = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text()):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def killed_while(function: Callable[[], Any], moment: int) -> int | None:

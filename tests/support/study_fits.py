@@ -15,7 +15,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.plan import Study, read_study
+from lit_gfs.study import lease
+from lit_gfs.study.cells import CELLS_DIRECTORY, fit_command
+from lit_gfs.study.plan import Cell, Score, Study, read_study
+from lit_gfs.study.task import Task
 from lit_gfs.study.worker import Fitted, Tell
 from lit_gfs.utils.checksummed_files import write_checksummed
 
@@ -37,6 +40,21 @@ def study(*ends: str, seeds: int = 1, **options: str) -> Study:
             },
             "compare": {"baseline": ends[0], "base_scale": "base"},
         }
+    )
+
+
+def make_task(cell: Cell, directory: Path) -> Task:
+    """Make the task of a cell with such a fit, as the driver does."""
+    return Task(
+        cell=cell,
+        command=fit_command(cell, directory, 1),
+        directory=directory / CELLS_DIRECTORY / cell.name,
+        score=Score(),
+        keep_checkpoints=True,
+        environment={"OMP_NUM_THREADS": "1"},
+        working_directory=Path.cwd(),
+        launcher="test",
+        fit=FIT,
     )
 
 
@@ -63,6 +81,7 @@ def write_events(
 
 def fit(command: list[str], tell: Tell) -> Fitted:
     """Do what ``--ends`` says; write down when, how and with what the fit ran."""
+    lease.RENEWAL_SECONDS = 0.1  # for speed
     tell(100, 200)
     began = time.time()
     directory, ends = run_directory(command), option(command, "ends")
@@ -87,6 +106,10 @@ def fit(command: list[str], tell: Tell) -> Fitted:
         write_checksummed(CHECKPOINT, directory / "previous.ckpt")
         write_checksummed({}, directory / "replay" / "replay_000000000000-000000000001.pt")
         os.kill(os.getpid(), signal.SIGKILL)
+    if ends == "lost once" and not any(argument.startswith("--ckpt_path=") for argument in command):
+        write_checksummed(CHECKPOINT, directory / "last.ckpt")
+        (directory / "parent").write_text(str(os.getppid()))
+        time.sleep(600)
     if ends == "silence":
         curves = {"train/episode_return": [(100, 1.0)]}
     if ends == "nan":
@@ -94,6 +117,10 @@ def fit(command: list[str], tell: Tell) -> Fitted:
     if ends == "never":
         (directory / "pid").write_text(str(os.getpid()))
         time.sleep(600)
+    if ends == "wait":  # for the file that lets it go on
+        (directory / "pid").write_text(str(os.getpid()))
+        while not (directory.parent / "go").exists():
+            time.sleep(0.01)
     if ends == "together":
         (directory / "begun").touch()
         while len(list(directory.parent.glob("*/begun"))) < 2 and time.time() < began + 30:
@@ -103,8 +130,10 @@ def fit(command: list[str], tell: Tell) -> Fitted:
     facts = {
         "began": began,
         "ended": time.time(),
-        "threads": os.environ["OMP_NUM_THREADS"],
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "pid": os.getpid(),
+        "slurm": [name for name in os.environ if name.startswith("SLURM_")],
         "command": command,
     }
     (directory / "facts.json").write_text(json.dumps(facts))
