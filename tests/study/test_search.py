@@ -212,6 +212,20 @@ def test_a_killed_search_goes_on_to_the_same_trials() -> None:
     ]
 
 
+def test_a_failed_cell_of_an_unfinished_trial_is_not_run_again() -> None:
+    write(factors__task__t__options={"waits": "seed_103-trial_0", "fails_below": 1})
+    process = start([*BASE, "--jobs=1"])
+    wait_until(lambda: Path("began.txt").exists() and began()[-1].endswith("seed_103-trial_0"))
+    process.kill()
+    process.join()
+    Path("go").touch()
+
+    assert stopped([*BASE, "--trials=1"]) == 1
+
+    assert Counter(began()) == {"t-base-tuned-seed_102-trial_0": 1, "t-base-tuned-seed_103-trial_0": 2}
+    assert trials()[0]["failed_cells"] == "2"
+
+
 def test_a_signal_keeps_what_ended_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     write(factors__task__t__options__waits="seed_102-trial_1")
 
