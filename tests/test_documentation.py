@@ -54,6 +54,9 @@ def shortened(command: str) -> str:
         return shortened(command.replace("--model.compile true", "--model.compile false"))
     if command.startswith(("configs", "report", "diagnose", "compare")):
         return command
+    if command.startswith("search"):
+        shortening = "--dry_run true" if "--config studies/" in command else "--trials 1"
+        return f"{command.removesuffix(' &')} {shortening}"
     if command.startswith("study"):
         return f"{command} --dry_run true" if "--config studies/" in command else command
     if command.startswith(("validate", "test ")):
@@ -69,12 +72,16 @@ def shortened(command: str) -> str:
     return f"{command} {REPLAY}"
 
 
-def short_study() -> str:
-    """Return the page's own study with cells that end within seconds."""
+def short_study(has_search: bool) -> str:
+    """Return the pages' own study, with their search, with cells that end within seconds."""
     study = next(yaml.safe_load(block) for language, block in blocks("docs/study.md") if language == "yaml")
     options = dict(option.removeprefix("--").split("=") for option in LABELS.split())
     study["when"].append({"where": {"task": list(study["factors"]["task"])}, "options": options})
     study["factors"]["seed"] = study["factors"]["seed"][:1]
+    if has_search:
+        study |= next(
+            yaml.safe_load(block) for language, block in blocks("docs/search.md") if language == "yaml"
+        )
     return yaml.safe_dump(study, sort_keys=False)
 
 
@@ -82,7 +89,7 @@ def short_study() -> str:
 def test_every_command_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"gamma": 0.9}}}))
-    Path("my_study.yaml").write_text(short_study())
+    Path("my_study.yaml").write_text(short_study(page == "docs/search.md"))
 
     write_cifar10(tmp_path / "data/cifar-10-batches-bin")
 

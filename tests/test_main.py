@@ -59,6 +59,7 @@ WITHOUT_TORCH = [
     ["compare", "--help"],
     ["study", "--help"],
     ["study", "--config", "studies/smoke", "--dry_run"],
+    ["search", "--config", "studies/search_smoke", "--dry_run"],
     ["study", "--config", "studies/smoek"],
 ]
 

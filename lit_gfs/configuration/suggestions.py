@@ -24,6 +24,8 @@ _COMMANDS = {
     "list": "configs",
     "show": "configs",
     "sweep": "study",
+    "tune": "search",
+    "optimize": "search",
     "plot": "report",
     "diff": "compare",
     "help": "--help",

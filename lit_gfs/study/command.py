@@ -21,10 +21,11 @@ from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.cells import choose_cells, fit_command, read_results
+from lit_gfs.study.choices import keep_choices, require_choices, search_command, with_choices, without_choice
 from lit_gfs.study.collect import Result, make_table
 from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
-from lit_gfs.study.factors import Where, read_where
+from lit_gfs.study.factors import Where, matches, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
 from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.launchers.options import Choice, add_launcher_options, choose_launcher
@@ -114,23 +115,29 @@ def run_study(options: Namespace) -> int:
         raise UserError("--config is missing; name a study, as in: study --config studies/smoke")
     require_directory("--root", options.root)
     study = Study.load(find_config(options.config))
-    only = read_where(options.only, study.factors, "--only") if options.only else None
     directory = Path(options.root) / study.name
+    study = with_choices(study, directory, options.finished or ())
+    only = read_where(options.only, study.factors, "--only") if options.only else None
     elsewhere = [read_elsewhere(study, name, options.threads) for name in options.finished or ()]
     if options.dry_run:
         check_configs(study)
         return _print_plan(study, only, directory, options, elsewhere)
+    selected = [cell for cell in study.cells() if matches(cell.levels, only or {})]
+    require_choices(study, selected, options.config, options.root)
     choice = choose_launcher(options)
     check_options(study)
     with (
-        _storage_faults(directory, "; what ended is kept, and the same command continues"),
+        storage_faults(directory, "; what ended is kept, and the same command continues"),
         locked(directory) as is_lost,
     ):
         results = read_results(study, directory, options.threads)
         parts = _take_over(directory, results, elsewhere)
-        parts = continued(parts, _command(options), {**environment(), **_described(choice)})
+        parts = continued(
+            parts, _command(options), {**environment(), **described_launcher(choice), **_seeds(study)}
+        )
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
+        keep_choices(study, directory)
         write_origin(directory, parts)
         # Ray takes seconds to start.
         launcher = choice.make(directory) if cells else LocalLauncher()
@@ -169,7 +176,7 @@ def run_report(options: Namespace) -> int:
         StorageFault: If a file cannot be written or read.
     """
     directory = require_tables(options.directory)
-    with _storage_faults(directory):
+    with storage_faults(directory):
         _report(directory)
     return 0
 
@@ -226,7 +233,7 @@ class _Tables(StudyProgress):
         self._written_at = time.monotonic()
 
 
-def _described(choice: Choice) -> dict[str, str]:
+def described_launcher(choice: Choice) -> dict[str, str]:
     """Describe for the report where the cells run."""
     described = {"cells at a time": "as the cluster has room" if choice.jobs is None else str(choice.jobs)}
     launcher = choice.options.launcher
@@ -234,7 +241,7 @@ def _described(choice: Choice) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
+def storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
     """Turn errors of the storage into a `StorageFault` with one line."""
     try:
         yield
@@ -283,11 +290,25 @@ def _command(options: Namespace) -> str:
     return shlex.join([*command, *trust_options(options.trust)])
 
 
+def _seeds(study: Study) -> dict[str, str]:
+    """Say which seeds tuned the options of recipes, and which confirm them."""
+    if study.search is None:
+        return {}
+    return {
+        "seeds that tuned": ", ".join(map(str, study.search.seeds)),
+        "seeds that confirm": ", ".join(study.factors["seed"]),
+    }
+
+
 def _print_plan(
     study: Study, only: Where | None, directory: Path, options: Namespace, elsewhere: Sequence[Elsewhere]
 ) -> int:
     results = {name: result for each in needed({}, elsewhere) for name, result in each.results.items()}
-    for cell in choose_cells(study, results, only, options.retry_failed):
+    cells = choose_cells(study, results, only, options.retry_failed)
+    if searched := without_choice(study, cells):
+        first = search_command(options.config, options.root)
+        print(f"# {len(searched)} cells get more options, of a search that has not ended: {first}")
+    for cell in cells:
         command = fit_command(cell, directory, options.threads, options.trust)
         print(f"# {cell.name}", f"python -m lit_gfs {shlex.join(command)}", sep="\n")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,11 @@ def _read_seeds(seeds: Any) -> dict[str, Level]:
     valid = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not valid or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"factors.seed is {seeds!r}; expected a list of different numbers, such as [0, 1, 2]")
+    return as_seeds(seeds)
+
+
+def as_seeds(seeds: Sequence[int]) -> dict[str, Level]:
+    """Make levels of seeds."""
     return {str(seed): Level(options={"seed_everything": seed}) for seed in seeds}
 
 

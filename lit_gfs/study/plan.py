@@ -21,6 +21,7 @@ import yaml
 from lit_gfs.configuration.config_trust import take_trust
 from lit_gfs.errors import UserError
 from lit_gfs.study.factors import Factors, Where, matches, read_factors, read_where
+from lit_gfs.study.search_section import Search, read_search
 from lit_gfs.study.sections import check_known, read_section
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.yaml_files import read_yaml
@@ -106,6 +107,7 @@ class Study:
         skip: Cells to leave out.
         compare: The comparisons.
         keep_checkpoints: Whether to keep the best and the last weights of every ended cell.
+        search: The search for options of its recipes, on other seeds, and the choices so far.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Study:
     skip: list[Where]
     compare: Compare
     keep_checkpoints: bool = True
+    search: Search | None = None
 
     @staticmethod
     def load(path: Path) -> Study:
@@ -142,6 +145,8 @@ class Study:
         }
         content["factors"]["seed"] = [int(seed) for seed in self.factors["seed"]]
         content["when"] = [{"where": dict(rule.where), "options": rule.options} for rule in self.when]
+        if self.search is None:
+            del content["search"]
         with replacing_text(path) as file:
             yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True, width=110)
 
@@ -167,7 +172,7 @@ class Study:
     def _arguments(self, levels: Mapping[str, str]) -> list[str]:
         chosen = [self.factors[factor][name] for factor, name in levels.items()]
         options = [level.options for level in chosen]
-        options += [rule.options for rule in self.when if matches(levels, rule.where)]
+        options += [rule.options for rule in [*self._chosen(), *self.when] if matches(levels, rule.where)]
         arguments = [
             *(f"--config={config}" for level in chosen for config in level.configs),
             *(f"--{key}={_as_text(value)}" for group in options for key, value in group.items()),
@@ -175,6 +180,13 @@ class Study:
         if take_trust(arguments)[1]:
             raise UserError("trust cannot be an option in a study; type it, as in: study --trust my_package")
         return arguments
+
+    def _chosen(self) -> list[When]:
+        """Return the options that a search chose as rules, which go before those of ``when``."""
+        choices = self.search.chosen if self.search else []
+        return [
+            When({"recipe": [choice.recipe], "scale": [choice.scale]}, choice.options) for choice in choices
+        ]
 
 
 def read_study(content: Any) -> Study:
@@ -190,6 +202,8 @@ def read_study(content: Any) -> Study:
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise UserError(f"name is {name!r}; expected the name of a directory, of letters, digits, - and _")
     factors = read_factors(content.get("factors"))
+    compare = read_section(Compare, content.get("compare"), "compare")
+    check_known(compare.tuned_on, factors["task"], "task", "compare.tuned_on")
     study = Study(
         name=name,
         description=str(content.get("description") or ""),
@@ -203,8 +217,9 @@ def read_study(content: Any) -> Study:
             read_where(where, factors, f"skip[{index}]")
             for index, where in enumerate(_read_list(content.get("skip"), "skip"))
         ],
-        compare=read_section(Compare, content.get("compare"), "compare"),
+        compare=compare,
         keep_checkpoints=content.get("keep_checkpoints", True),
+        search=read_search(content.get("search"), factors, compare.tuned_on),
     )
     if not isinstance(study.keep_checkpoints, bool):
         raise UserError(f"keep_checkpoints is {study.keep_checkpoints!r}; expected true or false")
@@ -216,7 +231,7 @@ def read_study(content: Any) -> Study:
                 f"compare.tuned_baseline is {tuned!r}, as compare.baseline; expected another recipe"
             )
     check_known([study.compare.base_scale], factors["scale"], "scale", "compare.base_scale")
-    check_known(study.compare.tuned_on, factors["task"], "task", "compare.tuned_on")
+    _check_searched(study)
     count = math.prod(len(levels) for levels in factors.values())
     if count > MAX_CELLS:
         raise UserError(f"factors span {count:,} cells; expected at most {MAX_CELLS:,}")
@@ -226,6 +241,20 @@ def read_study(content: Any) -> Study:
     if twice := [name for name, times in names.items() if times > 1]:
         raise UserError(f"two cells are called {min(twice)!r}; expected levels whose names differ in letters")
     return study
+
+
+def _check_searched(study: Study) -> None:
+    """Refuse a rule of ``when`` that would override a searched option."""
+    for recipe, space in study.search.recipes.items() if study.search else ():
+        for index, rule in enumerate(study.when):
+            if recipe not in rule.where.get("recipe", [recipe]):
+                continue
+            for option in space:
+                if any(option == key or option.startswith(f"{key}.") for key in rule.options):
+                    raise UserError(
+                        f"search.recipes.{recipe}: when[{index}] sets {option!r} and goes before the search; "
+                        "expected it in one of them"
+                    )
 
 
 def _read_score(content: Any) -> Score:

@@ -14,6 +14,8 @@ from lit_gfs.study.page import details, page, picture, section, table
 from lit_gfs.study.panels import data_uri
 from lit_gfs.study.plan import Study
 from lit_gfs.study.report_overview import overview_section, verdict_section
+from lit_gfs.study.report_search import TITLE as SEARCH_TITLE
+from lit_gfs.study.report_search import search_section
 from lit_gfs.study.report_tables import headline_section, runs_section
 from lit_gfs.study.summary import Summary
 from lit_gfs.study.table import FAILED, MISSING, GradientNorms, Table
@@ -48,6 +50,7 @@ def write_report(
         "curves": "Learning curves",
         "headline": "Headline figures",
         "runs": "Runs",
+        **({"search": SEARCH_TITLE} if study.search else {}),
         "gradients": "Gradient flow",
         "failures": "Failures",
         "provenance": "Provenance",
@@ -74,6 +77,7 @@ def write_report(
         _curves(summary, contents["curves"]),
         headline_section(summary, contents["headline"]),
         runs_section(summary, contents["runs"]),
+        search_section(study),
         _gradients(study, table, summary, contents["gradients"]),
         _failures(summary, contents["failures"]),
         _provenance(directory, summary, parts, contents["provenance"]),

@@ -16,15 +16,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _are_whole(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int for value in values)
+
+
 _EXPECTED: dict[Any, tuple[Callable[[Any], bool], str]] = {
     str: (lambda value: isinstance(value, str), "text"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (lambda value: type(value) is int, "a whole number"),
     float: (_is_number, "a number"),
     float | None: (lambda value: value is None or _is_number(value), "a number or null"),
     list[str]: (
         lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
         "a list of names",
     ),
+    list[int]: (_are_whole, "a list of whole numbers"),
     dict[str, Any]: (lambda value: isinstance(value, dict), "keys with a value each"),
 }
 

@@ -350,6 +350,14 @@ COMMANDS: list[tuple[list[str], str]] = [
         r"--slurm.tim is no parameter of submitit; .*did you mean 'time'",
     ),
     (["study", "--config=studies/smoke", "--gpus=2"], r"--gpus is 2; expected the part of a GPU that a cell"),
+    (["search"], r"--config is missing; name a study"),
+    (["search", "--config=studies/smoke"], r"the study 'smoke' has no section search"),
+    (["search", "--config=studies/search_smok"], r"did you mean 'studies/search_smoke'"),
+    (["search", "--config=studies/search_smoke", "--trial=3"], r"--trial .*--trials"),
+    (
+        ["study", "--config=studies/search_smoke"],
+        r"recipe 'baseline_tuned' at scale 'base' has no choice yet",
+    ),
     # Options whose values are arguments of their own.
     ([*DQN, "--data.env_id", "CartPool-v1"], r"CartPool-v1.*did you mean .*CartPole-v1"),
     ([*DQN, "--data.num_env", "3"], r"data.num_env is no known key; did you mean 'num_envs'"),
