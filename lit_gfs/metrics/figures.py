@@ -158,7 +158,7 @@ def norm_pixels(cells: np.ndarray, colours: ScalarMappable) -> np.ndarray:
 
 
 def power_of_ten(exponent: float) -> str:
-    """Write ``10⁻³`` for -3, rounded; Matplotlib takes a good part of a figure's time to parse ``$10^{-3}$``."""
+    """Write ``10⁻³`` for -3, rounded: as a formula, it would take a good part of a figure's time."""
     return "10" + str(round(exponent)).translate(_RAISED)
 
 
