@@ -75,6 +75,8 @@ def short_study() -> str:
     options = dict(option.removeprefix("--").split("=") for option in LABELS.split())
     study["when"].append({"where": {"task": list(study["factors"]["task"])}, "options": options})
     study["factors"]["seed"] = study["factors"]["seed"][:1]
+    for width, scale in zip((8, 16), study["factors"]["scale"].values(), strict=True):
+        scale["options"] |= {"model.trunk.depth": 2, "model.trunk.width": width}
     return yaml.safe_dump(study, sort_keys=False)
 
 
