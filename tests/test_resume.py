@@ -91,6 +91,7 @@ ENVS = {
     "MinAtar stream": [
         "--data.env_id=MinAtar/Stream-v0",
         "--data.env_options={games: [Breakout, Freeway], switch_every: 96}",
+        "--data.eval_step_limit=20",  # an episode of Freeway has 2,500
         "--model.encoder=MinAtarCNN",
     ],
     "Acrobot": ["--data.env_id=Acrobot-v1"],

@@ -19,6 +19,7 @@ STREAM = [
     "--model.encoder.channels=4",
     *("--model.trunk.width=8", "--model.trunk.depth=1", "--data.num_envs=2"),
     *("--data.total_steps=320", "--data.eval_every=64", "--data.eval_episodes=2"),
+    "--data.eval_step_limit=20",  # an episode of Freeway has 2,500
     *("--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=2"),
     *("--run.root=runs", "--run.name=stream", "--run.version=run"),
 ]
