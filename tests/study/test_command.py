@@ -128,7 +128,7 @@ def test_a_study_goes_on_from_the_tables_of_its_parts(capsys: pytest.CaptureFixt
     assert not Path("runs").exists()
     main([*PAIR, "--finished", "part", "--jobs=1"])
 
-    assert "2 cells: 1 finished before, 1 to run, 1 at a time" in capsys.readouterr().out
+    assert "4 cells: 1 finished before, 2 left out, 1 to run, 1 at a time" in capsys.readouterr().out
     assert tables() == whole
     merged = {row["cell"]: row for row in rows("runs.csv") if row["status"] == "finished"}
     assert all(merged[cell]["wall_seconds"] == time for cell, time in times.items() if time)
