@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What is imported is compiled then: a fraction of what is installed.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --editable
 
 # Where tests train: cpu, or cuda on a machine with a GPU.
 export ACCELERATOR ?= cpu
@@ -15,7 +17,7 @@ study: $(VENV)/.runtime ## a small study from plan to report, in under five minu
 	$(BIN)/python -m lit_gfs study --config studies/smoke
 
 test: $(VENV)/.development ## the test suite, without the tests that train for minutes
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.development ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
@@ -24,16 +26,19 @@ lint: $(VENV)/.development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A type checker does not follow an editable install into callbacks/ and datamodules/: check an installed copy.
+# A type checker does not follow an editable install into callbacks/ and datamodules/: check a copy that looks
+# like an installed one.
 typecheck: $(VENV)/.development
-	rm -rf build  # where modules that were since renamed would be found again
-	$(BIN)/pip install --quiet --no-deps --target build/typed .
+	rm -rf build/typed  # where modules that were since renamed would be found again
+	mkdir -p build/typed
+	cp -r lit_gfs build/typed
+	cp -r callbacks datamodules configs build/typed/lit_gfs
 	cd build && MYPYPATH=typed ../$(BIN)/mypy --config-file ../pyproject.toml -p lit_gfs
 
 check: lint typecheck docs test
 
 # Material announces the end of its own life at every start; a newer builder is a decision for another day.
-docs: $(VENV)/.documentation ## the site of docs/, in site/
+docs: $(VENV)/.development ## the site of docs/, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/bin/python:
@@ -41,15 +46,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) .
 	touch $@
 
 $(VENV)/.development: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev,video]'
-	touch $@
-
-$(VENV)/.documentation: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(INSTALL) '.[dev,docs,video]'
 	touch $@
 
 clean:

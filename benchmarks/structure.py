@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,11 +68,14 @@ class Profile(Callback):
 
     def __init__(self) -> None:
         self.transition, self.update = Passed(), Passed()
+        self._loader: Any = None
+        self._following: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the loader and the training step start the profiles."""
-        loader: Any = type(trainer.train_dataloader)
-        following, step = loader.__next__, pl_module.training_step
+        self._loader = loader = type(trainer.train_dataloader)
+        self._following = following = loader.__next__
+        step = pl_module.training_step
 
         def next_batch(self: Any) -> Any:
             if trainer.global_step == WARM_UP:
@@ -96,6 +100,10 @@ class Profile(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: Any) -> None:
         """Stop before the step."""
         sys.setprofile(None)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the loader its own method back."""
+        self._loader.__next__ = self._following
 
 
 def profile_dqn() -> Profile:
@@ -140,10 +148,10 @@ def lines_of(files: list[Path]) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="also list the functions")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(args)
     profile = profile_dqn()
     package = [path for folder in PACKAGES for path in sorted(folder.rglob("*.py"))]
     hall = [path for path in (ROOT / "lit_gfs").glob("*.py") if not path.name.startswith("__")]

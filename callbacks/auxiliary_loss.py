@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from typing_extensions import override
 
+from lit_gfs.callbacks.named_callback import NamedCallback
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.gradients.loss_terms import LossTerms
 from lit_gfs.gradients.step_guard import require_whole_gradients
-from lit_gfs.metrics.module_protocol import is_log_step, write_scalars
+from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.metrics.recorded_means import RecordedMeans
 
 
-class AuxiliaryLoss(Callback):
+class AuxiliaryLoss(NamedCallback):
     """Base of the callbacks that add a term to the loss.
 
     A subclass writes `term`. The names of its arguments say what it gets, and nothing else is computed:
@@ -64,17 +64,13 @@ class AuxiliaryLoss(Callback):
     """
 
     def __init__(self, name: str, coefficient: float) -> None:
-        if not name:
-            raise UserError("name is empty; expected one for tags and checkpoint")
+        super().__init__(name)
         require_between(0, math.inf, coefficient=coefficient)
-        self.name = name
         self.coefficient = coefficient
         self._terms: LossTerms | None = None
         """The terms of all such callbacks, which the first of them installs."""
         self._means = RecordedMeans()
         """Values of modules that keep no record themselves."""
-        self._written_at = 0
-        self._restored: dict[str, Any] | None = None
 
     def term(self, *arguments: Any, **inputs: Any) -> Tensor:
         """Return the term ``()``, differentiable, from the inputs that the arguments' names ask for."""
@@ -90,11 +86,6 @@ class AuxiliaryLoss(Callback):
         return self.coefficient * value
 
     # -- Hooks of Lightning ------------------------------------------------------------------------------
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -122,24 +113,9 @@ class AuxiliaryLoss(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._written_at = trainer.global_step
-        if self._restored is not None:
-            self._means.load_state_dict(self._restored["means"])
-            self._written_at = self._restored["written_at"]
-            self._restored = None
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        if is_log_step(trainer, self._written_at):
-            self._written_at = trainer.global_step
-            self._write(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self._write(trainer, pl_module)
+        restored = self._take_restored(trainer)
+        if restored is not None:
+            self._means.load_state_dict(restored["means"])
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -149,17 +125,6 @@ class AuxiliaryLoss(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._remove()
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        if self._restored is not None:
-            return self._restored
-        return {"means": self._means.state_dict(), "written_at": self._written_at}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # What it belongs to is built when training starts.
-        self._restored = state_dict
-
     # ----------------------------------------------------------------------------------------------------
 
     def _recorder_of(self, pl_module: LightningModule) -> Any:
@@ -167,6 +132,11 @@ class AuxiliaryLoss(Callback):
         has_record = isinstance(getattr(pl_module, "recorded", None), RecordedMeans)
         return cast(Any, pl_module).record if has_record else self._means.add
 
+    @override
+    def _saved_state(self) -> dict[str, Any]:
+        return {"means": self._means.state_dict()}
+
+    @override
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._means:
             write_scalars(trainer, pl_module, self._means.take())

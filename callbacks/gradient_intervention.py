@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lit_gfs.callbacks.named_callback import NamedCallback
 from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import LayerwiseScaling
@@ -22,10 +23,10 @@ from lit_gfs.gradients.step_skipper import MOST_UNREAD, StepSkipper
 from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.layer_scalars import write_measurement
-from lit_gfs.metrics.module_protocol import is_log_step, layers_of, trained_parameters
+from lit_gfs.metrics.module_protocol import layers_of, trained_parameters
 
 
-class GradientIntervention(Callback):
+class GradientIntervention(NamedCallback):
     """Base of the callbacks that scale gradients, layer by layer, before each optimizer step.
 
     Each optimizer has its own algorithm, which scales the layers of this optimizer. Gradients are those of a
@@ -45,14 +46,10 @@ class GradientIntervention(Callback):
     """
 
     def __init__(self, name: str) -> None:
-        if not name:
-            raise UserError("name is empty; expected one for tags and checkpoint")
-        self.name = name
+        super().__init__(name)
         self.per_layer = False
         """Whether each layer has charts of its own."""
         self._parts: list[OptimizerScaling] = []
-        self._restored: dict[str, Any] | None = None
-        self._written_at = 0
         self._skipper = StepSkipper(name)
         self._skips = False
         self._witness = StepWitness(type(self).__name__)
@@ -77,11 +74,6 @@ class GradientIntervention(Callback):
 
     # -- Hooks of Lightning ------------------------------------------------------------------------------
 
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
-
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -104,7 +96,6 @@ class GradientIntervention(Callback):
                 "expected an optimizer that takes one gradient per step"
             )
         self._parts = [OptimizerScaling(self.make_algorithm()) for _ in trainer.optimizers]
-        self._written_at = trainer.global_step
         self._skipper.forget()
         callbacks = cast(Any, trainer).callbacks
         others = [each for each in callbacks if isinstance(each, GradientIntervention)]
@@ -120,14 +111,13 @@ class GradientIntervention(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._witness.begin(trainer)
-        if self._restored is None:
+        restored = self._take_restored(trainer)
+        if restored is None:
             return
-        for part, state in zip(self._parts, self._restored["algorithms"], strict=False):
+        for part, state in zip(self._parts, restored["algorithms"], strict=False):
             part.algorithm.load_state_dict(state)
-        for part, gathered in zip(self._parts, self._restored["gathered"], strict=False):
+        for part, gathered in zip(self._parts, restored["gathered"], strict=False):
             part.load_gathered(gathered)
-        self._written_at = self._restored["written_at"]
-        self._restored = None
 
     @override
     def on_before_optimizer_step(
@@ -147,17 +137,13 @@ class GradientIntervention(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        if is_log_step(trainer, self._written_at):
-            self._written_at = trainer.global_step
-            self._write(trainer, pl_module)
-            self._skipper.read(pl_module)
-        elif len(self._skipper.unread) >= MOST_UNREAD:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if len(self._skipper.unread) >= MOST_UNREAD:
             self._skipper.read(pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self._write(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
         self._skipper.read(pl_module)
         self._witness.end(trainer)
 
@@ -166,21 +152,6 @@ class GradientIntervention(Callback):
         if self._skips:
             for optimizer in trainer.optimizers:
                 forget_skip(optimizer)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        if self._restored is not None:
-            return self._restored
-        return {
-            "algorithms": [part.algorithm.state_dict() for part in self._parts],
-            "gathered": [part.gathered() for part in self._parts],
-            "written_at": self._written_at,
-        }
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Optimizers are unknown until fitting starts.
-        self._restored = state_dict
 
     # ----------------------------------------------------------------------------------------------------
 
@@ -195,7 +166,16 @@ class GradientIntervention(Callback):
         """Group the parameters, given by layer; each group gets one factor. By default, groups are layers."""
         return parameters
 
+    @override
+    def _saved_state(self) -> dict[str, Any]:
+        return {
+            "algorithms": [part.algorithm.state_dict() for part in self._parts],
+            "gathered": [part.gathered() for part in self._parts],
+        }
+
+    @override
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._skipper.read(pl_module)
         layers, scales, clipped = [], [], []
         for part in self._parts:
             if part.steps:

@@ -8,17 +8,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lit_gfs.callbacks.named_callback import NamedCallback
 from lit_gfs.errors import UserError
 from lit_gfs.gradients.step_guard import require_whole_gradients
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
-from lit_gfs.metrics.module_protocol import is_log_step, layers_of, trained_parameters, write_scalars
+from lit_gfs.metrics.module_protocol import layers_of, trained_parameters, write_scalars
 from lit_gfs.plasticity.taken_steps import has_gradients, skip_flag, undone_where
 
 
@@ -44,7 +44,7 @@ class SteppedLayers:
         return [parameter for owned in self.parameters.values() for parameter in owned]
 
 
-class WeightIntervention(Callback):
+class WeightIntervention(NamedCallback):
     """Base of the callbacks that change weights after each optimizer step.
 
     A hook of each optimizer calls `intervene` after the optimizer's step, so accumulated gradients count as
@@ -64,13 +64,9 @@ class WeightIntervention(Callback):
     """
 
     def __init__(self, name: str) -> None:
-        if not name:
-            raise UserError("name is empty; expected one for tags and checkpoint")
-        self.name = name
+        super().__init__(name)
         self._parts: list[SteppedLayers] = []
-        self._restored: dict[str, Any] | None = None
         self._hooks: list[RemovableHandle] = []
-        self._written_at = 0
         self._tags: list[str] = []
         self._sums = torch.zeros(0)
         """Sums over steps ``(S,)`` of what `intervene` returned."""
@@ -124,11 +120,6 @@ class WeightIntervention(Callback):
 
     # -- Hooks of Lightning ------------------------------------------------------------------------------
 
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
-
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -152,17 +143,15 @@ class WeightIntervention(Callback):
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not when fitting starts: initializations act then, and the optimizer's state is restored later.
-        self._written_at = trainer.global_step
+        restored = self._take_restored(trainer)
         self._tags, self._sums, self._summed = [], torch.zeros(0), 0
         self.begin(trainer, pl_module, self._parts)
-        if self._restored is not None:
-            for part, steps in zip(self._parts, self._restored["steps"], strict=False):
+        if restored is not None:
+            for part, steps in zip(self._parts, restored["steps"], strict=False):
                 part.steps = steps
-            gathered = self._restored["gathered"]
+            gathered = restored["gathered"]
             self._tags, self._sums, self._summed = gathered["tags"], gathered["sums"], gathered["steps"]
-            self._written_at = self._restored["written_at"]
-            self.restore(self._restored["state"])
-            self._restored = None
+            self.restore(restored["state"])
         for part in self._parts:
             before = partial(self._before_step, pl_module, part)
             after = partial(self._after_step, trainer, pl_module, part)
@@ -171,38 +160,13 @@ class WeightIntervention(Callback):
             self._hooks.append(part.optimizer.register_step_post_hook(after))
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
-        if is_log_step(trainer, self._written_at):
-            self._written_at = trainer.global_step
-            self._write(trainer, pl_module)
-
-    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
-        if trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self._write(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._remove_hooks()
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        if self._restored is not None:
-            return self._restored
-        return {
-            "steps": [part.steps for part in self._parts],
-            "gathered": {"tags": list(self._tags), "sums": self._sums.clone(), "steps": self._summed},
-            "written_at": self._written_at,
-            "state": self.saved(),
-        }
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Optimizers are unknown until fitting starts.
-        self._restored = state_dict
 
     # ----------------------------------------------------------------------------------------------------
 
@@ -247,6 +211,15 @@ class WeightIntervention(Callback):
         self._sums = self._sums.to(stacked.device) + stacked
         self._summed += 1
 
+    @override
+    def _saved_state(self) -> dict[str, Any]:
+        return {
+            "steps": [part.steps for part in self._parts],
+            "gathered": {"tags": list(self._tags), "sums": self._sums.clone(), "steps": self._summed},
+            "state": self.saved(),
+        }
+
+    @override
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._summed:
             return

@@ -11,6 +11,7 @@ from lit_gfs.utils.library_noise import silence_library_noise
 
 silence_library_noise()
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -115,6 +116,11 @@ class GradientFlowCLI(LightningCLI):
     def _run(self, arguments: list[str]) -> None:
         arguments = with_present_arguments(arguments)
         self._arguments = arguments
+        offered = self.subcommands()
+        if arguments and arguments[0] in offered:
+            # To make a parser takes a good part of the start: the others are not needed.
+            only = {arguments[0]: offered[arguments[0]]}
+            self.subcommands = lambda: only  # type: ignore[method-assign]
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -219,6 +225,14 @@ class GradientFlowCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build datamodule, agent and Trainer; unwrap the errors that jsonargparse wraps."""
+        # What save_hyperparameters of a module records. Lightning would check the configuration once more,
+        # write it as YAML and read that.
+        parser, config = self._parser(self.subcommand), self.config[self.subcommand]
+        self.config_dump = json.loads(
+            parser.dump(
+                config, format="json", skip_unset=False, skip_validation=True, skip_link_targets=False
+            )
+        )
         try:
             super().instantiate_classes()
         except Exception as error:

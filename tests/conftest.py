@@ -13,9 +13,14 @@ import support.accelerator  # noqa: F401 - before anything looks for a GPU
 # isort: split
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+import lit_gfs.callbacks.gradient_flow
 from support.fakes import CountingEnv
 from support.training import MakeTrainer, quiet_trainer
+
+DRAWN_IN = ("test_documentation.py", "test_examples.py", "test_gradient_flow.py", "test_tags.py")
+"""Besides these, processes of their own draw too."""
 
 # What a shell starts in the background, or under nohup, ignores these; what is tested here heeds them.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
@@ -27,6 +32,17 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
 def _one_thread() -> None:
     """Tests run side by side; small tensors gain nothing from more threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _blank_heat_maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave heat maps of gradients blank where they are not looked at: one takes longer than many a fit."""
+    if request.path.name not in DRAWN_IN:
+        monkeypatch.setattr(lit_gfs.callbacks.gradient_flow, "gradient_heat_map", blank)
+
+
+def blank(*arguments: Any, **options: Any) -> Figure:
+    return Figure(figsize=(0.1, 0.1))
 
 
 @pytest.fixture

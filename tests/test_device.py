@@ -45,7 +45,7 @@ LEARNERS = {
         *("--data.shuffle_every=1", "--data.epochs=4"),
     ],
 }
-FAST = ("dqn", "ppo", "pqn", "pqn on tensors", "classifier")
+FAST = ("dqn", "ppo", "pqn on tensors", "classifier")
 SLOW = [each for each in LEARNERS if each not in FAST]
 MORE = {"classifier": ["--data.epochs=6"]}
 TOLERANCE = 1e-3

@@ -82,6 +82,8 @@ def short_study(has_search: bool) -> str:
         study |= next(
             yaml.safe_load(block) for language, block in blocks("docs/search.md") if language == "yaml"
         )
+    for width, scale in zip((8, 16), study["factors"]["scale"].values(), strict=True):
+        scale["options"] |= {"model.trunk.depth": 2, "model.trunk.width": width}
     return yaml.safe_dump(study, sort_keys=False)
 
 

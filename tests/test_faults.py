@@ -407,7 +407,10 @@ def a_missing_file() -> None:
 # -- the whole program -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)],
+)
 def test_the_program_itself_is_stopped(number: int, status: int, tmp_path: Path) -> None:
     arguments = ["fit", "--config=quickstart", "--data.total_steps=1000000", "--run.name=run"]
     process = subprocess.Popen(

@@ -45,7 +45,7 @@ WHERE_SOMETHING_IS_WRITTEN = {
     "lit_gfs.callbacks.curvature._side_effects_undone": "states of generators",
 }
 
-FIRST, LAST = 6, 18
+FIRST, LAST = 6, 14
 """The optimizer steps between which the host is watched; nothing is prepared any more by then."""
 
 SMALL = ["--model.trunk.width=32", "--model.trunk.depth=3", "--trainer.enable_progress_bar=false"]
@@ -154,7 +154,12 @@ def watched(directory: Path, *arguments: Any) -> dict[str, Any]:
     return json.loads((directory / "waits.json").read_text())
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+def by_default(*names: str) -> list[Any]:
+    """List all learners; others than these are for the slow tests: each is a process of some seconds."""
+    return [each if each in names else pytest.param(each, marks=pytest.mark.slow) for each in LEARNERS]
+
+
+@pytest.mark.parametrize("learner", by_default("dqn", "rainbow", "pqn", "ppo", "sac", "pqn with kron"))
 def test_the_host_waits_for_actions_alone(learner: str, tmp_path: Path) -> None:
     arguments = [*LEARNERS[learner][:1], *INTERVENED, *LEARNERS[learner][1:], *UNMONITORED, *SMALL]
 
@@ -173,14 +178,8 @@ def test_the_host_waits_for_actions_alone(learner: str, tmp_path: Path) -> None:
     assert waits["env_steps"] > 0
 
 
-# Half of the learners here, all of them in the test above: each is a process that imports everything.
-OFTEN = ("dqn", "ppo", "sac", "pqn with kron")
-
-
-@pytest.mark.parametrize(
-    "learner",
-    [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in LEARNERS],
-)
+# With those above, each learner is watched once.
+@pytest.mark.parametrize("learner", by_default("continuous ppo", "td3"))
 def test_monitors_wait_where_they_write(learner: str, tmp_path: Path) -> None:
     arguments = [*LEARNERS[learner][:1], *INTERVENED, *LEARNERS[learner][1:], *MONITORED, *SMALL]
     allowed = [IN_EVERY_STEP, AFTER_EVERY_PASS, WITH_A_TARGET_KL, *WHERE_SOMETHING_IS_WRITTEN]

@@ -38,7 +38,7 @@ ROLLOUT = [
 ]
 REPLAY = [
     *("--data.num_envs=2", "--data.total_steps=120", "--data.learning_starts=40"),
-    *("--data.batch_size=8", "--data.eval_every=60", "--data.eval_episodes=1"),
+    *("--data.batch_size=8", "--data.eval_every=60", "--data.eval_episodes=1", "--data.eval_step_limit=20"),
 ]
 RUNS = {
     "dqn": [

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ZERO_COLOUR = "#c4c4c4"
 NOT_FINITE_COLOUR = "#e8112d"
 _MAX_LABELS = 20
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def gradient_heat_map(
@@ -48,7 +49,7 @@ def gradient_heat_map(
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     panels = {"raw": raw.T.double().numpy(), "applied": applied.T.double().numpy()}
     scale = Normalize(*colour_limits(np.stack(list(panels.values()))))
@@ -84,7 +85,7 @@ def gradient_heat_map(
 
     bar = figure.colorbar(colours, cax=figure.add_subplot(grid[2]), extend="both")
     bar.ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("$10^{{{x:.0f}}}$"))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda exponent, _: power_of_ten(exponent)))
     bar.ax.tick_params(labelsize=12)
     bar.set_label("gradient norm", fontsize=13)
     figure.legend(
@@ -154,6 +155,11 @@ def norm_pixels(cells: np.ndarray, colours: ScalarMappable) -> np.ndarray:
     pixels[np.isneginf(cells)] = to_rgba(ZERO_COLOUR)
     pixels[np.isnan(cells) | np.isposinf(cells)] = to_rgba(NOT_FINITE_COLOUR)
     return pixels
+
+
+def power_of_ten(exponent: float) -> str:
+    """Write ``10⁻³`` for -3, rounded: as a formula, it would take a good part of a figure's time."""
+    return "10" + str(round(exponent)).translate(_RAISED)
 
 
 def colour_limits(cells: np.ndarray) -> tuple[float, float]:

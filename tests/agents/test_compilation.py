@@ -57,7 +57,14 @@ def trained(make_trainer: MakeTrainer, agent: Learner, data: Any, **options: Any
 
 @pytest.mark.parametrize(
     ("agent", "data", "networks"),
-    [(DQN, replay, 2), (PQN, rollout, 1), (PPO, rollout, 2), (SAC, control, 5), (TD3, control, 6)],
+    [
+        (DQN, replay, 2),
+        (PPO, rollout, 2),
+        (SAC, control, 5),
+        # Their networks are those of DQN and of SAC.
+        pytest.param(PQN, rollout, 1, marks=pytest.mark.slow),
+        pytest.param(TD3, control, 6, marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_networks_learn_the_same(
     agent: type[Learner],

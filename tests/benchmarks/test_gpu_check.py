@@ -1,4 +1,4 @@
-"""The check of everything in small: two of its rows, and one that fails."""
+"""The check of everything in small: one of its rows, and some that fail."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_rows_that_run_are_ok(gpu_check: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_runs_is_ok(
+    gpu_check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcomes = tmp_path / "check.json"
-    only = r"classifier, digits, gfs, bf16|ppo, cartpole, multiskip_kron, 32"
+    monkeypatch.setattr(gpu_check, "_IMPORTED", [])  # but for its own rows, and they take long
 
-    gpu_check.main(["--jobs=2", f"--only={only}", f"--json={outcomes}"])
+    gpu_check.main(["--jobs=1", "--only=ppo, cartpole, multiskip_kron, 32", f"--json={outcomes}"])
 
     said = capsys.readouterr().out
-    assert [each["status"] for each in json.loads(outcomes.read_text())] == ["ok", "ok"]
+    assert [each["status"] for each in json.loads(outcomes.read_text())] == ["ok"]
     assert "ppo, cartpole, multiskip_kron, 32-true  ok" in said
-    assert "2 ok, 0 failed" in said
+    assert "1 ok, 0 failed" in said
 
 
 def test_a_row_that_fails_says_why_and_so_does_the_exit_status(
@@ -104,7 +106,8 @@ def test_fit_knows_the_options_of_every_row_of_speed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(GradientFlowCLI, "instantiate_classes", lambda self: None)
     monkeypatch.setattr(GradientFlowCLI, "_run_subcommand", lambda self, subcommand: None)
 
+    cli = GradientFlowCLI(complete_arguments(["fit", "--config=quickstart"]))
     for rows in speeds.GROUPS.values():
         for options in rows.values():
             command, *_ = throughput.fit_arguments(throughput.make_parser().parse_args(list(options)))
-            GradientFlowCLI(complete_arguments(command))  # a wrong option ends the program
+            cli.parse_arguments(cli.parser, complete_arguments(command))  # a wrong option is an error

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+import pytest
+
+from lit_gfs.datamodules.replay import ReplayLoader
+
+pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
-def test_a_transition_passes_environment_memory_and_update() -> None:
-    command = [sys.executable, str(BENCHMARKS / "structure.py"), "--list"]
-    process = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_a_transition_passes_environment_memory_and_update(capsys: pytest.CaptureFixture[str]) -> None:
+    following = ReplayLoader.__next__
 
-    answer = json.loads(process.stdout)
+    importlib.import_module("structure").main(["--list"])
+
+    assert ReplayLoader.__next__ is following
+    answer = json.loads(capsys.readouterr().out)
     passed = set(answer["functions"])
     assert {
         "lit_gfs/agents/dqn.py: DQN.training_step",

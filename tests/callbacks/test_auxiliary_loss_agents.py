@@ -118,7 +118,7 @@ def test_a_learner_records_the_terms_and_learns_by_them(
 
 
 @LEARNERS
-@TERMS
+@pytest.mark.parametrize("chosen", [pytest.param(terms, marks=pytest.mark.slow), all_five])
 def test_a_graph_captures_them(
     make: Any,
     data: Callable[[], Any],

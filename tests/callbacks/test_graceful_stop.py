@@ -133,8 +133,12 @@ AVERAGED = ["--trainer.callbacks+=EMAWeights", "--trainer.callbacks.decay=0.8"]
 
 @pytest.mark.parametrize(
     ("base", "before"),
-    [(DQN, 0), (PPO, 0), ([*DQN, *AVERAGED], 0), ([*PPO, *AVERAGED], 1)],
-    ids=["dqn", "ppo", "dqn-average", "ppo-after-the-average"],
+    [
+        pytest.param(DQN, 0, id="dqn"),
+        pytest.param(PPO, 0, id="ppo"),
+        pytest.param([*DQN, *AVERAGED], 0, id="dqn-average", marks=pytest.mark.slow),
+        pytest.param([*PPO, *AVERAGED], 1, id="ppo-after-the-average"),
+    ],
 )
 def test_an_evaluation_is_abandoned_and_played_again_after_a_resume(
     base: list[str], before: int, monkeypatch: pytest.MonkeyPatch

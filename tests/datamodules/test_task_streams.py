@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lit_gfs.collectors.env_runner import EnvRunner
+from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.main import main
 from support.comparison import scalars
 
@@ -18,6 +19,7 @@ STREAM = [
     "--model.encoder.channels=4",
     *("--model.trunk.width=8", "--model.trunk.depth=1", "--data.num_envs=2"),
     *("--data.total_steps=320", "--data.eval_every=64", "--data.eval_episodes=2"),
+    "--data.eval_step_limit=20",  # an episode of Freeway has 2,500
     *("--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=2"),
     *("--run.root=runs", "--run.name=stream", "--run.version=run"),
 ]
@@ -33,10 +35,23 @@ AGENTS = {
 pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
+def note_evaluations(played: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note the environment steps and the task of every evaluation."""
+    play = EnvDataModule._play
+
+    def play_noted(data: EnvDataModule, env: Any, *others: Any) -> Any:
+        scores = play(data, env, *others)
+        played.append((data.env_steps, env.task))
+        return scores
+
+    monkeypatch.setattr(EnvDataModule, "_play", play_noted)
+
+
 @pytest.mark.parametrize("agent", list(AGENTS))
 def test_tasks_change_on_schedule_and_are_announced(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[int] = []
     announced: list[str] = []
+    played: list[tuple[int, int]] = []
     begin = EnvRunner.begin_due_task
 
     def begin_noted(self: EnvRunner) -> bool:
@@ -49,6 +64,7 @@ def test_tasks_change_on_schedule_and_are_announced(agent: str, monkeypatch: pyt
 
     monkeypatch.setattr(EnvRunner, "begin_due_task", begin_noted)
     monkeypatch.setattr("lit_gfs.agents.learner.announce_objective_shift", announce_noted)
+    note_evaluations(played, monkeypatch)
 
     main(["fit", *AGENTS[agent], *STREAM])
 
@@ -57,27 +73,6 @@ def test_tasks_change_on_schedule_and_are_announced(agent: str, monkeypatch: pyt
     tasks = scalars(Path("runs/stream/run"))["schedule/task"]
     assert {task for _, task in tasks} == {0.0, 1.0}
     assert all(task == (steps - 1) // 96 % 2 for steps, task in tasks)
-
-
-def test_an_evaluation_plays_the_task_that_was_trained_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    played: list[tuple[int, int]] = []
-
-    def play(env: Any, policy: Any, episodes: int, *others: Any) -> Any:
-        played.append((data.env_steps, env.task))
-        return run_episodes(env, policy, episodes, *others)
-
-    from lit_gfs.datamodules import base, rollout
-
-    run_episodes = base.run_episodes
-    monkeypatch.setattr(base, "run_episodes", play)
-    data: Any = None
-    setup = rollout.RolloutDataModule.setup
-
-    def keep(self: Any, stage: str) -> None:
-        nonlocal data
-        data = self
-        setup(self, stage)
-
-    monkeypatch.setattr(rollout.RolloutDataModule, "setup", keep)
-    main(["fit", *AGENTS["pqn"], *STREAM])
-    assert played == [(64, 0), (128, 1), (192, 1), (256, 0), (320, 1)]
+    if agent == "pqn":
+        # An evaluation plays the task that was trained last.
+        assert played == [(64, 0), (128, 1), (192, 1), (256, 0), (320, 1)]

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gfs.metrics.figures import NOT_FINITE_COLOUR, ZERO_COLOUR, gradient_heat_map, short_names
+from lit_gfs.metrics.figures import (
+    NOT_FINITE_COLOUR,
+    ZERO_COLOUR,
+    gradient_heat_map,
+    power_of_ten,
+    short_names,
+)
 from lit_gfs.metrics.gradient_flow import (
     gradients_by_layer,
     layer_cosines,
@@ -191,6 +197,10 @@ def test_heat_map_colours_and_order():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["zero or no gradient", "not finite"]
+    figure.canvas.draw()
+    powers = {label.get_text() for label in figure.axes[2].get_yticklabels()}
+    assert {"10⁻¹", "10⁰", "10²"} <= powers
+    assert power_of_ten(-12.0) == "10⁻¹²"
 
 
 @pytest.mark.parametrize("steps", [[0], [5, 5, 5], [0, 1, 1_000_000]])

@@ -16,7 +16,13 @@ from typing import Any
 from lit_gfs.utils import checksummed_files
 
 _CONTEXT: Any = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["lit_gfs.main", "lit_gfs.envs.gymnasium", "support.faulty_envs"])
+# All that a fit imports, once for all the processes that are forked.
+_CONTEXT.set_forkserver_preload(
+    [
+        *("lit_gfs.cli", "lit_gfs.envs.gymnasium", "support.faulty_envs"),
+        *("torch.utils.tensorboard", "matplotlib.backends.backend_agg"),
+    ]
+)
 
 
 @dataclass
