@@ -142,7 +142,9 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
                 f"step_timeout is {step_timeout:g}; expected seconds above 0, or null to switch it off"
             )
         if remote_collectors < 0:
-            raise UserError(f"remote_collectors is {remote_collectors}; expected a whole number of at least 0")
+            raise UserError(
+                f"remote_collectors is {remote_collectors}; expected a whole number of at least 0"
+            )
         if ray_address is not None and not remote_collectors:
             raise UserError("ray_address is for remote collectors, but remote_collectors is 0; expected null")
         for option in env_options or {}:
@@ -262,7 +264,9 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         if self.runner is not None:
             self._let_go(self.runner, close_env)
         runner = EnvRunner(
-            self._make_remote_envs() if self.remote_collectors else self._watched(self._make_env(self.num_envs)),
+            self._make_remote_envs()
+            if self.remote_collectors
+            else self._watched(self._make_env(self.num_envs)),
             trainer.lightning_module,
             steps_per_env,
             self.seed,
@@ -357,7 +361,9 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
             for name, value in self.fixed_settings().items():
                 if saved.get(name, value) == value or (self.fresh_experience and name != "env_id"):
                     continue
-                way_out = "" if name == "env_id" else f", or {FRESH_EXPERIENCE} to go on with its weights alone"
+                way_out = (
+                    "" if name == "env_id" else f", or {FRESH_EXPERIENCE} to go on with its weights alone"
+                )
                 raise UserError(
                     f"{name} is {value}, but the checkpoint was written with {name} {saved[name]}; expected "
                     f"the same{way_out}"

@@ -42,8 +42,8 @@ class RolloutLoader:
         total_steps: Environment steps that the run lasts. The last rollout ends with the vector step that
             reaches them.
         on_last_batch: Called before the last batch of a pass is handed out.
-        restores_rollout: Whether a run that is resumed in the middle of a rollout goes on with it; the rest of
-            its batches is otherwise ``None``.
+        restores_rollout: Whether a run that is resumed in the middle of a rollout goes on with it; otherwise
+            the rest of its batches is ``None``.
     """
 
     def __init__(

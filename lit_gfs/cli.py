@@ -260,7 +260,9 @@ class GradientFlowCLI(LightningCLI):
         fresh = self.subcommand == "fit" and config.fresh_experience
         if not name:
             if fresh:
-                raise UserError("--fresh_experience true is for a run that is resumed; expected --ckpt_path too")
+                raise UserError(
+                    "--fresh_experience true is for a run that is resumed; expected --ckpt_path too"
+                )
             if self.subcommand == "fit" and is_requeued():
                 group = Path(config.run.root or DEFAULT_ROOT, config.run.name or self._configured_name())
                 requeued = find_requeued(group, self._arguments)

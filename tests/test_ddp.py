@@ -363,7 +363,11 @@ def test_another_number_of_processes_goes_on_with_fresh_experience(
         callbacks = [Report(tmp_path), Arrival(tmp_path), ModelCheckpoint(tmp_path, "last")]
         strategy = "ddp_fork" if processes > 1 else "auto"
         trainer = make_trainer(
-            strategy=strategy, devices=processes, accelerator="cpu", callbacks=callbacks, enable_checkpointing=True
+            strategy=strategy,
+            devices=processes,
+            accelerator="cpu",
+            callbacks=callbacks,
+            enable_checkpointing=True,
         )
         trainer.fit(agent, data, ckpt_path=checkpoint, weights_only=True)
 

@@ -388,8 +388,8 @@ def test_fresh_experience_lets_a_run_go_on_with_other_settings(capsys: pytest.Ca
     assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 401  # 320 and 27 times 3
     assert len(replay_content(run / "last.ckpt")["action"]) == 81
     assert "fresh_experience: false" in (run / "config.yaml").read_text()
-    assert "env_id is Acrobot-v1" in stopped_by(
-        capsys, ["fit", "--ckpt_path", last, "--fresh_experience=true", "--data.env_id=Acrobot-v1"]
+    assert "env_id is CartPole-v0" in stopped_by(
+        capsys, ["fit", "--ckpt_path", last, "--fresh_experience=true", "--data.env_id=CartPole-v0"]
     )
     assert "expected --ckpt_path too" in stopped_by(
         capsys, ["fit", "--config=quickstart", "--fresh_experience=true"]

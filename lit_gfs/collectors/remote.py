@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -163,9 +165,9 @@ class RemoteCollector:
         self._policy = policy
         self._runs_ahead = runs_ahead
         self._next: Future[TensorDictBase] | None = None
-        _connect(env)
+        self._has_started_ray = _connect(env)
         with self._naming_faults():
-            self._collector = _ray_collector(env, functools.partial(unpacked, packed(agent)), steps)
+            self._collector = _ray_collector(env, functools.partial(unpacked, packed(agent, policy)), steps)
         self._rollouts = iter(self._collector)
         # One thread, so that the parts of a rollout are asked for and awaited in order.
         self._thread = ThreadPoolExecutor(1, "remote-collection")
@@ -204,7 +206,9 @@ class RemoteCollector:
             if self._next is not None:
                 self._next.result()
                 self._next = None
-            seeds = [derive_seed("collector", self._env.seed, number) for number in range(self._env.collectors)]
+            seeds = [
+                derive_seed("collector", self._env.seed, number) for number in range(self._env.collectors)
+            ]
             self._collector.map_fn("begin_anew", list_of_args=[(seed,) for seed in seeds])
 
     def snapshot(self) -> None:
@@ -218,9 +222,13 @@ class RemoteCollector:
         self._collector.map_fn(method, list_of_args=[arguments] * self._env.collectors)
 
     def shutdown(self) -> None:
-        """End all collectors."""
+        """End all collectors, and the Ray cluster that was started for them."""
+        import ray
+
         self._collector.shutdown()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._has_started_ray:
+            ray.shutdown()
 
     @contextmanager
     def _naming_faults(self) -> Iterator[None]:
@@ -240,15 +248,15 @@ class RemoteCollector:
             ) from error
 
 
-def _connect(env: RemoteEnvs) -> None:
-    """Connect to the Ray cluster, or start one on this machine."""
+def _connect(env: RemoteEnvs) -> bool:
+    """Connect to the Ray cluster, or start one on this machine; return whether this is new."""
     try:
         import ray
     except ImportError as error:
         raise UserError(
             "data.remote_collectors needs Ray, which is not installed; expected `pip install 'lit-gfs[ray]'`"
         ) from error
-    if not ray.is_initialized():
+    if is_new := not ray.is_initialized():
         handler = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         try:
@@ -261,17 +269,19 @@ def _connect(env: RemoteEnvs) -> None:
                 ray.init(env.address, **quiet)
         except ConnectionError as error:
             raise UserError(
-                f"data.ray_address is {env.address!r}, where no Ray cluster answers; expected the address that "
-                "`ray start --head` prints"
+                f"data.ray_address is {env.address!r}, where no Ray cluster answers; expected the "
+                "address that `ray start --head` prints"
             ) from error
         finally:
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < env.collectors:
         raise UserError(
             f"data.remote_collectors is {env.collectors}, but the Ray cluster has {cpus} CPUs; expected at "
             "most one remote collector for each"
         )
+    return is_new
 
 
 def _ray_collector(env: RemoteEnvs, policy_factory: Callable[[], Policy], steps: int) -> Any:
@@ -282,6 +292,7 @@ def _ray_collector(env: RemoteEnvs, policy_factory: Callable[[], Policy], steps:
         policy_factory=policy_factory,
         collector_class=cast(type[Collector], RemoteWorker),
         frames_per_batch=env.batch_size.numel() * steps,
+        total_frames=sys.maxsize,  # with its default of -1 it ends before the first rollout
         remote_configs={"num_cpus": 1},
         sync=True,
         # Ray's store brings the weights to each machine once, see `RemoteWorker.prepare`.

@@ -24,16 +24,17 @@ class ShippedPolicy(Policy):
 
     Args:
         agent: A copy of the agent on the CPU, without a Trainer.
+        settings: The first settings.
     """
 
-    def __init__(self, agent: Any) -> None:
+    def __init__(self, agent: Any, settings: dict[str, float]) -> None:
         policy = agent.collection_policy()
         super().__init__(
             self._act_with_version, [*policy.out_keys, VERSION], lambda: self._received["settings"]
         )
         self.agent = agent
         self._acts = policy.function
-        self._received: dict[str, Any] = {}
+        self._received: dict[str, Any] = {"settings": settings, "version": 0}
 
     def receive(self, sent: dict[str, Any]) -> None:
         """Take over what `present_state` returned on the learner's side."""
@@ -58,23 +59,28 @@ def present_state(agent: Any, policy: Policy, version: int) -> dict[str, Any]:
     return {"tensors": tensors, "settings": policy.settings(), "version": version}
 
 
-def packed(agent: Any) -> bytes:
-    """Return an agent as bytes, without its Trainer and without the hooks that callbacks have put into it."""
+def packed(agent: Any, policy: Policy) -> bytes:
+    """Return an agent as bytes, without its Trainer and without the hooks that callbacks have put into it.
+
+    Args:
+        agent: The agent that learns.
+        policy: Its policy, of `collection_policy`.
+    """
     from ray import cloudpickle  # packs functions too, such as those that build networks
 
     bare = copy.copy(agent)  # without the Trainer: Lightning leaves it out of copies
     bare.__dict__.pop("training_step", None)  # with CUDA graphs, an attribute that belongs to this device
     content = io.BytesIO()
     with _without_hooks(bare):
-        torch.save(bare, content, pickle_module=cloudpickle)
+        torch.save((bare, policy.settings()), content, pickle_module=cloudpickle)
     return content.getvalue()
 
 
 def unpacked(content: bytes) -> ShippedPolicy:
     """Return the policy of a `packed` agent, on the CPU."""
     # Bytes that this run's own learner has packed a moment ago.
-    agent = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    return ShippedPolicy(agent.to("cpu"))
+    agent, settings = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    return ShippedPolicy(agent.to("cpu"), settings)
 
 
 def _tensors(agent: nn.Module) -> list[Tensor]:
