@@ -82,8 +82,10 @@ def main() -> None:
     rows = summary(speeds)
     print("| fit | steps per second | beside the first of its group |\n|---|---|---|")
     for row in rows:
-        print(f"| {row['fit']} | {row['median']:,.0f} ({row['least']:,.0f} to {row['most']:,.0f}) "
-              f"| {row['ratio']:.2f} ({row['least_ratio']:.2f} to {row['most_ratio']:.2f}) |")
+        print(
+            f"| {row['fit']} | {row['median']:,.0f} ({row['least']:,.0f} to {row['most']:,.0f}) "
+            f"| {row['ratio']:.2f} ({row['least_ratio']:.2f} to {row['most_ratio']:.2f}) |"
+        )
     if arguments.json is not None:
         measured = {"command": sys.argv, "load": os.getloadavg(), "cores": os.cpu_count(), "rows": rows}
         arguments.json.write_text(json.dumps(measured, indent=1) + "\n")

@@ -95,7 +95,9 @@ def test_another_number_of_processes_is_refused(make_trainer: MakeTrainer, tmp_p
     content["LabelShuffleDataModule"]["generators"] *= 2  # as if two processes had written it
     torch.save(content, tmp_path / "two.ckpt")
 
-    with pytest.raises(UserError, match="world_size is 1, but the checkpoint was written with .* 2; expected"):
+    with pytest.raises(
+        UserError, match=r"world_size is 1, but the checkpoint was written with .* 2; expected"
+    ):
         fit(2, tmp_path / "two.ckpt")
     fit(2, tmp_path / "one.ckpt")
 
