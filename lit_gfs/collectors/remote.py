@@ -118,6 +118,10 @@ class RemoteWorker(DirectCollector):
             storing_device="cpu",
         )
 
+    def __bool__(self) -> bool:
+        """Return true: Ray asks when this could not be made, and TorchRL would count batches for an answer."""
+        return True
+
     def prepare(self, steps: int, policy: dict[str, Any]) -> None:
         """Get ready for a rollout.
 
@@ -243,9 +247,12 @@ class RemoteCollector:
                 raise cause from error
             raise
         except exceptions.RayActorError as error:
-            raise EnvironmentFault(
-                self._env.env_id, None, f"lost a remote collector ({_reason(error)})"
-            ) from error
+            what = (
+                "could not be made by a remote collector"
+                if error.actor_init_failed
+                else "lost a remote collector"
+            )
+            raise EnvironmentFault(self._env.env_id, None, f"{what}: {_last_line(error)}") from error
 
 
 def _connect(env: RemoteEnvs) -> bool:
@@ -300,6 +307,6 @@ def _ray_collector(env: RemoteEnvs, policy_factory: Callable[[], Policy], steps:
     )
 
 
-def _reason(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else in_one_line(error)
