@@ -60,7 +60,7 @@ def speed(options: list[str], seconds: int) -> float:
         command = [sys.executable, "-m", "lit_gfs", "fit", *options, *ENDLESS, *QUIET, TIMER % seconds]
         subprocess.run(command, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL)
         logged = logged_scalars(event_directory(Path(directory) / "runs/run/version_0"))
-    values = [value for _, value in logged["time/steps_per_second"]]
+    values = [point.value for point in logged["time/steps_per_second"]]
     return statistics.median(values[len(values) // 2 :])
 
 

@@ -177,7 +177,7 @@ class RolloutDataModule(EnvDataModule):
         super().__init__(env_id, num_envs=num_envs, **options)
         require_memory(
             f"a rollout of num_envs {num_envs} x rollout_steps {rollout_steps}",
-            self.observation_bytes * num_envs * rollout_steps,
+            self.observation_bytes * self.envs_in_process * rollout_steps,
         )
         self.rollout_steps = rollout_steps
         self.epochs = epochs

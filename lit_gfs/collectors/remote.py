@@ -119,7 +119,7 @@ class RemoteWorker(DirectCollector):
         )
 
     def __bool__(self) -> bool:
-        """Return true: Ray asks when this could not be made, and TorchRL would count batches for an answer."""
+        """Return true: Ray asks even if this could not be made, and TorchRL would count batches."""
         return True
 
     def prepare(self, steps: int, policy: dict[str, Any]) -> None:
