@@ -1,11 +1,15 @@
 """Measure how fast several processes train: those of DDP, and the remote collectors of one learner.
 
-    python benchmarks/processes.py ddp --seconds 20 --rounds 3 --json processes.json
-    python benchmarks/processes.py remote --seconds 20 --milliseconds 10
+    python benchmarks/processes.py ddp --rollouts 20 --rounds 3 --json processes.json
+    python benchmarks/processes.py remote --rollouts 20 --milliseconds 10
 
 Each measurement is a `fit` of its own. All kinds of fit take turns, so that other work on the machine affects
-all of them alike, and ratios are those of neighbouring fits. The speed is the median of the run's
-`time/steps_per_second` in its second half, so that the start of the processes is not part of it.
+all of them alike, and ratios are those of neighbouring fits. The start of the processes and the first two
+rollouts do not count.
+
+Two speeds are measured: environment steps per second, and steps per second of processor time that the busiest
+process took. On a shared machine only the second one repeats. For DDP it is the speed of processes that each
+have a core of their own, but for the time that they wait for each other.
 """
 
 from __future__ import annotations
@@ -20,14 +24,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lit_gfs.runs.event_files import event_directory
-from lit_gfs.runs.logged_scalars import logged_scalars
-
 HERE = Path(__file__).resolve().parent
-ENDLESS = ["--data.total_steps=1_000_000_000", "--data.eval_every=1_000_000_000", "--run.name=run"]
+ENDLESS = ["--data.total_steps=1_000_000_000", "--data.eval_every=1_000_000_000", "--trust=_rollout_clock"]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
-TIMER = "--trainer.callbacks=[{class_path: Timer, init_args: {duration: '00:00:00:%02d'}}]"
 DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+SPEEDS = ("wall", "cpu")
 
 
 def kinds_of_ddp() -> dict[str, list[str]]:
@@ -44,77 +45,85 @@ def kinds_of_remote(milliseconds: float) -> dict[str, list[str]]:
     """Return the options of the fits that compare collection here with that of remote collectors, by name."""
     slow = ["--config=ppo_cartpole", "--data.env_id=_slow_env:Slow-v0", "--trust=_slow_env"]
     slow += [f"--data.env_options={{seconds: {milliseconds / 1000}}}", "--data.num_envs=4"]
-    slow += ["--data.rollout_steps=16", "--data.minibatches=2", "--trainer.log_every_n_steps=8"]
+    slow += ["--data.rollout_steps=16", "--data.minibatches=2"]
     return {
-        "in the learner's process": slow,
-        "one remote collector": [*slow, "--data.remote_collectors=1"],
-        "two remote collectors": [*slow, "--data.remote_collectors=2"],
-        "two, with overlap": [*slow, "--data.remote_collectors=2", "--data.overlap=true"],
+        "PPO, in its own process": slow,
+        "PPO, one remote collector": [*slow, "--data.remote_collectors=1"],
+        "PPO, two remote collectors": [*slow, "--data.remote_collectors=2"],
+        "PPO, two with overlap": [*slow, "--data.remote_collectors=2", "--data.overlap=true"],
     }
 
 
-def speed(options: list[str], seconds: int) -> float:
-    """Train for some seconds; return the environment steps per second in the second half of the run."""
+def speeds_of(options: list[str], rollouts: int) -> dict[str, float]:
+    """Train for some rollouts; return environment steps per second, by clock."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "lit_gfs", "fit", *options, *ENDLESS, *QUIET, TIMER % seconds]
+        clock = f"class_path: _rollout_clock.RolloutClock, init_args: {{directory: ., rollouts: {rollouts}}}"
+        command = [sys.executable, "-m", "lit_gfs", "fit", *options, *ENDLESS, *QUIET]
+        command.append(f"--trainer.callbacks=[{{{clock}}}]")
         subprocess.run(command, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL)
-        logged = logged_scalars(event_directory(Path(directory) / "runs/run/version_0"))
-    values = [point.value for point in logged["time/steps_per_second"]]
-    return statistics.median(values[len(values) // 2 :])
+        measured = [json.loads(path.read_text()) for path in Path(directory).glob("*.json")]
+    steps = measured[0]["steps"]
+    return {
+        "wall": steps / max(each["seconds"] for each in measured),
+        "cpu": steps / max(each["cpu_seconds"] for each in measured),
+    }
 
 
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["ddp", "remote"])
-    parser.add_argument("--seconds", type=int, default=20, help="length of each fit, once it has begun")
+    parser.add_argument("--rollouts", type=int, default=20, help="rollouts to measure in each fit")
     parser.add_argument("--rounds", type=int, default=3, help="fits of each kind")
     parser.add_argument("--milliseconds", type=float, default=10.0, help="pause in each step, for remote")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     arguments = parser.parse_args()
     kinds = kinds_of_ddp() if arguments.what == "ddp" else kinds_of_remote(arguments.milliseconds)
-    speeds: dict[str, list[float]] = {name: [] for name in kinds}
+    speeds: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(arguments.rounds):
         for name, options in kinds.items():
-            speeds[name].append(speed(options, arguments.seconds))
-            print(f"{name}: {speeds[name][-1]:,.0f} steps/s", file=sys.stderr, flush=True)
+            speeds[name].append(speeds_of(options, arguments.rollouts))
+            print(name, speeds[name][-1], file=sys.stderr, flush=True)
     rows = summary(speeds)
-    print("| fit | steps per second | beside the first of its group |\n|---|---|---|")
+    print("| fit | steps/s | ratio | steps/s of processor time | ratio |\n|---|---|---|---|---|")
     for row in rows:
-        print(
-            f"| {row['fit']} | {row['median']:,.0f} ({row['least']:,.0f} to {row['most']:,.0f}) "
-            f"| {row['ratio']:.2f} ({row['least_ratio']:.2f} to {row['most_ratio']:.2f}) |"
-        )
+        cells = [
+            f"{row[clock]['speed']:,.0f} | {row[clock]['ratio']:.2f} {_range(row[clock])}" for clock in SPEEDS
+        ]
+        print(f"| {row['fit']} | {' | '.join(cells)} |")
     if arguments.json is not None:
-        measured = {"command": sys.argv, "load": os.getloadavg(), "cores": os.cpu_count(), "rows": rows}
-        arguments.json.write_text(json.dumps(measured, indent=1) + "\n")
+        machine = {"load": os.getloadavg(), "cores": len(os.sched_getaffinity(0))}
+        arguments.json.write_text(
+            json.dumps({"command": sys.argv[1:], **machine, "rows": rows}, indent=1) + "\n"
+        )
 
 
-def summary(speeds: dict[str, list[float]]) -> list[dict[str, Any]]:
+def summary(speeds: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     """Return a row for each kind of fit; a ratio is that of a round to the first kind of its group.
 
     Args:
-        speeds: Steps per second by round, by name; the part of a name before a comma is the group.
+        speeds: Steps per second of each round, by name and clock; a name begins with its group and a comma.
     """
     rows = []
-    groups: dict[str, list[float]] = {}
-    for name, values in speeds.items():
-        group = name.partition(",")[0] if name.split(",")[0] in ("PPO", "PQN") else ""
-        first = groups.setdefault(group, values)
-        ratios = [value / other for value, other in zip(values, first, strict=True)]
-        rows.append(
-            {
-                "fit": name,
-                "median": statistics.median(values),
-                "least": min(values),
-                "most": max(values),
+    first: dict[str, list[dict[str, float]]] = {}
+    for name, rounds in speeds.items():
+        others = first.setdefault(name.partition(",")[0], rounds)
+        row: dict[str, Any] = {"fit": name}
+        for clock in SPEEDS:
+            ratios = [each[clock] / other[clock] for each, other in zip(rounds, others, strict=True)]
+            row[clock] = {
+                "speed": statistics.median(each[clock] for each in rounds),
                 "ratio": statistics.median(ratios),
-                "least_ratio": min(ratios),
-                "most_ratio": max(ratios),
+                "least": min(ratios),
+                "most": max(ratios),
             }
-        )
+        rows.append(row)
     return rows
+
+
+def _range(ratio: dict[str, float]) -> str:
+    return f"[{ratio['least']:.2f}, {ratio['most']:.2f}]"
 
 
 if __name__ == "__main__":
