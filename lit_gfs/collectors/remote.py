@@ -144,7 +144,7 @@ class RemoteCollector:
 
     Every rollout ``(collectors * num_envs, T)`` has a part from each collector, always in the same order. All
     parts are collected with the same weights: those of the present moment or, with ``runs_ahead``, those from
-    before the previous rollout was learned from.
+    before the previous rollout was learned from. One that was begun ahead may have other steps than `steps`.
 
     Args:
         env: The environments.
@@ -170,8 +170,14 @@ class RemoteCollector:
         self._runs_ahead = runs_ahead
         self._next: Future[TensorDictBase] | None = None
         self._has_started_ray = _connect(env)
-        with self._naming_faults():
-            self._collector = _ray_collector(env, functools.partial(unpacked, packed(agent, policy)), steps)
+        try:
+            with self._naming_faults():
+                self._collector = _ray_collector(
+                    env, functools.partial(unpacked, packed(agent, policy)), steps
+                )
+        except BaseException:
+            self._disconnect()
+            raise
         self._rollouts = iter(self._collector)
         # One thread, so that the parts of a rollout are asked for and awaited in order.
         self._thread = ThreadPoolExecutor(1, "remote-collection")
@@ -184,10 +190,9 @@ class RemoteCollector:
     def _rollout(self) -> TensorDictBase:
         with self._naming_faults():
             ahead, self._next = self._next, None
+            # One that was begun ahead has as many steps as were asked for then: the environments are after
+            # its last step, so that none can be left out.
             rollout = (ahead or self._begin()).result()
-            if rollout.shape[-1] != self.steps:
-                # The last rollout of a run, which is shorter than the one that was begun.
-                rollout = rollout[..., : self.steps]
             if self._runs_ahead:
                 self._next = self._begin()
         rollout = rollout.flatten(0, 1)  # collectors and their environments
@@ -227,10 +232,13 @@ class RemoteCollector:
 
     def shutdown(self) -> None:
         """End all collectors, and the Ray cluster that was started for them."""
-        import ray
-
         self._collector.shutdown()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        import ray
+
         if self._has_started_ray:
             ray.shutdown()
 
