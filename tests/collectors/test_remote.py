@@ -188,7 +188,7 @@ def test_ppo_counts_the_steps_of_all_collectors_and_says_how_old_their_weights_w
 )
 def test_replay_is_fed_by_all_collectors(agent: type[Any], env_id: str, make_trainer: MakeTrainer) -> None:
     data = ReplayDataModule(
-        env_id, total_steps=101, learning_starts=40, steps_per_update=8, batch_size=8, **REMOTE
+        env_id, total_steps=101, learning_starts=40, steps_per_update=4, batch_size=8, **REMOTE
     )
     stored: list[TensorDictBase] = []
 
