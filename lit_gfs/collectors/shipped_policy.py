@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.collectors.policy import Policy
+from lit_gfs.errors import UserError, in_one_line
 
 VERSION = "weights_version"
 """The entry of a rollout ``(num_envs, T)`` int64: optimizer steps behind the weights that chose an action."""
+
+
+_OF_THIS_PROCESS = ("build_encoder", "build_trunk", "build_optimizer", "given_arguments", "training_step")
+"""Attributes that no policy needs: builders, which may hold the command line, and a step with CUDA graphs."""
 
 
 class ShippedPolicy(Policy):
@@ -65,14 +71,24 @@ def packed(agent: Any, policy: Policy) -> bytes:
     Args:
         agent: The agent that learns.
         policy: Its policy, of `collection_policy`.
+
+    Raises:
+        UserError: If the agent holds something else that belongs to this process.
     """
-    from ray import cloudpickle  # packs functions too, such as those that build networks
+    from ray import cloudpickle  # packs classes and functions of a user's script too
 
     bare = copy.copy(agent)  # without the Trainer: Lightning leaves it out of copies
-    bare.__dict__.pop("training_step", None)  # with CUDA graphs, an attribute that belongs to this device
+    for name in _OF_THIS_PROCESS:
+        bare.__dict__.pop(name, None)
     content = io.BytesIO()
-    with _without_hooks(bare):
-        torch.save((bare, policy.settings()), content, pickle_module=cloudpickle)
+    try:
+        with _without_hooks(bare):
+            torch.save((bare, policy.settings()), content, pickle_module=cloudpickle)
+    except (TypeError, pickle.PicklingError) as error:
+        raise UserError(
+            f"data.remote_collectors: {type(agent).__name__} cannot be sent to other processes: "
+            f"{in_one_line(error)}; expected attributes that can be pickled"
+        ) from error
     return content.getvalue()
 
 
