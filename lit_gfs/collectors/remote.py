@@ -255,12 +255,13 @@ class RemoteCollector:
                 raise cause from error
             raise
         except exceptions.RayActorError as error:
+            # The traceback has what Ray says about it.
             what = (
-                "could not be made by a remote collector"
+                f"could not be made by a remote collector: {_last_line(error)}"
                 if error.actor_init_failed
-                else "lost a remote collector"
+                else "lost a remote collector: it was killed, or crashed, or its machine is gone"
             )
-            raise EnvironmentFault(self._env.env_id, None, f"{what}: {_last_line(error)}") from error
+            raise EnvironmentFault(self._env.env_id, None, what) from error
 
 
 def _connect(env: RemoteEnvs) -> bool:

@@ -132,7 +132,9 @@ def test_rollouts_are_those_of_collectors_here_with_the_weights_of_their_moment(
     assert torch.equal(next(rollouts)["observation"], seen[0]["observation"])
 
     ray.kill(collector._collector.remote_collectors[1])
-    with pytest.raises(EnvironmentFault, match=r"^CartPole-v1 lost a remote collector: [^\n]*$"):
+    with pytest.raises(
+        EnvironmentFault, match=r"^CartPole-v1 lost a remote collector: it was killed, [^\n]*$"
+    ):
         next(rollouts)
     collector.shutdown()
 
