@@ -172,7 +172,8 @@ class HeldLease:
             raise LeaseLost(f"another process has taken over '{self._directory}'")
 
     def release(self) -> None:
-        """Remove the lease, if it is held."""
+        """Remove the lease, if it is held, and renew it no more."""
+        self._has_ended = True
         with suppress(OSError):
             if self.is_held():
                 remove_lease(self._directory)
@@ -190,7 +191,10 @@ class HeldLease:
             with suppress(OSError):
                 partial = self._directory / f"{LEASE_NAME}.{self._lease.owner}"
                 partial.write_text(self._content(beat), encoding="utf-8")
-                partial.replace(self._directory / LEASE_NAME)
+                if self._has_ended:
+                    partial.unlink()
+                else:
+                    partial.replace(self._directory / LEASE_NAME)
 
     def _content(self, beat: int) -> str:
         done, total = self._steps or (None, None)
