@@ -1,6 +1,6 @@
 """A cluster that runs no process: machines, cells and their leases by a clock of their own.
 
-A `Cluster` outlives the drivers of its cells (`_simulated_driver.py`): they can be lost, and followed by others.
+A `Cluster` outlives the drivers of its cells (`_simulated_driver.py`): others may follow those that are lost.
 """
 
 from __future__ import annotations
