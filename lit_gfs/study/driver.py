@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import Counter, deque
@@ -17,6 +16,7 @@ from lit_gfs.study.collect import Result
 from lit_gfs.study.launchers.launcher import Ending, Launcher
 from lit_gfs.study.lease import Lease, LeaseLost, Watch
 from lit_gfs.study.plan import Cell, Score
+from lit_gfs.study.process_ends import name_of, signal_of
 from lit_gfs.study.running import Steps
 from lit_gfs.study.table import FINISHED
 from lit_gfs.study.task import FIT, Task
@@ -300,23 +300,3 @@ class Driver:
 
     def _fail(self, task: Task, error: str, can_resume: bool) -> None:
         self._observer.ended(task.cell, self._files.fail(task, error, can_resume))
-
-
-def signal_of(status: int) -> int | None:
-    """Return the signal that ended a process, ``None`` if none did.
-
-    Args:
-        status: Its exit status; a process that reports on another one, as a shell, adds 128 to the signal.
-    """
-    if status < 0:
-        return -status
-    return status - 128 if status - 128 in set(signal.Signals) else None
-
-
-def name_of(number: int) -> str:
-    """Name a signal; the usual reason of SIGKILL is added."""
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from lit_gfs.study.table import FAILED, FINISHED
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from _simulated_cluster import Cluster, Fault, SimulatedLauncher, drive, random_faults
+from _simulated_cluster import Cluster, Fault, random_faults
+from _simulated_driver import SimulatedLauncher, drive
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +80,7 @@ def test_faults_change_no_result(
     retries = 4 + len(broken)  # as many as there may be faults of one cell
     cluster = Cluster(dict(zip(names, durations, strict=True)), machines, places, fault_of, failing)
     for moment, machine in broken:
-        cluster.at(moment, lambda machine=machine: cluster.lose_machine(machine % len(machines)))
+        cluster.at(moment, partial(cluster.lose_machine, machine % len(machines)))
 
     for after, gap, survives in losses:
         launcher = SimulatedLauncher(cluster, "one", survives)
@@ -122,7 +124,7 @@ def test_a_thousand_cells_on_a_bad_cluster_with_three_drivers(seed: int) -> None
     cluster = Cluster(durations, speeds, 4, random_faults(draw, KINDS, 900.0))
     for _ in range(20):
         machine = draw.randrange(32)
-        cluster.at(draw.uniform(0, 3000), lambda machine=machine: cluster.lose_machine(machine))
+        cluster.at(draw.uniform(0, 3000), partial(cluster.lose_machine, machine))
 
     for name, survives in (("local", False), ("slurm", True)):
         assert not drive(cluster, SimulatedLauncher(cluster, name, survives), 128, 20, cluster.now + 700)
