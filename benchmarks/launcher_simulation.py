@@ -3,7 +3,7 @@
     python benchmarks/launcher_simulation.py
 
 The driver is the real one; the machines are simulated (`_simulated_cluster.py`). A makespan is relative to
-the ideal, in which all machines work without a pause and without a fault. Lost work is what had to be done
+the ideal, in which all machines work without a pause and without a fault. Lost work is work that was done
 again, as a share of all work. The driver's time is processor time; with `--disk`, its files are on the disk.
 """
 
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from _simulated_cluster import Cluster, Fault, SimulatedFiles, SimulatedLauncher, drive, random_faults
+from _simulated_cluster import Cluster, random_faults
+from _simulated_driver import SimulatedFiles, SimulatedLauncher, drive
 
 from lit_gfs.study.cell_files import CellFiles
 from lit_gfs.study.collect import Result, write_result
@@ -193,15 +196,13 @@ def simulate(scenario: Scenario, seed: int, directory: Path | None = None) -> Me
     speeds = [SLOW] * slow + [1.0] * (scenario.machines - slow)
     work = sum(durations.values())
     ideal = max(work / (PLACES * sum(speeds)), max(durations.values()))
-    fault_of: Callable[[str, int], Fault | None] = lambda cell, attempt: None  # noqa: E731
-    if scenario.deaths:
-        fault_of = random_faults(draw, scenario.kinds, 3600 / scenario.deaths)
-    cluster = Cluster(durations, speeds, PLACES, fault_of)
+    seconds_between = 3600 / scenario.deaths if scenario.deaths else math.inf
+    cluster = Cluster(durations, speeds, PLACES, random_faults(draw, scenario.kinds, seconds_between))
     if scenario.losses:
         for machine in range(scenario.machines):
             moment = draw.expovariate(scenario.losses / 3600)
             while moment < 10 * ideal:
-                cluster.at(moment, lambda machine=machine: cluster.lose_machine(machine))
+                cluster.at(moment, partial(cluster.lose_machine, machine))
                 moment += draw.expovariate(scenario.losses / 3600)
 
     outside, begun = Outside(), time.process_time()

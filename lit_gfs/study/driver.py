@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import Counter, deque
@@ -17,6 +16,7 @@ from lit_gfs.study.collect import Result
 from lit_gfs.study.launchers.launcher import Ending, Launcher
 from lit_gfs.study.lease import Lease, LeaseLost, Watch
 from lit_gfs.study.plan import Cell, Score
+from lit_gfs.study.process_ends import name_of, signal_of
 from lit_gfs.study.running import Steps
 from lit_gfs.study.table import FINISHED
 from lit_gfs.study.task import FIT, Task
@@ -24,6 +24,9 @@ from lit_gfs.study.task import FIT, Task
 POLL_SECONDS = 0.5
 """Time between two looks at the request to stop."""
 LEASE_READ_SECONDS = 2.0
+"""Time between two readings of a cell's lease."""
+LEASES_PER_SECOND = 50
+"""Leases that are read at most in a second: a thousand cells must not keep a network file system busy."""
 RETRIES = 2
 EXPIRED = "its lease expired"
 
@@ -177,7 +180,8 @@ class Driver:
                 for ending in self._launcher.wait(POLL_SECONDS):
                     self._handle(ending, stop)
                 if self._clock() >= self._leases_due:
-                    self._leases_due = self._clock() + LEASE_READ_SECONDS
+                    many = len(self._running) + len(self._watched)
+                    self._leases_due = self._clock() + max(LEASE_READ_SECONDS, many / LEASES_PER_SECOND)
                     self._read_leases()
                 self._observer.refresh(self._steps)
         finally:
@@ -300,23 +304,3 @@ class Driver:
 
     def _fail(self, task: Task, error: str, can_resume: bool) -> None:
         self._observer.ended(task.cell, self._files.fail(task, error, can_resume))
-
-
-def signal_of(status: int) -> int | None:
-    """Return the signal that ended a process, ``None`` if none did.
-
-    Args:
-        status: Its exit status; a process that reports on another one, as a shell, adds 128 to the signal.
-    """
-    if status < 0:
-        return -status
-    return status - 128 if status - 128 in set(signal.Signals) else None
-
-
-def name_of(number: int) -> str:
-    """Name a signal; the usual reason of SIGKILL is added."""
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name

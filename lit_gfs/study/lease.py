@@ -129,7 +129,7 @@ class HeldLease:
         self._steps: Steps | None = None
         self._on_loss = on_loss
         self._hurry = threading.Event()
-        self._has_ended = False
+        self._has_ended = threading.Event()
         self._renewal = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Self:
@@ -145,7 +145,7 @@ class HeldLease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._has_ended = True
+        self._has_ended.set()
         self._hurry.set()
         self._renewal.join()
         self.release()
@@ -172,7 +172,8 @@ class HeldLease:
             raise LeaseLost(f"another process has taken over '{self._directory}'")
 
     def release(self) -> None:
-        """Remove the lease, if it is held."""
+        """Remove the lease, if it is held, and renew it no more."""
+        self._has_ended.set()
         with suppress(OSError):
             if self.is_held():
                 remove_lease(self._directory)
@@ -181,7 +182,7 @@ class HeldLease:
         for beat in itertools.count(1):
             self._hurry.wait(RENEWAL_SECONDS)
             self._hurry.clear()
-            if self._has_ended:
+            if self._has_ended.is_set():
                 return
             if not self.is_held():
                 self._on_loss()
@@ -190,7 +191,10 @@ class HeldLease:
             with suppress(OSError):
                 partial = self._directory / f"{LEASE_NAME}.{self._lease.owner}"
                 partial.write_text(self._content(beat), encoding="utf-8")
-                partial.replace(self._directory / LEASE_NAME)
+                if self._has_ended.is_set():
+                    partial.unlink()
+                else:
+                    partial.replace(self._directory / LEASE_NAME)
 
     def _content(self, beat: int) -> str:
         done, total = self._steps or (None, None)

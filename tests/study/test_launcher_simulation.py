@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gfs.study.driver import LEASES_PER_SECOND
+from lit_gfs.study.lease import Lease
 from lit_gfs.study.table import FAILED, FINISHED
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from _simulated_cluster import Cluster, Fault, SimulatedLauncher, drive, random_faults
+from _simulated_cluster import Cluster, Fault, random_faults
+from _simulated_driver import SimulatedFiles, SimulatedLauncher, drive
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +83,7 @@ def test_faults_change_no_result(
     retries = 4 + len(broken)  # as many as there may be faults of one cell
     cluster = Cluster(dict(zip(names, durations, strict=True)), machines, places, fault_of, failing)
     for moment, machine in broken:
-        cluster.at(moment, lambda machine=machine: cluster.lose_machine(machine % len(machines)))
+        cluster.at(moment, partial(cluster.lose_machine, machine % len(machines)))
 
     for after, gap, survives in losses:
         launcher = SimulatedLauncher(cluster, "one", survives)
@@ -114,6 +119,22 @@ def test_retries_are_bounded(retries: int, deaths: int, kind: str) -> None:
         assert bad.error == what.get(kind, "lost with its machine") + times
 
 
+def test_the_leases_of_many_cells_are_read_at_a_bounded_rate() -> None:
+    reads = Counter[str]()
+
+    class Counted(SimulatedFiles):
+        def lease(self, cell: str) -> Lease | None:
+            reads[cell] += 1
+            return super().lease(cell)
+
+    for cells in (20, 1000):
+        reads.clear()
+        cluster = Cluster({f"cell {index}": 600.0 for index in range(cells)}, [1.0], cells, lambda *_: None)
+        launcher = SimulatedLauncher(cluster)
+        assert drive(cluster, launcher, cells, 0, files=Counted(cluster, launcher))
+        assert 10 * cells < reads.total() < LEASES_PER_SECOND * 605 + 3 * cells
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_thousand_cells_on_a_bad_cluster_with_three_drivers(seed: int) -> None:
     draw = random.Random(seed)
@@ -122,7 +143,7 @@ def test_a_thousand_cells_on_a_bad_cluster_with_three_drivers(seed: int) -> None
     cluster = Cluster(durations, speeds, 4, random_faults(draw, KINDS, 900.0))
     for _ in range(20):
         machine = draw.randrange(32)
-        cluster.at(draw.uniform(0, 3000), lambda machine=machine: cluster.lose_machine(machine))
+        cluster.at(draw.uniform(0, 3000), partial(cluster.lose_machine, machine))
 
     for name, survives in (("local", False), ("slurm", True)):
         assert not drive(cluster, SimulatedLauncher(cluster, name, survives), 128, 20, cluster.now + 700)

@@ -74,10 +74,13 @@ def drive(
     record: Record,
     stop: threading.Event | None = None,
     is_lost: threading.Event | None = None,
+    jobs: int = 2,
 ) -> None:
     """Drive cells to their ends without a retry."""
     files = CellFiles(tasks[0].directory.parent.parent)
-    Driver(tasks, launcher, 2, record, files, 0).run(stop or threading.Event(), is_lost or threading.Event())
+    Driver(tasks, launcher, jobs, record, files, 0).run(
+        stop or threading.Event(), is_lost or threading.Event()
+    )
 
 
 def test_a_living_cell_is_waited_for(cell: Cell, tmp_path: Path) -> None:
@@ -97,9 +100,9 @@ def test_a_living_cell_is_waited_for(cell: Cell, tmp_path: Path) -> None:
     assert record.steps.keys() == {cell.name}
 
 
-def test_a_stop_takes_the_lease_of_a_cell_that_another_driver_started(cell: Cell, tmp_path: Path) -> None:
-    task = make_task(cell, tmp_path)
-    other = Started(task)
+def test_a_stop_takes_the_leases_of_all_cells_that_another_driver_started(tmp_path: Path) -> None:
+    tasks = [make_task(cell, tmp_path) for cell in study("wait", seeds=2).cells()]
+    others = [Started(task) for task in tasks]
     stop = threading.Event()
 
     class Stops(Record):
@@ -107,11 +110,12 @@ def test_a_stop_takes_the_lease_of_a_cell_that_another_driver_started(cell: Cell
             stop.set()
 
     record = Stops()
-    drive([task], Nothing(), record, stop)
+    drive(tasks, Nothing(), record, stop, jobs=1)  # they run already, so they are not one at a time
 
-    assert other.status() == LeaseLost.status
+    assert record.most_at_once == 2
+    assert [other.status() for other in others] == [LeaseLost.status] * 2
     assert record.results == {}
-    assert read_result(task.directory) is None
+    assert [read_result(task.directory) for task in tasks] == [None, None]
 
 
 def test_a_driver_that_was_replaced_leaves_the_cells_to_the_other(cell: Cell, tmp_path: Path) -> None:
