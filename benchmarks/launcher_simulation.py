@@ -3,7 +3,7 @@
     python benchmarks/launcher_simulation.py
 
 The driver is the real one; the machines are simulated (`_simulated_cluster.py`). A makespan is relative to
-the ideal, in which all machines work without a pause and without a fault. Lost work is what had to be done
+the ideal, in which all machines work without a pause and without a fault. Lost work is work that was done
 again, as a share of all work. The driver's time is processor time; with `--disk`, its files are on the disk.
 """
 

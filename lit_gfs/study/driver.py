@@ -24,6 +24,9 @@ from lit_gfs.study.task import FIT, Task
 POLL_SECONDS = 0.5
 """Time between two looks at the request to stop."""
 LEASE_READ_SECONDS = 2.0
+"""Time between two readings of a cell's lease."""
+LEASES_PER_SECOND = 50
+"""Leases that are read at most in a second: a thousand cells must not keep a network file system busy."""
 RETRIES = 2
 EXPIRED = "its lease expired"
 
@@ -177,7 +180,8 @@ class Driver:
                 for ending in self._launcher.wait(POLL_SECONDS):
                     self._handle(ending, stop)
                 if self._clock() >= self._leases_due:
-                    self._leases_due = self._clock() + LEASE_READ_SECONDS
+                    many = len(self._running) + len(self._watched)
+                    self._leases_due = self._clock() + max(LEASE_READ_SECONDS, many / LEASES_PER_SECOND)
                     self._read_leases()
                 self._observer.refresh(self._steps)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gfs.study.driver import LEASES_PER_SECOND
+from lit_gfs.study.lease import Lease
 from lit_gfs.study.table import FAILED, FINISHED
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from _simulated_cluster import Cluster, Fault, random_faults
-from _simulated_driver import SimulatedLauncher, drive
+from _simulated_driver import SimulatedFiles, SimulatedLauncher, drive
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,6 +117,22 @@ def test_retries_are_bounded(retries: int, deaths: int, kind: str) -> None:
         what = {"kill": "killed by SIGKILL (out of memory?)", "terminate": "killed by SIGTERM"}
         times = f" {retries + 1} times" if retries else ""
         assert bad.error == what.get(kind, "lost with its machine") + times
+
+
+def test_the_leases_of_many_cells_are_read_at_a_bounded_rate() -> None:
+    reads = Counter[str]()
+
+    class Counted(SimulatedFiles):
+        def lease(self, cell: str) -> Lease | None:
+            reads[cell] += 1
+            return super().lease(cell)
+
+    for cells in (20, 1000):
+        reads.clear()
+        cluster = Cluster({f"cell {index}": 600.0 for index in range(cells)}, [1.0], cells, lambda *_: None)
+        launcher = SimulatedLauncher(cluster)
+        assert drive(cluster, launcher, cells, 0, files=Counted(cluster, launcher))
+        assert 10 * cells < reads.total() < LEASES_PER_SECOND * 605 + 3 * cells
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -15,6 +15,8 @@ from lit_gfs.study.launchers.child import End, end_of, kill_cell, start_cell
 from lit_gfs.study.lease import remove_lease
 
 PARTIAL = ".partial"
+STOP_NAME = f"stop{PARTIAL}"
+"""A file among the ends that ends the jobs of this machine; ``scancel`` ends those of SLURM."""
 RESTARTS_VARIABLE = "SLURM_RESTART_COUNT"
 
 
@@ -52,15 +54,15 @@ class CellsJob:
         with contextlib.ExitStack() as stack:
             running: list[tuple[str, subprocess.Popen[bytes]]] = []
             for cell in self._cells:
-                if self._has_ended(cell):
+                if self._has_ended(cell) or self._has_to_stop():
                     continue
                 if is_restart:  # the lease is that of this job's process before, which may be left
                     remove_lease(Path(cell.directory))
                 process = start_cell(cell.directory, self._working_directory, cell.environment)
                 stack.callback(kill_cell, process)
                 running.append((cell.name, process))
-            while running:
-                _wait_for_one([process for _, process in running])
+            while running and not self._has_to_stop():
+                _wait_a_moment_for([process for _, process in running])
                 for name, process in running:
                     if process.poll() is not None:
                         self._write(name, end_of(process))
@@ -83,6 +85,9 @@ class CellsJob:
             self._write(cell.name, End(0, ""))
         return (self._ends / cell.name).exists()
 
+    def _has_to_stop(self) -> bool:
+        return (self._ends / STOP_NAME).exists()
+
     def _write(self, name: str, end: End) -> None:
         partial = self._ends / f"{name}{PARTIAL}"
         partial.write_text(json.dumps(end), encoding="utf-8")
@@ -97,7 +102,7 @@ def read_ends(directory: Path) -> dict[str, End]:
     return {name: End(*json.loads((directory / name).read_text(encoding="utf-8"))) for name in names}
 
 
-def _wait_for_one(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    while all(process.poll() is None for process in processes):
+def _wait_a_moment_for(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    if all(process.poll() is None for process in processes):
         with contextlib.suppress(subprocess.TimeoutExpired):
             processes[0].wait(timeout=0.5)

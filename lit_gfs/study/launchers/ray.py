@@ -6,15 +6,18 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_gfs.errors import RunFault, UserError, in_one_line
 from lit_gfs.study.launchers.child import MissingDirectory, run_cell
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.study.task import Task
+from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
 OBJECT_STORE_BYTES = 80_000_000
 """Nearly the least that Ray takes: cells exchange no objects."""
@@ -112,7 +115,8 @@ class RayLauncher:
         else:
             _require_server(self._resolved(address))
         try:
-            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _keeping_signals():
+                self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         # Ray raises many kinds, by version and by fault.
         except Exception as error:
             reason = in_one_line(error).split(". ")[0].rstrip(".")
@@ -155,6 +159,16 @@ class RayLauncher:
             return Ending(name, None, "Ray ended it, because its machine was short of memory")
         except errors.RayError as error:
             return Ending(name, None, f"its worker was lost ({type(error).__name__})")
+
+
+@contextlib.contextmanager
+def _keeping_signals() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM: the study stops in order, and reports it in one line."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _require_server(address: str) -> None:

@@ -6,24 +6,22 @@ import contextlib
 import io
 import logging
 import math
-import os
 import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_gfs.errors import UserError, nearest, shown
-from lit_gfs.study.launchers.job import CellOfJob, CellsJob, read_ends
+from lit_gfs.study.launchers.job import STOP_NAME, CellOfJob, CellsJob, read_ends
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.study.task import Task
 
 FOLDER_NAME = "slurm"
 ENDS_NAME = "ends"
 ARRAYS_NAME = "submitted.txt"
-PROCESSES_NAME = "processes.txt"
 CLUSTERS = ("slurm", "local")
 MAX_ARRAY = 1000
 """Jobs of one array; SLURM's own limit, MaxArraySize, is 1001 unless a site has changed it."""
@@ -153,8 +151,8 @@ class SlurmLauncher:
         if self._cluster == "slurm":
             self._cancel()
         else:
-            for submitted in self._submitted.values():
-                submitted.job.cancel()
+            for place in {submitted.ends for submitted in self._submitted.values()}:
+                (place / STOP_NAME).touch()
             deadline = time.monotonic() + GRACE_SECONDS
             while any(not each.job.done() for each in self._submitted.values()):
                 if time.monotonic() > deadline:
@@ -165,11 +163,8 @@ class SlurmLauncher:
 
     def _submit(self, jobs: Sequence[CellsJob]) -> list[Any]:
         try:
-            # submitit prints the message that its error has, and processes of this machine one when they end.
-            with (
-                contextlib.redirect_stderr(io.StringIO()),
-                _stderr_of_processes(self._folder / PROCESSES_NAME),
-            ):
+            # submitit prints the message that its error has.
+            with contextlib.redirect_stderr(io.StringIO()):
                 submitted: list[Any] = self._executor.submit_array(jobs)
         except (self._submitit.core.utils.UncompletedJobError, RuntimeError) as error:
             raise UserError(f"SLURM refused the jobs: {' '.join(str(error).split())}") from error
@@ -282,19 +277,6 @@ def _job(tasks: Sequence[Task], ends: Path) -> CellsJob:
     place = tasks[0].working_directory.absolute()
     cells = [CellOfJob(task.cell.name, str(place / task.directory), dict(task.environment)) for task in tasks]
     return CellsJob(cells, str(place), str(ends))
-
-
-@contextlib.contextmanager
-def _stderr_of_processes(path: Path) -> Iterator[None]:
-    """Let processes that start write their errors to a file."""
-    before = os.dup(2)
-    try:
-        with path.open("ab") as file:
-            os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
 
 
 def _array_of(job_id: str) -> str:

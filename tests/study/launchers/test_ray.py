@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import threading
@@ -65,8 +66,11 @@ def test_a_stop_ends_the_cells_that_run(address: str) -> None:
         pids.append(int(launched.file_of_a_cell("pid").read_text()))
         stop.set()
 
+    before = signal.getsignal(signal.SIGTERM)
+    launcher = RayLauncher(address, 1, 0, None)
+    assert signal.getsignal(signal.SIGTERM) == before  # the study's, not Ray's
     launched.in_background(watch)
-    record = launched.run(study("never"), RayLauncher(address, 1, 0, None), stop=stop)
+    record = launched.run(study("never"), launcher, stop=stop)
 
     assert record.results == {}
     assert launched.ends(pids[0])

@@ -279,6 +279,28 @@ def test_a_job_that_slurm_restarts_after_a_lost_node_takes_the_leases(
     assert not list(tmp_path.glob("*/lease.json"))
 
 
+def test_the_stop_of_a_study_without_slurm_ends_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Job(tmp_path, monkeypatch, "sleep", "60")
+    study = launcher(cluster="local")
+    study._submitted["1"] = slurm._Submitted(Ended(), {"a", "b"}, told.ends)
+    threading.Timer(0.5, study.stop).start()
+    told.run()
+
+    assert [process.returncode for process in told.started] == [-signal.SIGKILL] * 2
+    assert read_ends(told.ends) == {}
+    told.run()
+    assert len(told.started) == 2  # a job that begins late
+
+
+class Ended:
+    """A job that has ended."""
+
+    def done(self) -> bool:
+        return True
+
+
 def test_a_job_that_is_interrupted_ends_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Job(tmp_path, monkeypatch, "sleep", "60")
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
