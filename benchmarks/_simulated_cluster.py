@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_gfs.study.cell_files import Files
+from lit_gfs.study.cells import CELLS_DIRECTORY
 from lit_gfs.study.collect import Result
 from lit_gfs.study.driver import Driver
 from lit_gfs.study.launchers.launcher import Ending
@@ -92,8 +94,9 @@ class Process:
         return max(self.done_before, self.work(now) // CHECKPOINT_SECONDS * CHECKPOINT_SECONDS)
 
     def has_been_still(self, now: float) -> float:
-        """Return for how many seconds it has shown no sign of life."""
-        return max([0.0, *(now - begin for begin, end in self.stalled if begin <= now < end)])
+        """Return for how many seconds it has shown no sign of life, up to its first renewal after a stall."""
+        still = [now - begin for begin, end in self.stalled if begin <= now < end + RENEWAL_SECONDS]
+        return max([0.0, *still])
 
 
 class Cluster:
@@ -410,16 +413,31 @@ class Silent:
         """Ignore the progress."""
 
 
-def make_tasks(names: Sequence[str]) -> list[Task]:
+def make_tasks(names: Sequence[str], directory: Path = Path("study")) -> list[Task]:
     """Make tasks for cells of these names."""
     return [
-        Task(Cell(name, {}, [f"--name={name}"]), ["fit"], Path("cells", name), Score(), True, {}, Path(), "")
+        Task(
+            cell=Cell(name, {}, [f"--name={name}"]),
+            command=["fit", f"--name={name}"],
+            directory=directory / CELLS_DIRECTORY / name,
+            score=Score(),
+            keep_checkpoints=True,
+            environment={},
+            working_directory=Path.cwd(),
+            launcher="simulated",
+        )
         for name in names
     ]
 
 
 def drive(
-    cluster: Cluster, launcher: SimulatedLauncher, jobs: int, retries: int, lost_at: float | None = None
+    cluster: Cluster,
+    launcher: SimulatedLauncher,
+    jobs: int,
+    retries: int,
+    lost_at: float | None = None,
+    files: Files | None = None,
+    directory: Path = Path("study"),
 ) -> bool:
     """Run a driver over the cells that have no result, as the command does.
 
@@ -429,15 +447,17 @@ def drive(
         jobs: Number of parallel cells.
         retries: How often a cell is started again.
         lost_at: When the driver is killed; ``None``: never.
+        files: The files of the cells; ``None``: those of the simulation.
+        directory: The study's directory.
 
     Returns:
         Whether it came to its end.
     """
     if lost_at is not None:
         cluster.at(lost_at, launcher.lose_driver)
-    left = [name for name in cluster.durations if name not in cluster.results]
-    files, clock = SimulatedFiles(cluster, launcher), lambda: cluster.now
-    driver = Driver(make_tasks(left), launcher, jobs, Silent(), files, retries, clock)
+    tasks = make_tasks([name for name in cluster.durations if name not in cluster.results], directory)
+    files = files or SimulatedFiles(cluster, launcher)
+    driver = Driver(tasks, launcher, jobs, Silent(), files, retries, lambda: cluster.now)
     try:
         driver.run(threading.Event(), threading.Event())
     except DriverLost:

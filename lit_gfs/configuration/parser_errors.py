@@ -40,7 +40,14 @@ _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"does not accept (?:option|nested key|key) '([^']+)'")
 _MISSING = re.compile(r"the following arguments are required: ([\w., ]+?)(?= - |$)")
 _NO_VALUE = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
-_RESTRICTED = re.compile(r"Not of type PositiveInt: (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)")
+_RESTRICTED = re.compile(
+    r"Not of type (PositiveInt|NonNegativeInt): (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)"
+)
+_RESTRICTIONS = {
+    "PositiveInt": "a whole number of at least 1",
+    "NonNegativeInt": "a whole number of at least 0",
+    "PositiveFloat": "a number above 0",
+}
 _EMPTY = re.compile(r"(Given value|Got value|import path string): *(?=\n|$)")
 _SUBCOMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
@@ -79,7 +86,7 @@ def one_line(
     if found := _AMBIGUOUS.search(text):
         return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
     if found := _RESTRICTED.search(text):
-        return f"{path} is {found[1] or found[2]!r}; expected {_describe('PositiveInt')}"
+        return f"{path} is {found[2] or found[3]!r}; expected {_RESTRICTIONS[found[1]]}"
     alternatives = _ALTERNATIVES.match(text)
     takes_plain = alternatives is not None and _PLAIN.search(alternatives[1]) is not None
     if (found := _NO_CLASS.search(text) or _NOT_FOUND.search(whole)) and not takes_plain:
@@ -161,7 +168,9 @@ def _describe(expected: str) -> str:
         return f"one of {literal[1]}"
     names = re.sub(r"<class '([\w.]+)'>", r"\1", expected).replace("NoneType", "null")
     names = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", names)
-    return names.replace("PositiveInt", "a whole number of at least 1")
+    for name, meaning in _RESTRICTIONS.items():
+        names = names.replace(name, meaning)
+    return names
 
 
 def _nearest_literal(value: str, expected: str) -> str:

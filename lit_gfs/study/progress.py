@@ -191,10 +191,10 @@ class StudyProgress:
             print(f"{self._count()} running {shown} | {self._time_left()}", flush=True)
 
     def _described(self, now: float) -> list[str]:
-        by_wait = sorted(self._running.items(), key=lambda item: item[1].waits)
-        shown = [running.described(name, now) for name, running in by_wait]
+        shown = [each.described(name, now) for name, each in self._running.items() if not each.waits]
         more = [f"and {len(shown) - SHOWN_CELLS} more"] if len(shown) > SHOWN_CELLS else []
-        return shown[:SHOWN_CELLS] + more
+        waiting = sum(running.waits for running in self._running.values())
+        return shown[:SHOWN_CELLS] + more + ([f"{waiting} waiting"] if waiting else [])
 
     def _lines(self) -> Table:
         ended = len(self._cells) - len(self._left)

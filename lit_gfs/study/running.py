@@ -66,7 +66,7 @@ class Running:
     def __str__(self) -> str:
         """Write the steps, as in ``12,000/60,000 (20%)``."""
         if self.steps is None:
-            return "waiting" if self.waits else "starting"
+            return "starting"
         if self.steps.total is None:
             return f"{self.steps.done:,}"
         # A run is at 100% only when it has ended.

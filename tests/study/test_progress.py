@@ -115,10 +115,32 @@ def test_cells_in_the_queue_of_a_cluster_wait_and_take_no_time(
 
     assert capsys.readouterr().out.splitlines() == [
         "example: 2 cells: 2 to run, as many at a time as there is room for",
-        f"0/2 running {second.name} 0/100 (0%), 0:00; {first.name} waiting, 0:00 | -:-- left",
-        f"0/2 running {second.name} 10/100 (10%), 0:10; {first.name} waiting, 0:00 | 3:10 left",
+        f"0/2 running {second.name} 0/100 (0%), 0:00; 1 waiting | -:-- left",
+        f"0/2 running {second.name} 10/100 (10%), 0:10; 1 waiting | 3:10 left",
         f"1/2 {second.name} | 1.00 | 1:40 | 1:40 left",
         f"2/2 {first.name} | 1.00 | 0:07 | done",
+    ]
+
+
+def test_a_cell_that_starts_again_is_told_and_left_to_do(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = study()
+    cell, *_ = plan.cells()
+
+    with StudyProgress(plan, [cell], {}, jobs=1) as progress:
+        progress.started(cell)
+        clock[0] = 60
+        progress.interrupted(cell, "killed by SIGKILL (out of memory?)")
+        assert progress.left == 1
+        clock[0] = 100
+        progress.started(cell)
+        clock[0] = 110
+        progress.ended(cell, finished(cell, 70))
+
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "0/1 t-base-baseline-seed_0 | killed by SIGKILL (out of memory?); starts again",
+        "1/1 t-base-baseline-seed_0 | 1.00 | 0:10 | done",
     ]
 
 

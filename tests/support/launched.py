@@ -6,42 +6,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lit_gfs.study.cells import read_results
-from lit_gfs.study.collect import Result, make_table
+from lit_gfs.study.collect import make_table
 from lit_gfs.study.driver import run_cells
 from lit_gfs.study.launchers.launcher import Launcher
 from lit_gfs.study.lease import read_lease
-from lit_gfs.study.plan import Cell, Study
-from lit_gfs.study.running import Steps
+from lit_gfs.study.plan import Study
 from support import study_fits
+from support.study_record import Record
 
 TESTS = str(Path(__file__).resolve().parent.parent)
-
-
-class Record:
-    """Keeps what it is told about cells."""
-
-    def __init__(self) -> None:
-        self.results: dict[str, Result] = {}
-        self.interruptions: list[tuple[str, str]] = []
-
-    def started(self, cell: Cell) -> None:
-        pass
-
-    def interrupted(self, cell: Cell, reason: str) -> None:
-        self.interruptions.append((cell.levels["recipe"], reason))
-
-    def ended(self, cell: Cell, result: Result) -> None:
-        self.results[cell.levels["recipe"]] = result
-
-    def refresh(self, steps: Mapping[str, Steps]) -> None:
-        pass
 
 
 def run(

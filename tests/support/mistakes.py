@@ -335,6 +335,21 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["study", "--config=studies/smoke", "--threads=0"], r"threads is '0'; expected a whole number of at"),
     (["study", "--config=studies/smoke", "--finished=nowhere"], r"'nowhere' has no study.yaml; expected the"),
     (["study", "--config=studies/smoke", "--jobs=0"], r"jobs is '0'; expected a whole number of at least 1"),
+    (
+        ["study", "--config=studies/smoke", "--retries=-1"],
+        r"retries is '-1'; expected a whole number of at",
+    ),
+    (["study", "--config=studies/smoke", "--gpus=0"], r"gpus is '0'; expected a number above 0, null"),
+    (["study", "--config=studies/smoke", "--launcher=rai"], r"launcher is 'rai'; .*did you mean 'ray'"),
+    (
+        ["study", "--config=studies/smoke", "--slurm.time=5"],
+        r"--slurm is for --launcher slurm; ",
+    ),
+    (
+        ["study", "--config=studies/smoke", "--launcher=slurm", "--slurm.tim=5"],
+        r"--slurm.tim is no parameter of submitit; .*did you mean 'time'",
+    ),
+    (["study", "--config=studies/smoke", "--gpus=2"], r"--gpus is 2; expected the part of a GPU that a cell"),
     (["search"], r"--config is missing; name a study"),
     (["search", "--config=studies/smoke"], r"the study 'smoke' has no section search"),
     (["search", "--config=studies/search_smok"], r"did you mean 'studies/search_smoke'"),

@@ -110,7 +110,7 @@ class RayLauncher:
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
         else:
-            _require_server(address)
+            _require_server(self._resolved(address))
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         # Ray raises many kinds, by version and by fault.
@@ -119,6 +119,13 @@ class RayLauncher:
             if address is None:
                 raise UserError(f"Ray did not start on this machine ({reason})") from error
             raise _unreachable(address, reason) from error
+
+    def _resolved(self, address: str) -> str:
+        """Return what a word such as auto stands for, which may be a cluster that is gone."""
+        try:
+            return self._ray._private.services.canonicalize_bootstrap_address(address) or address
+        except Exception:  # `ray.init` says what is wrong
+            return address
 
     def _require_gpus(self, address: str | None, gpus: float) -> None:
         there = self._ray.cluster_resources().get("GPU", 0)
@@ -178,8 +185,8 @@ def import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # How cells without a GPU see the GPUs will change; this is how it will be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A cluster that is gone would be asked for a quarter of an hour.
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    # Ray's workers would be the last to compute on a machine with others; for Ray that this process starts.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
         import ray.exceptions

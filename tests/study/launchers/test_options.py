@@ -10,7 +10,6 @@ from lit_gfs.errors import UserError
 from lit_gfs.study.command import study_parser
 from lit_gfs.study.launchers import options
 from lit_gfs.study.launchers.options import Choice, choose_launcher
-from support.command_line import refused
 
 
 @pytest.fixture(autouse=True)
@@ -68,12 +67,3 @@ def test_slurm_gets_all_cells_and_their_number_at_a_time(
 def test_options_that_contradict_are_refused(arguments: list[str], line: str) -> None:
     with pytest.raises(UserError, match=f"^{line}"):
         choice(*arguments)
-
-
-def test_a_misspelt_launcher_is_refused_with_the_nearest(
-    empty_directory: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = refused(["study", "--config=studies/smoke", "--launcher=slrum"], capsys)
-    assert line.endswith(
-        "launcher is 'slrum'; expected one of 'local', 'ray', 'slurm'; did you mean 'slurm'?"
-    )

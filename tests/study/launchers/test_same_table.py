@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.cluster_utils import Cluster
 
-from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES
+from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES, import_ray
+from lit_gfs.study.lease import read_lease
 
 STUDY: dict[str, Any] = yaml.safe_load(
     """
@@ -69,6 +69,26 @@ def finish(process: subprocess.Popen[str], directory: Path) -> dict[str, list[di
     return tables
 
 
+def wait_for_a_cell_of(process: int, directory: Path) -> None:
+    """Wait until a cell of a worker runs, by its lease; the worker is a child of a process."""
+    deadline = time.monotonic() + 1800
+    while time.monotonic() < deadline:
+        for path in directory.glob("runs/tiny/cells/*/lease.json"):
+            lease = read_lease(path.parent)
+            if lease is not None and parent(parent(lease.pid)) == process:
+                return
+        time.sleep(0.05)
+    raise TimeoutError((directory / "printed.txt").read_text())
+
+
+def parent(pid: int) -> int:
+    """Return the parent of a process, 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def wait_for_results(directory: Path, count: int) -> None:
     deadline = time.monotonic() + 1800
     while len(list(directory.glob("runs/tiny/cells/*/result.json"))) < count:
@@ -81,6 +101,9 @@ def test_all_launchers_give_the_same_tables_though_machines_and_the_study_are_lo
     local = finish(start(tmp_path / "local", LOCAL), tmp_path / "local")
     assert [row["status"] for row in local["runs.csv"]] == ["finished"] * CELLS
 
+    import_ray()  # with the study's settings
+    from ray.cluster_utils import Cluster
+
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
@@ -88,6 +111,7 @@ def test_all_launchers_give_the_same_tables_though_machines_and_the_study_are_lo
         by_ray = tmp_path / "ray"
         process = start(by_ray, ["--launcher=ray", "--address", cluster.address])
         wait_for_results(by_ray, 4)
+        wait_for_a_cell_of(second.all_processes["raylet"][0].process.pid, by_ray)
         cluster.remove_node(second, allow_graceful=False)  # in the middle of its cell
         assert finish(process, by_ray) == local
         printed = (by_ray / "printed.txt").read_text()
