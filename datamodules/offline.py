@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tensordict import TensorDict
 
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.resumable_pass import ResumablePass
 from lit_gfs.datamodules.transition_sources import Transitions, load_transitions
 from lit_gfs.errors import UserError
 from lit_gfs.utils.ranks import gather
@@ -23,7 +24,7 @@ from lit_gfs.utils.seeding import (
 )
 
 
-class OfflineLoader:
+class OfflineLoader(ResumablePass):
     """Draws batches of transitions: one per optimizer step.
 
     Args:
@@ -46,6 +47,7 @@ class OfflineLoader:
         on_first_batch: Callable[[], None] = lambda: None,
         on_last_batch: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__(on_last_batch)
         self.transitions = transitions
         self.batches = 0
         """Batches so far."""
@@ -54,21 +56,11 @@ class OfflineLoader:
         self._batches_per_epoch = batches_per_epoch
         self._total_batches = total_batches
         self._on_first_batch = on_first_batch
-        self._on_last_batch = on_last_batch
         self._generator = torch.Generator()
-        self._position = 0
-        self._is_restored = False
         self._has_begun = False
 
     def __len__(self) -> int:
         return self._batches_per_epoch
-
-    def __iter__(self) -> OfflineLoader:
-        # Lightning finishes a pass that it was resumed in before it begins another.
-        if self._position == len(self) and not self._is_restored:
-            self._position = 0
-        self._is_restored = False
-        return self
 
     def __next__(self) -> TensorDict | None:
         if self._position == len(self):
@@ -76,10 +68,8 @@ class OfflineLoader:
         if not self._has_begun:
             self._has_begun = True
             self._on_first_batch()
-        self._position += 1
         batch = self._next_batch()
-        if self._position == len(self):
-            self._on_last_batch()
+        self._advance()
         return batch
 
     def _next_batch(self) -> TensorDict | None:
@@ -90,15 +80,6 @@ class OfflineLoader:
         self._generator.manual_seed(derive_seed("offline", self._seed, self.batches))
         self.batches += 1
         return self.transitions.sample(self._batch_size, self._generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the pass."""
-        return {"position": self._position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on in the same pass."""
-        self._position = state["position"]
-        self._is_restored = True
 
 
 class OfflineDataModule(EnvDataModule):

@@ -21,6 +21,7 @@ from lit_gfs.buffers.transitions import TransitionStorage
 from lit_gfs.buffers.writer import uniform_replay_buffer
 from lit_gfs.collectors.env_runner import EnvRunner
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.resumable_pass import ResumablePass
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.exploration import linear_schedule
@@ -62,7 +63,7 @@ def make_replay_buffer(
     return prioritized_replay_buffer(storage, batch_size, PrioritizedSampler(storage.max_size, alpha, beta))
 
 
-class ReplayLoader:
+class ReplayLoader(ResumablePass):
     """Collects what the replay ratio asks for, then samples: one batch per optimizer step.
 
     Everything is counted in environment steps: after the first ``learning_starts`` of them, one update falls
@@ -92,6 +93,7 @@ class ReplayLoader:
         on_last_batch: Callable[[], None] = lambda: None,
         updates_per_step: int = 1,
     ) -> None:
+        super().__init__(on_last_batch)
         self._runner = runner
         self.buffer = buffer
         self._updates_per_epoch = updates_per_epoch
@@ -100,20 +102,10 @@ class ReplayLoader:
         # Where a run is resumed without its transitions, it fills the buffer as far as a new run does.
         self._first_update_at = runner.env_steps + learning_starts
         self._last_step = whole_steps(total_steps, runner.vector_step)
-        self._on_last_batch = on_last_batch
         self._updates = 0
-        self._position = 0
-        self._is_restored = False
 
     def __len__(self) -> int:
         return self._updates_per_epoch
-
-    def __iter__(self) -> ReplayLoader:
-        # Lightning finishes a pass that it was resumed in before it begins another.
-        if self._position == len(self) and not self._is_restored:
-            self._position = 0
-        self._is_restored = False
-        return self
 
     def __next__(self) -> TensorDictBase | None:
         if self._position == len(self):
@@ -129,9 +121,7 @@ class ReplayLoader:
                 self.end_episodes()
             left = -(-(wanted - self._runner.env_steps) // self._runner.vector_step)
             self.buffer.extend(self._runner.collect(min(left, self._runner.steps_per_env)))
-        self._position += 1
-        if self._position == len(self):
-            self._on_last_batch()
+        self._advance()
         if self._runner.env_steps < self._due_at(self._updates + 1):
             return None
         self._updates += 1
@@ -144,15 +134,6 @@ class ReplayLoader:
     def end_episodes(self) -> None:
         """End the stored episodes, because the environments are reset."""
         cast(RingStorage, self.buffer.storage).end_episodes()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the pass."""
-        return {"position": self._position}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the same pass."""
-        self._position = state_dict["position"]
-        self._is_restored = True
 
     def updates_state(self) -> dict[str, int]:
         """Return the counts that decide when the next update falls due."""

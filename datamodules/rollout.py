@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_gfs.collectors.env_runner import CollectingAgent, EnvRunner
 from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.resumable_pass import ResumablePass
 from lit_gfs.errors import UserError
 from lit_gfs.utils.memory import require_memory
 from lit_gfs.utils.ranks import gather
@@ -27,7 +28,7 @@ class OnPolicyAgent(CollectingAgent, Protocol):
         """Turn a rollout ``(num_envs, T)`` into transitions ``(num_envs * T,)``, returns computed once."""
 
 
-class RolloutLoader:
+class RolloutLoader(ResumablePass):
     """One rollout per pass: ``epochs`` times over it in ``minibatches`` shuffled parts.
 
     Every batch is one optimizer step. Once the agent declares the rollout exhausted, the rest of its batches
@@ -53,26 +54,17 @@ class RolloutLoader:
         total_steps: int,
         on_last_batch: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__(on_last_batch)
         self._runner = runner
         self._agent = agent
         self._epochs = epochs
         self._minibatches = minibatches
         self._total_steps = total_steps
-        self._on_last_batch = on_last_batch
-        self._position = 0
-        self._is_restored = False
         self._transitions: TensorDict | None = None
         self._order: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self._epochs * self._minibatches
-
-    def __iter__(self) -> RolloutLoader:
-        # Lightning finishes a pass that it was resumed in before it begins another.
-        if self._position == len(self) and not self._is_restored:
-            self._position = 0
-        self._is_restored = False
-        return self
 
     def __next__(self) -> TensorDict | None:
         if self._position == len(self):
@@ -90,9 +82,7 @@ class RolloutLoader:
             # The same order on every device, sent once for all minibatches of the pass.
             order = send(torch.randperm(len(self._transitions)), self._agent.device)
             self._order = order.tensor_split(self._parts(len(order)))
-        self._position += 1
-        if self._position == len(self):
-            self._on_last_batch()
+        self._advance()
         if self._agent.rollout_exhausted or part >= len(self._order):
             return None
         return self._transitions[self._order[part]]
@@ -112,7 +102,7 @@ class RolloutLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and, in the middle of a rollout, each process's rollout and its order."""
-        state: dict[str, Any] = {"position": self._position}
+        state = super().state_dict()
         if 0 < self._position < len(self):
             assert self._transitions is not None
             rollout = {
@@ -125,8 +115,7 @@ class RolloutLoader:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the next minibatch of the same rollout."""
-        self._position = state_dict["position"]
-        self._is_restored = True
+        super().load_state_dict(state_dict)
         if "rollouts" in state_dict:
             rollout = state_dict["rollouts"][self._runner.rank]
             columns = rollout["transitions"]
