@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 import lit_gfs.collectors.step_timeout
 from lit_gfs.utils.checksummed_files import is_intact, read_checksummed
@@ -35,6 +36,7 @@ def become(rank: int, port: int, setup: Callable[[int], None] | None) -> None:
     """Be what torchrun, srun or a user makes of a process; print to files of its own."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0}
     os.environ.update({name: str(value) for name, value in place.items()})
+    rank_zero_only.rank = rank  # read when Lightning is imported, which the server of the processes has done
     for descriptor, name in ((1, "out"), (2, "err")):
         with open(f"{name}_{rank}.txt", "wb") as file:
             os.dup2(file.fileno(), descriptor)
