@@ -26,6 +26,7 @@ from lit_gfs.collectors.evaluation import (
     no_episodes,
     run_episodes,
 )
+from lit_gfs.collectors.remote import RemoteEnvs
 from lit_gfs.collectors.step_timeout import StepTimeout, end_process
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.envs.base import BatchedEnv
@@ -60,6 +61,9 @@ def require_positive(**values: int) -> None:
             raise UserError(f"{name} is {value}; expected a whole number of at least 1")
 
 
+FRESH_EXPERIENCE = "--fresh_experience true"
+"""The option of the command line that resumes without the experience of a checkpoint."""
+
 _SIMULATOR_BYTES = 10_000
 """The least memory of one environment's simulator, but for CartPole's few numbers."""
 
@@ -78,7 +82,7 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
 
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
-        num_envs: Environments stepped together, in each process.
+        num_envs: Environments stepped together, in each process, or in each remote collector.
         total_steps: Environment steps (agent decisions, summed over all environments) that the run lasts.
         eval_every: Environment steps between evaluations: rounded up to whole rollouts, or at most so many
             with replay, where evaluations are evenly spaced.
@@ -90,12 +94,17 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
             waits forever.
         overlap: Whether the environments take their next step while the agent learns. The policy from before
             the update, or before all updates of a rollout, then chooses its actions: one step of policy lag.
-            It saves time on Atari, whose simulator has its own threads.
+            It saves time on Atari, whose simulator has its own threads. Remote collectors collect the whole
+            next rollout meanwhile: one rollout of policy lag.
         checkpoint_every: Environment steps between resumable checkpoints (``last.ckpt``), rounded up to the
             end of a rollout or, with replay, to an evaluation; ``null`` writes one whenever an evaluation is
             due, but leaves episodes room where a checkpoint cuts them.
         eval_step_limit: Steps after which an evaluation cuts an episode; ``null`` takes the environment's
             time limit or, where that is not known, 10,000.
+        remote_collectors: Processes that collect, on this machine or on others of a Ray cluster, each with
+            ``num_envs`` environments; 0 collects in the process that learns.
+        ray_address: Address of the Ray cluster, or ``auto`` for the one that this machine is part of;
+            ``null`` starts one on this machine.
 
     Raises:
         UserError: If the environment or an option of it is unknown, or a number is out of range.
@@ -117,6 +126,8 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         overlap: bool = False,
         checkpoint_every: int | None = None,
         eval_step_limit: int | None = None,
+        remote_collectors: int = 0,
+        ray_address: str | None = None,
     ) -> None:
         super().__init__()
         require_positive(
@@ -130,6 +141,12 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
             raise UserError(
                 f"step_timeout is {step_timeout:g}; expected seconds above 0, or null to switch it off"
             )
+        if remote_collectors < 0:
+            raise UserError(
+                f"remote_collectors is {remote_collectors}; expected a whole number of at least 0"
+            )
+        if ray_address is not None and not remote_collectors:
+            raise UserError("ray_address is for remote collectors, but remote_collectors is 0; expected null")
         for option in env_options or {}:
             if option in _NAMED_ELSEWHERE:
                 raise UserError(f"env_options has {option!r}; expected {_NAMED_ELSEWHERE[option]} instead")
@@ -147,10 +164,14 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         self.step_timeout = step_timeout
         self.overlap = overlap
         self.checkpoint_every = checkpoint_every
+        self.remote_collectors = remote_collectors
+        self.ray_address = ray_address
         self.checkpoint_is_due = False
         """Whether the end of this pass writes the checkpoint to resume from."""
         self.is_for_evaluating = False
         """Whether the checkpoint that is being written is for evaluating: no run resumes from it exactly."""
+        self.fresh_experience = False
+        """Whether a resumed run takes no environments, rollout and transitions from the checkpoint."""
         self.runner: EnvRunner | None = None
         self._step_timeout = None if step_timeout is None else StepTimeout(step_timeout, self._give_up)
         self._interrupted = False
@@ -166,6 +187,9 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         finally:
             close_env(probe)
             self._stop_watching()
+        if remote_collectors and isinstance(probe, TaskStream | TensorEnv):
+            kind = "a stream of tasks" if isinstance(probe, TaskStream) else "in tensors"
+            raise UserError(f"remote_collectors is {remote_collectors}, but {env_id} is {kind}; expected 0")
         self.eval_step_limit = eval_step_limit or self._env_spec.max_episode_steps or DEFAULT_LIMIT
 
     @property
@@ -177,6 +201,11 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
     def complete_env_options(self) -> dict[str, Any]:
         """The options of the environments with their defaults, such as the sticky actions of Atari."""
         return complete_options(self.env_id, self.env_options)
+
+    @property
+    def envs_in_process(self) -> int:
+        """Environments that a process learns from: its own, or those of its remote collectors."""
+        return self.num_envs * max(1, self.remote_collectors)
 
     @property
     def observation_bytes(self) -> int:
@@ -233,10 +262,11 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
                 "data.env_options.max_episode_steps cuts them in training too"
             )
         if self.runner is not None:
-            close_env(self.runner.env)
-            self.runner.close()
+            self._let_go(self.runner, close_env)
         runner = EnvRunner(
-            self._watched(self._make_env(self.num_envs)),
+            self._make_remote_envs()
+            if self.remote_collectors
+            else self._watched(self._make_env(self.num_envs)),
             trainer.lightning_module,
             steps_per_env,
             self.seed,
@@ -306,6 +336,7 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         return {
             "env_id": self.env_id,
             "num_envs": self.num_envs,
+            "remote_collectors": self.remote_collectors,
             "trainer.world_size": cast(Any, self.trainer).world_size,
         }
 
@@ -328,11 +359,15 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         if cast(Any, self.trainer).state.fn == TrainerFn.FITTING:
             saved = state_dict.get("settings", {})
             for name, value in self.fixed_settings().items():
-                if saved.get(name, value) != value:
-                    raise UserError(
-                        f"{name} is {value}, but the checkpoint was written with {name} {saved[name]}; "
-                        "expected the same"
-                    )
+                if saved.get(name, value) == value or (self.fresh_experience and name != "env_id"):
+                    continue
+                way_out = (
+                    "" if name == "env_id" else f", or {FRESH_EXPERIENCE} to go on with its weights alone"
+                )
+                raise UserError(
+                    f"{name} is {value}, but the checkpoint was written with {name} {saved[name]}; expected "
+                    f"the same{way_out}"
+                )
         steps = state_dict["env_steps"]
         if type(steps) is not int or steps < 0:
             raise UserError(f"the checkpoint counts {steps!r} environment steps; expected a whole number")
@@ -342,7 +377,8 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         if cast(Any, self.trainer).state.fn != TrainerFn.FITTING:
             return
         rank = cast(Any, self.trainer).global_rank
-        self._restored_runner = state_dict["experience"][rank] if "experience" in state_dict else {}
+        is_exact = "experience" in state_dict and not self.fresh_experience
+        self._restored_runner = state_dict["experience"][rank] if is_exact else {}
         if self.runner is not None:
             self.runner.env_steps = steps
             self.runner.load_state_dict(self._restored_runner)
@@ -460,13 +496,18 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
             self._step_timeout.keep_signal()
         if self.runner is not None:
             self._restored_steps = self.runner.env_steps
-            let_go(self.runner.env)
-            self.runner.close()
+            self._let_go(self.runner, let_go)
             self.runner = None
         if self._eval_env is not None:
             let_go(self._eval_env)
             self._eval_env = None
         self._stop_watching()
+
+    @staticmethod
+    def _let_go(runner: EnvRunner, let_go: Callable[[EnvBase], None]) -> None:
+        if not isinstance(runner.env, RemoteEnvs):
+            let_go(runner.env)
+        runner.close()
 
     def _stop_watching(self) -> None:
         self._interrupted = False
@@ -476,6 +517,16 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
     def teardown(self, stage: str) -> None:
         """Close every environment."""
         self._release(close_env)
+
+    def _make_remote_envs(self) -> RemoteEnvs:
+        return RemoteEnvs(
+            self.env_id,
+            self.num_envs,
+            self.remote_collectors,
+            self.env_options,
+            self.ray_address,
+            self.step_timeout,
+        )
 
     def _make_env(self, num_envs: int, **options: Any) -> EnvBase:
         try:

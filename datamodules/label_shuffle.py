@@ -185,11 +185,21 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         return {**self._loader.state_dict(), "generators": gather(generator_states(device))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue in the saved epoch, with the saved generators from the next batch on."""
-        self._loader.load_state_dict(state_dict)
+        """Continue in the saved epoch, with the saved generators from the next batch on.
+
+        Raises:
+            UserError: If fitting resumes in another number of processes.
+        """
         trainer = cast(Any, self.trainer)
         if trainer.state.fn == TrainerFn.FITTING and "generators" in state_dict:
+            processes = len(state_dict["generators"])
+            if processes != trainer.world_size:
+                raise UserError(
+                    f"trainer.world_size is {trainer.world_size}, but the checkpoint was written with "
+                    f"trainer.world_size {processes}; expected the same"
+                )
             self._restored_generators = state_dict["generators"][trainer.global_rank]
+        self._loader.load_state_dict(state_dict)
 
     def _make_loader(self, rank: int = 0, world_size: int = 1) -> EpochLoader:
         loader = EpochLoader(

@@ -242,7 +242,7 @@ class OfflineDataModule(EnvDataModule):
         super().load_state_dict(state_dict)
         trainer = cast(Any, self.trainer)
         if trainer.state.fn == TrainerFn.FITTING:
-            self._restored = state_dict["generators"][trainer.global_rank]
+            self._restored = {} if self.fresh_experience else state_dict["generators"][trainer.global_rank]
             if self._loader is not None:
                 self._loader.batches = -(-self._restored_steps // trainer.world_size)
 

@@ -99,7 +99,7 @@ class ReplayLoader:
         self._updates_per_step = updates_per_step
         # Where a run is resumed without its transitions, it fills the buffer as far as a new run does.
         self._first_update_at = runner.env_steps + learning_starts
-        self._last_step = whole_steps(total_steps, runner.vector_step)
+        self._last_step = runner.env_steps + whole_steps(total_steps - runner.env_steps, runner.vector_step)
         self._on_last_batch = on_last_batch
         self._updates = 0
         self._position = 0
@@ -273,7 +273,7 @@ class ReplayDataModule(EnvDataModule):
     def planned_batches(self) -> int:
         """Batches of the whole run, as ``steps_per_update`` and ``updates_per_step`` say."""
         trainer = cast(Any, self.trainer)
-        vector_step = self.num_envs * (1 if trainer is None else trainer.world_size)
+        vector_step = self.envs_in_process * (1 if trainer is None else trainer.world_size)
         steps = whole_steps(self.total_steps, vector_step) - self.learning_starts
         return max(1, steps * self.updates_per_step // self.steps_per_update)
 
@@ -297,13 +297,14 @@ class ReplayDataModule(EnvDataModule):
                 "priorities; expected null, or an agent that does, such as DQN"
             )
         # Whole vector steps, and no more of them than one update needs.
-        runner = self.build_runner(max(1, self.steps_per_update // (self.num_envs * trainer.world_size)))
+        envs = self.envs_in_process * trainer.world_size
+        runner = self.build_runner(max(1, self.steps_per_update // envs))
         self._loader = ReplayLoader(
             runner,
             make_replay_buffer(
                 self.env_spec,
                 self.buffer_size,
-                self.num_envs,
+                self.envs_in_process,
                 self.batch_size,
                 self.n_step,
                 self.priority_exponent,
@@ -367,14 +368,16 @@ class ReplayDataModule(EnvDataModule):
         state, self._restored = self._restored, None
         if state is None:
             return
-        if "replay" not in state:
+        if "replay" not in state or self.fresh_experience:
             because = (
-                "it is for evaluating"
+                "the experience is to be fresh"
+                if self.fresh_experience
+                else "it is for evaluating"
                 if "is_for_evaluating" in state
                 else "no ModelCheckpoint said where to write them"
             )
             rank_zero_warn(
-                f"the checkpoint holds no transitions, as {because}; the run first collects "
+                f"no transitions are taken from the checkpoint, as {because}; the run first collects "
                 f"learning_starts {self.learning_starts} steps"
             )
             return

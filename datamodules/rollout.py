@@ -42,6 +42,8 @@ class RolloutLoader:
         total_steps: Environment steps that the run lasts. The last rollout ends with the vector step that
             reaches them.
         on_last_batch: Called before the last batch of a pass is handed out.
+        restores_rollout: Whether a run that is resumed in the middle of a rollout goes on with it; otherwise
+            the rest of its batches is ``None``.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RolloutLoader:
         minibatches: int,
         total_steps: int,
         on_last_batch: Callable[[], None] = lambda: None,
+        restores_rollout: bool = True,
     ) -> None:
         self._runner = runner
         self._agent = agent
@@ -59,6 +62,7 @@ class RolloutLoader:
         self._minibatches = minibatches
         self._total_steps = total_steps
         self._on_last_batch = on_last_batch
+        self._restores_rollout = restores_rollout
         self._position = 0
         self._is_restored = False
         self._transitions: TensorDict | None = None
@@ -84,16 +88,15 @@ class RolloutLoader:
             # The values of final observations need the same precision as all others.
             with self._runner.precision():
                 self._transitions = self._agent.process_rollout(rollout)
-        assert self._transitions is not None
         part = self._position % self._minibatches
-        if part == 0:
+        if part == 0 and self._transitions is not None:
             # The same order on every device, sent once for all minibatches of the pass.
             order = send(torch.randperm(len(self._transitions)), self._agent.device)
             self._order = order.tensor_split(self._parts(len(order)))
         self._position += 1
         if self._position == len(self):
             self._on_last_batch()
-        if self._agent.rollout_exhausted or part >= len(self._order):
+        if self._transitions is None or self._agent.rollout_exhausted or part >= len(self._order):
             return None
         return self._transitions[self._order[part]]
 
@@ -113,8 +116,7 @@ class RolloutLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the position and, in the middle of a rollout, each process's rollout and its order."""
         state: dict[str, Any] = {"position": self._position}
-        if 0 < self._position < len(self):
-            assert self._transitions is not None
+        if 0 < self._position < len(self) and self._transitions is not None:
             rollout = {
                 "transitions": {str(key): value.cpu() for key, value in self._transitions.items()},
                 "order": [part.cpu() for part in self._order],
@@ -127,7 +129,7 @@ class RolloutLoader:
         """Go on at the next minibatch of the same rollout."""
         self._position = state_dict["position"]
         self._is_restored = True
-        if "rollouts" in state_dict:
+        if "rollouts" in state_dict and self._restores_rollout:
             rollout = state_dict["rollouts"][self._runner.rank]
             columns = rollout["transitions"]
             device = self._agent.device
@@ -143,8 +145,9 @@ class RolloutDataModule(EnvDataModule):
 
     Args:
         env_id: ``CartPole-v1``, ``ALE/Pong-v5``, ``dm_control/walker-walk-v0`` ...
-        num_envs: Environments stepped together, in each process.
-        rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions.
+        num_envs: Environments stepped together, in each process, or in each remote collector.
+        rollout_steps: Vector steps in a rollout: it holds ``num_envs * rollout_steps`` transitions, of each
+            remote collector if there are some.
         epochs: Passes over a rollout.
         minibatches: Optimizer steps per pass.
         options: Environments, evaluations and checkpoints, see `EnvDataModule`.
@@ -174,7 +177,7 @@ class RolloutDataModule(EnvDataModule):
         super().__init__(env_id, num_envs=num_envs, **options)
         require_memory(
             f"a rollout of num_envs {num_envs} x rollout_steps {rollout_steps}",
-            self.observation_bytes * num_envs * rollout_steps,
+            self.observation_bytes * self.envs_in_process * rollout_steps,
         )
         self.rollout_steps = rollout_steps
         self.epochs = epochs
@@ -185,7 +188,7 @@ class RolloutDataModule(EnvDataModule):
         """Batches of the whole run, ``epochs x minibatches`` for each rollout."""
         trainer = cast(Any, self.trainer)
         world_size = 1 if trainer is None else trainer.world_size
-        rollouts = -(-self.total_steps // (world_size * self.num_envs * self.rollout_steps))
+        rollouts = -(-self.total_steps // (world_size * self.envs_in_process * self.rollout_steps))
         return rollouts * self.epochs * self.minibatches
 
     def train_dataloader(self) -> RolloutLoader:
@@ -196,7 +199,13 @@ class RolloutDataModule(EnvDataModule):
             raise UserError(f"{type(agent).__name__} learns from replay; use ReplayDataModule")
         runner = self.build_runner(self.rollout_steps)
         return RolloutLoader(
-            runner, agent, self.epochs, self.minibatches, self.total_steps, self._end_of_rollout
+            runner,
+            agent,
+            self.epochs,
+            self.minibatches,
+            self.total_steps,
+            self._end_of_rollout,
+            restores_rollout=not self.fresh_experience,
         )
 
     def _end_of_rollout(self) -> None:

@@ -103,7 +103,8 @@ def read_run(checkpoint: Path, spec: EnvSpec) -> list[RingStorage]:
         )
     storages: list[RingStorage] = []
     for rank, manifest in enumerate(state["replay"]):
-        storage: Any = make_replay_buffer(spec, settings["buffer_size"], settings["num_envs"], 1).storage
+        envs = settings["num_envs"] * max(1, settings.get("remote_collectors", 0))
+        storage: Any = make_replay_buffer(spec, settings["buffer_size"], envs, 1).storage
         ReplayShards(find_replay(checkpoint, rank)).load(storage, manifest)
         storages.append(storage)
     return storages

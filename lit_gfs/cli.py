@@ -154,6 +154,13 @@ class GradientFlowCLI(LightningCLI):
             help="Products of float32 matrices: highest; high uses TF32 on GPUs and changes nothing on CPUs; "
             "medium also allows bfloat16 on CPUs.",
         )
+        parser.add_argument(
+            "--fresh_experience",
+            type=bool,
+            default=False,
+            help="Whether fit takes only weights, optimizer and counts from --ckpt_path, and none of the "
+            "environments, rollouts and transitions: the number of processes may then be another one.",
+        )
         for name, intervention in self.interventions.items():
             parser.add_lightning_class_args(intervention, f"gfs.{name}", subclass_mode=True, required=False)
             if name in self.on_by_default:
@@ -224,6 +231,14 @@ class GradientFlowCLI(LightningCLI):
         except Exception as error:
             raise foreseen_in(error) or refusal_in(error) or error.__cause__ or error  # noqa: B904
         self._tell_of_vectors()
+        if self.config[self.subcommand].fresh_experience:
+            self._take_fresh_experience()
+
+    def _take_fresh_experience(self) -> None:
+        if not hasattr(self.datamodule, "fresh_experience"):
+            name = type(self.datamodule).__name__
+            raise UserError(f"--fresh_experience is true, but {name} has no environments; expected false")
+        self.datamodule.fresh_experience = True
 
     def _tell_of_vectors(self) -> None:
         """Warn if a configuration for vectors trains on images, and the user chose no encoder."""
@@ -242,7 +257,12 @@ class GradientFlowCLI(LightningCLI):
         self._stop = GracefulStop()
         config = self.config[self.subcommand]
         name = config.ckpt_path
+        fresh = self.subcommand == "fit" and config.fresh_experience
         if not name:
+            if fresh:
+                raise UserError(
+                    "--fresh_experience true is for a run that is resumed; expected --ckpt_path too"
+                )
             if self.subcommand == "fit" and is_requeued():
                 group = Path(config.run.root or DEFAULT_ROOT, config.run.name or self._configured_name())
                 requeued = find_requeued(group, self._arguments)
@@ -253,7 +273,8 @@ class GradientFlowCLI(LightningCLI):
             name = str(latest_run(run.root, run.name or self._configured_name(), run.version))
             # The run goes on in the directory of the checkpoint.
             run.root = run.name = run.version = None
-        config.ckpt_path = absolute_path(find_checkpoint(name, with_replay=self.subcommand == "fit"))
+        with_replay = self.subcommand == "fit" and not fresh
+        config.ckpt_path = absolute_path(find_checkpoint(name, with_replay=with_replay))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the interventions in order, and a run directory to write to."""

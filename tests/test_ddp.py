@@ -32,6 +32,7 @@ from lit_gfs.callbacks import (
     WeightProjection,
 )
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
+from lit_gfs.errors import UserError
 from support.fakes import CountingEnv, FollowingEnv, Records
 from support.training import rollout_data
 
@@ -319,3 +320,73 @@ def test_resets_are_the_same_on_all_ranks(
     assert torch.equal(first["weights"], second["weights"])
     assert not torch.equal(first["observations"], second["observations"])
     assert first["weights"].isfinite().all()
+
+
+class Arrival(Callback):
+    """Writes what each process resumes with."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        arrival = {
+            "env_steps": trainer.datamodule.env_steps,  # type: ignore[attr-defined]
+            "global_step": trainer.global_step,
+            "weights": torch.cat([parameter.detach().flatten() for parameter in pl_module.parameters()]),
+        }
+        torch.save(arrival, self.directory / f"arrival_{trainer.global_rank}.pt")
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("PPO", 2, 1),
+        ("DQN", 1, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("DQN", 2, 1), ("PPO", 1, 2)]),
+        *(pytest.param(name, 2, 3, marks=pytest.mark.slow) for name in ("PPO", "DQN")),
+    ],
+)
+def test_another_number_of_processes_goes_on_with_fresh_experience(
+    name: str, before: int, after: int, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    def fit(processes: int, total_steps: int, checkpoint: str | None = None, fresh: bool = False) -> None:
+        torch.manual_seed(total_steps)
+        arguments: dict[str, Any] = {"num_envs": 2, "total_steps": total_steps, "eval_every": 1000}
+        data: Any
+        if name == "DQN":
+            data = ReplayDataModule("Counting-v0", learning_starts=32, batch_size=8, seed=1, **arguments)
+        else:
+            data = rollout_data(**arguments)
+        agent: Any = DQN(data.env_spec) if name == "DQN" else PPO(data.env_spec)
+        data.fresh_experience = fresh
+        callbacks = [Report(tmp_path), Arrival(tmp_path), ModelCheckpoint(tmp_path, "last")]
+        strategy = "ddp_fork" if processes > 1 else "auto"
+        trainer = make_trainer(
+            strategy=strategy,
+            devices=processes,
+            accelerator="cpu",
+            callbacks=callbacks,
+            enable_checkpointing=True,
+        )
+        trainer.fit(agent, data, ckpt_path=checkpoint, weights_only=True)
+
+    fit(before, 128)
+    ended = torch.load(tmp_path / "0.pt", weights_only=True)
+    last = str(tmp_path / "last.ckpt")
+
+    # The processes of `ddp_fork` hand on each other's errors as text.
+    with pytest.raises((UserError, torch.multiprocessing.ProcessRaisedException), match="fresh_experience"):
+        fit(after, 256, last)
+    fit(after, 256, last, fresh=True)
+
+    for rank in range(after):
+        arrival = torch.load(tmp_path / f"arrival_{rank}.pt", weights_only=True)
+        assert (arrival["env_steps"], arrival["global_step"]) == (128, ended["global_step"])
+        assert torch.equal(arrival["weights"], ended["weights"])
+    reports = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(after)]
+    counts = {report["env_steps"] for report in reports}
+    assert len(counts) == 1
+    assert 256 <= counts.pop() < 256 + 16 * after  # these environments have whole rollouts only
+    assert all(torch.equal(report["weights"], reports[0]["weights"]) for report in reports)
+    assert not torch.equal(reports[0]["weights"], ended["weights"])

@@ -34,7 +34,7 @@ def distribution(requirement: str) -> str:
 def test_every_imported_package_is_a_declared_dependency() -> None:
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    optional = [each for name in ("video", "minatar", "offline") for each in extras[name]]
+    optional = [each for name in ("video", "minatar", "offline", "ray") for each in extras[name]]
     declared = {distribution(each) for each in project["dependencies"] + optional}
     declared.add("imageio-ffmpeg")  # the extra of imageio[ffmpeg]
     installed = packages_distributions()

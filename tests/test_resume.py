@@ -377,6 +377,31 @@ def test_what_cannot_change_in_mid_run_is_refused_and_evaluation_does_not_mind(
     assert "replay_0000" in capsys.readouterr().err
 
 
+def test_fresh_experience_lets_a_run_go_on_with_other_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    last = str(run / "last.ckpt")
+    shutil.rmtree(run / "replay")
+    changes = ["--data.num_envs=3", "--data.buffer_size=99", "--data.total_steps=400"]
+
+    main(["fit", "--ckpt_path", last, "--fresh_experience=true", *changes])
+
+    assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 401  # 320 and 27 times 3
+    assert len(replay_content(run / "last.ckpt")["action"]) == 81
+    assert "fresh_experience: false" in (run / "config.yaml").read_text()
+    assert "env_id is CartPole-v0" in stopped_by(
+        capsys, ["fit", "--ckpt_path", last, "--fresh_experience=true", "--data.env_id=CartPole-v0"]
+    )
+    assert "expected --ckpt_path too" in stopped_by(
+        capsys, ["fit", "--config=quickstart", "--fresh_experience=true"]
+    )
+
+
+def stopped_by(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """Return what a request that is refused says."""
+    assert stopped(arguments) == 2
+    return capsys.readouterr().err
+
+
 def test_a_place_that_is_typed_beside_a_checkpoint_is_where_the_run_goes_on() -> None:
     run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
     before = sorted(run.rglob("*"))

@@ -60,6 +60,7 @@ ELSEWHERE = {
     "eval_current/<score>",  # an average of the weights
     "schedule/learning_rate_<n>",  # two optimizers
     "loss/conservative",  # offline learning
+    "collect/policy_lag",  # remote collectors
     "schedule/task",  # a stream of tasks
 }
 """Tags that other tests see."""

@@ -94,7 +94,7 @@ class DirectCollector(Collector):
     ) -> None:
         self.is_direct = (
             isinstance(create_env_fn, BatchedEnv)
-            and type(policy) is Policy
+            and isinstance(policy, Policy)
             and options.keys() <= _SUPPORTED_OPTIONS
             and not options.get("track_traj_ids", True)
             and torch.device(options.get("storing_device") or _CPU) == _CPU

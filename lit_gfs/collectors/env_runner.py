@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 
 from lit_gfs.collectors.direct import DirectCollector
 from lit_gfs.collectors.policy import Policy
+from lit_gfs.collectors.remote import RemoteCollector, RemoteEnvs
 from lit_gfs.collectors.resident import ResidentCollector
 from lit_gfs.envs.auto_reset import AutoResetEnv
 from lit_gfs.envs.task_stream import TaskStream
@@ -62,7 +63,8 @@ class EnvRunner:
     the run that resumes, so both draw the same numbers. The open episodes count as truncated.
 
     Args:
-        env: The batched environment to step; one in tensors goes to the agent's device.
+        env: The batched environment to step; one in tensors goes to the agent's device, and `RemoteEnvs` are
+            stepped by collectors of their own, in other processes.
         agent: The agent whose policy acts, and whose weights it shares.
         steps_per_env: Vector steps in a rollout.
         seed: The seed of the run.
@@ -70,8 +72,9 @@ class EnvRunner:
         world_size: Number of processes that collect.
         precision: Makes the context in which the policy runs, with the same precision as learning.
         before_rollout: Called before a rollout. If it raises an exception, nothing has changed.
-        runs_ahead: Whether a rollout also begins the step after it, see `DirectCollector`; environments in
-            tensors have nothing to gain from that, and never do it.
+        runs_ahead: Whether a rollout also begins the step after it, see `DirectCollector`, or the whole
+            rollout after it, see `RemoteCollector`; environments in tensors have nothing to gain from that,
+            and never do it.
         env_steps: Environment steps so far, of all processes.
 
     Raises:
@@ -80,7 +83,7 @@ class EnvRunner:
 
     def __init__(
         self,
-        env: EnvBase,
+        env: EnvBase | RemoteEnvs,
         agent: CollectingAgent,
         steps_per_env: int,
         seed: int,
@@ -115,7 +118,6 @@ class EnvRunner:
         uses_graphs = getattr(agent, "uses_cuda_graphs", False)
         if uses_graphs and isinstance(policy, Policy):
             policy.use_graphs(agent.device, cast(Any, agent).tensors)
-        has_images = len(env.observation_spec["observation"].shape) == 4
         options: dict[str, Any] = {
             "frames_per_batch": env.batch_size.numel() * steps_per_env,
             "total_frames": -1,
@@ -125,13 +127,16 @@ class EnvRunner:
             # No copies: each rollout overwrites the one before.
             "return_same_td": True,
         }
-        self._collector: DirectCollector | ResidentCollector
+        self._collector: DirectCollector | ResidentCollector | RemoteCollector
         with self._adding_steps_to_faults():
-            if isinstance(env, TensorEnv) and isinstance(policy, Policy):
+            if isinstance(env, RemoteEnvs):
+                self._collector = RemoteCollector(env, agent, cast(Policy, policy), steps_per_env, runs_ahead)
+            elif isinstance(env, TensorEnv) and isinstance(policy, Policy):
                 self._collector = ResidentCollector(
                     env.to(agent.device), policy, uses_graphs=uses_graphs, **options
                 )
             else:
+                has_images = len(env.observation_spec["observation"].shape) == 4
                 self._collector = DirectCollector(
                     env,
                     policy,
@@ -238,7 +243,7 @@ class EnvRunner:
 
     def _count_cut_episodes(self) -> None:
         """Count the open episodes that a barrier cuts, and warn once if they are many."""
-        if isinstance(self.env, AutoResetEnv):
+        if isinstance(self.env, AutoResetEnv | RemoteEnvs):
             self._cut += self.env.open_episodes
         if self._cut > _MOST_CUT * (self._cut + self._ended) and not self._has_warned:
             self._has_warned = True
@@ -283,6 +288,9 @@ class EnvRunner:
         self.env_steps += rollout.shape[-1] * self.vector_step
         if not self.is_restorable:
             self._ended += int(rollout["next", "done"].sum())
+        if isinstance(self._collector, RemoteCollector):
+            lag = torch.tensor(float(self._collector.policy_lag))
+            cast(Any, self.agent).record({"collect/policy_lag": lag})
         self.agent.on_collection_end(rollout)
         return rollout
 
@@ -291,5 +299,5 @@ class EnvRunner:
         self._collector.shutdown()
 
 
-def _name(env: EnvBase) -> str:
+def _name(env: EnvBase | RemoteEnvs) -> str:
     return getattr(env, "env_id", type(env).__name__)

@@ -36,8 +36,8 @@ class Policy(TensorDictModuleBase):
         super().__init__()
         self.in_keys = ["observation"]
         self.out_keys = list(out_keys)
-        self._function = act
-        self._settings = settings
+        self.function = act
+        self.settings = settings
         self._graphed: GraphedFunction | None = None
 
     def use_graphs(self, device: torch.device, state: Callable[[], Iterable[Tensor]]) -> None:
@@ -49,20 +49,20 @@ class Policy(TensorDictModuleBase):
         """
 
         def function(inputs: dict[str, Tensor]) -> Mapping[str, Tensor]:
-            return self._function(**inputs)
+            return self.function(**inputs)
 
         self._graphed = GraphedFunction(function, device, state)
 
     def act(self, observation: Tensor) -> Mapping[str, Tensor]:
         """Map observations ``(num_envs, *shape)`` to outputs ``(num_envs, ...)`` by name."""
-        settings = self._settings()
+        settings = self.settings()
         if self._graphed is not None:
             try:
                 return self._graphed({"observation": observation, **settings})
             except CannotCapture as error:
                 rank_zero_warn(f"the policy acts without CUDA graphs: {error}")
                 self._graphed = None
-        return self._function(observation, **settings)
+        return self.function(observation, **settings)
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -197,6 +197,8 @@ class RunDirectory:
         if config.ckpt_path is not None:
             config = config.clone()
             config.ckpt_path = self.branched_from(config.ckpt_path)
+            # This concerned one start: a run that goes on from here does so exactly.
+            config.fresh_experience = False
         # parser.save changes the working directory while it writes, and the logger's thread would then look
         # for its file elsewhere.
         self.write_config(parser.dump(config, skip_none=False, skip_validation=True))

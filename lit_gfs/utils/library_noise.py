@@ -39,6 +39,9 @@ WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
         DeprecationWarning,
         r"abc$",
     ),
+    # Remote collectors get their weights with each request for a rollout.
+    (r"RayCollector iteration started before weight synchronization was initialized", Warning, r"torchrl\."),
+    (r"The policy is not an nn\.Module\. TorchRL will assume that the parameter set", Warning, r"torchrl\."),
     # TensorBoard releases that still import setuptools' old interface.
     (r"pkg_resources is deprecated as an API", Warning, r"tensorboard"),
 )

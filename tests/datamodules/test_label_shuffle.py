@@ -83,6 +83,25 @@ def test_a_run_with_dropout_resumes_exactly(make_trainer: MakeTrainer, tmp_path:
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_another_number_of_processes_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    def fit(epochs: int, checkpoint: Path | None = None) -> None:
+        data = make_data(epochs=epochs)
+        saver = ModelCheckpoint(tmp_path, filename="one")
+        trainer = make_trainer(callbacks=[saver])
+        trainer.fit(Classifier(data.env_spec), data, ckpt_path=checkpoint, weights_only=True)
+
+    fit(1)
+    content = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    content["LabelShuffleDataModule"]["generators"] *= 2  # as if two processes had written it
+    torch.save(content, tmp_path / "two.ckpt")
+
+    with pytest.raises(
+        UserError, match=r"world_size is 1, but the checkpoint was written with .* 2; expected"
+    ):
+        fit(2, tmp_path / "two.ckpt")
+    fit(2, tmp_path / "one.ckpt")
+
+
 @pytest.mark.parametrize(
     ("eval_every", "shuffle_every", "expected"),
     [

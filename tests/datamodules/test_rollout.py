@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tensordict import TensorDict, TensorDictBase
 
 from lit_gfs.agents import DQN, PPO, PQN
@@ -302,3 +303,22 @@ def test_an_agent_that_learns_from_replay_is_refused(make_trainer: MakeTrainer) 
 def test_counts_must_be_positive(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} is -1; expected a whole number of at least 1"):
         make_data(**{name: -1})
+
+
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize(("fresh", "updates"), [(False, 16), (True, 13)])
+def test_a_begun_rollout_is_left_out_where_experience_is_fresh(
+    fresh: bool, updates: int, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """A rollout has four updates; the checkpoint is of the first one of the second rollout."""
+
+    def fit(checkpoint: Path | None) -> tuple[int, int]:
+        data = rollout_data()
+        data.fresh_experience = fresh and checkpoint is not None
+        saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
+        trainer = make_trainer(callbacks=[saver])
+        trainer.fit(PPO(data.env_spec), data, ckpt_path=checkpoint, weights_only=True)
+        return trainer.global_step, data.env_steps
+
+    assert fit(None) == (16, 64)
+    assert fit(tmp_path / "step=5.ckpt") == (updates, 64)
