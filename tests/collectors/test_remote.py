@@ -232,6 +232,31 @@ def test_without_ray_the_packages_to_install_are_named(
         fit(PPO, data, make_trainer)
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "kind", "words"),
+    [
+        ("10.0.0.1:6379", ConnectionError("no"), UserError, "'10.0.0.1:6379', where no Ray cluster answers"),
+        (None, Exception("timed out"), EnvironmentFault, "as Ray did not start: Exception: timed out"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named(
+    address: str | None,
+    error: Exception,
+    kind: type[Exception],
+    words: str,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    data = RolloutDataModule("CartPole-v1", total_steps=100, ray_address=address, **REMOTE)
+    with pytest.raises(kind, match=words):
+        fit(PPO, data, make_trainer)
+
+
 def test_more_collectors_than_cpus_are_refused(make_trainer: MakeTrainer) -> None:
     data = RolloutDataModule("CartPole-v1", total_steps=100, **{**REMOTE, "remote_collectors": 5})
     with pytest.raises(UserError, match="remote_collectors is 5, but the Ray cluster has 4 CPUs"):
