@@ -290,8 +290,9 @@ def _connect(env: RemoteEnvs) -> bool:
             ) from error
         except Exception as error:
             # Ray has no class for a start that failed, or for another version of Ray at the address.
+            why = in_one_line(error).rstrip(".")
             raise EnvironmentFault(
-                env.env_id, None, f"has no remote collectors, as Ray did not start: {in_one_line(error)}"
+                env.env_id, None, f"has no remote collectors, as Ray did not start: {why}"
             ) from error
         finally:
             if handler is not None and threading.current_thread() is threading.main_thread():
