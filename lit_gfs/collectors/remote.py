@@ -277,9 +277,9 @@ def _connect(env: RemoteEnvs) -> bool:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         try:
             if env.address is None:
-                # As many places as there are collectors, even if their simulators have to share CPUs.
                 # Ray's workers would run behind everything else on the machine.
                 os.environ.setdefault("RAY_worker_niceness", "0")
+                # As many places as there are collectors, even if their simulators have to share CPUs.
                 ray.init("local", num_cpus=env.collectors, include_dashboard=False, **quiet)
             else:
                 ray.init(env.address, **quiet)
@@ -288,8 +288,14 @@ def _connect(env: RemoteEnvs) -> bool:
                 f"data.ray_address is {env.address!r}, where no Ray cluster answers; expected the "
                 "address that `ray start --head` prints"
             ) from error
+        except Exception as error:
+            # Ray has no class for a start that failed, or for another version of Ray at the address.
+            why = in_one_line(error).rstrip(".")
+            raise EnvironmentFault(
+                env.env_id, None, f"has no remote collectors, as Ray did not start: {why}"
+            ) from error
         finally:
-            if threading.current_thread() is threading.main_thread():
+            if handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < env.collectors:

@@ -29,8 +29,8 @@ STEPS, SEED = 6, 11
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_ray() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
     """Start one Ray instance for all tests."""
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # where the faulty environments are
@@ -100,6 +100,7 @@ def weights(agent: CountedPPO) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in agent.state_dict().items()}
 
 
+@pytest.mark.usefixtures("one_ray")
 def test_rollouts_are_those_of_collectors_here_with_the_weights_of_their_moment() -> None:
     agent = agent_of("CartPole-v1")
     collector = collector_of(agent)
@@ -157,6 +158,7 @@ REMOTE: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("one_ray")
 def test_ppo_counts_the_steps_of_all_collectors_and_says_how_old_their_weights_were(
     make_trainer: MakeTrainer,
 ) -> None:
@@ -184,6 +186,7 @@ def test_ppo_counts_the_steps_of_all_collectors_and_says_how_old_their_weights_w
     assert rows[128]["eval/episode_length"] > 0
 
 
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize(
     ("agent", "env_id"),
     [(DQN, "CartPole-v1"), pytest.param(SAC, "Pendulum-v1", marks=pytest.mark.slow)],
@@ -213,6 +216,7 @@ def test_replay_is_fed_by_all_collectors(agent: type[Any], env_id: str, make_tra
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 def test_a_fault_of_a_remote_environment_is_named(make_trainer: MakeTrainer) -> None:
     fault = {"fault": "raise", "number": 1, "at": 20, "rank": 0}
     with trusting(["support.faulty_envs"]):
@@ -232,6 +236,32 @@ def test_without_ray_the_packages_to_install_are_named(
         fit(PPO, data, make_trainer)
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "kind", "words"),
+    [
+        ("10.0.0.1:6379", ConnectionError("no"), UserError, "'10.0.0.1:6379', where no Ray cluster answers"),
+        (None, Exception("timed out"), EnvironmentFault, "as Ray did not start: Exception: timed out"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named(
+    address: str | None,
+    error: Exception,
+    kind: type[Exception],
+    words: str,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    data = RolloutDataModule("CartPole-v1", total_steps=100, ray_address=address, **REMOTE)
+    with pytest.raises(kind, match=words):
+        fit(PPO, data, make_trainer)
+
+
+@pytest.mark.usefixtures("one_ray")
 def test_more_collectors_than_cpus_are_refused(make_trainer: MakeTrainer) -> None:
     data = RolloutDataModule("CartPole-v1", total_steps=100, **{**REMOTE, "remote_collectors": 5})
     with pytest.raises(UserError, match="remote_collectors is 5, but the Ray cluster has 4 CPUs"):
