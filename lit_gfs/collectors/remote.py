@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +20,7 @@ from lit_gfs.collectors.step_timeout import StepTimeout, end_process
 from lit_gfs.envs import make_env
 from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.errors import EnvironmentFault, RunFault, UserError, in_one_line
+from lit_gfs.utils.ray_cluster import import_ray, keeping_signals
 from lit_gfs.utils.seeding import derive_seed, seed_generators
 from lit_gfs.utils.trust import TRUSTED
 
@@ -266,23 +264,16 @@ class RemoteCollector:
 
 def _connect(env: RemoteEnvs) -> bool:
     """Connect to the Ray cluster, or start one on this machine; return whether this is new."""
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            "data.remote_collectors needs Ray, which is not installed; expected `pip install 'lit-gfs[ray]'`"
-        ) from error
+    ray = import_ray("data.remote_collectors")
     if is_new := not ray.is_initialized():
-        handler = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         try:
-            if env.address is None:
-                # Ray's workers would run behind everything else on the machine.
-                os.environ.setdefault("RAY_worker_niceness", "0")
-                # As many places as there are collectors, even if their simulators have to share CPUs.
-                ray.init("local", num_cpus=env.collectors, include_dashboard=False, **quiet)
-            else:
-                ray.init(env.address, **quiet)
+            with keeping_signals():
+                if env.address is None:
+                    # As many places as there are collectors, even if their simulators have to share CPUs.
+                    ray.init("local", num_cpus=env.collectors, include_dashboard=False, **quiet)
+                else:
+                    ray.init(env.address, **quiet)
         except ConnectionError as error:
             raise UserError(
                 f"data.ray_address is {env.address!r}, where no Ray cluster answers; expected the "
@@ -294,9 +285,6 @@ def _connect(env: RemoteEnvs) -> bool:
             raise EnvironmentFault(
                 env.env_id, None, f"has no remote collectors, as Ray did not start: {why}"
             ) from error
-        finally:
-            if handler is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < env.collectors:
         raise UserError(

@@ -118,9 +118,9 @@ def choose_launcher(options: Namespace) -> Choice:
             f"--gpus is {options.gpus:g}; expected a part of a GPU, as in 0.25, or a whole number"
         )
     if options.launcher == "ray":
-        from lit_gfs.study.launchers.ray import import_ray
+        from lit_gfs.utils.ray_cluster import import_ray
 
-        import_ray()
+        import_ray("--launcher ray")
         return Choice(options, options.jobs if options.address else _local_jobs(options, None))
     from lit_gfs.study.launchers.slurm import check_slurm
 

@@ -6,18 +6,16 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lit_gfs.errors import RunFault, UserError, in_one_line
 from lit_gfs.study.launchers.child import MissingDirectory, run_cell
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.study.task import Task
-from lit_gfs.utils.stop_signals import STOP_SIGNALS
+from lit_gfs.utils.ray_cluster import import_ray, keeping_signals
 
 OBJECT_STORE_BYTES = 80_000_000
 """Nearly the least that Ray takes: cells exchange no objects."""
@@ -51,7 +49,7 @@ class RayLauncher:
     name = "ray"
 
     def __init__(self, address: str | None, cpus: float, gpus: float, jobs: int | None) -> None:
-        self._ray = import_ray()
+        self._ray = import_ray("--launcher ray")
         self._tasks: dict[Any, Task] = {}
         # Ray reports a lost worker in dozens of lines, on top of the study's display, and no option of it
         # ends that. The study tells of it in one line itself.
@@ -115,7 +113,7 @@ class RayLauncher:
         else:
             _require_server(self._resolved(address))
         try:
-            with _keeping_signals():
+            with keeping_signals():
                 self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         # Ray raises many kinds, by version and by fault.
         except Exception as error:
@@ -161,16 +159,6 @@ class RayLauncher:
             return Ending(name, None, f"its worker was lost ({type(error).__name__})")
 
 
-@contextlib.contextmanager
-def _keeping_signals() -> Iterator[None]:
-    """Keep Ray from handling SIGTERM: the study stops in order, and reports it in one line."""
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def _require_server(address: str) -> None:
     """Check that something listens at an address: Ray itself would try for many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -187,25 +175,3 @@ def _unreachable(address: str, reason: str) -> UserError:
         f"--address is {address!r}, and no Ray cluster answers there ({reason}); expected auto on a machine "
         "of the cluster, HOST:6379, or none to start Ray on this machine"
     )
-
-
-def import_ray() -> Any:
-    """Import Ray.
-
-    Raises:
-        UserError: If it is not installed.
-    """
-    # Reports of how Ray is used would leave the machine.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # How cells without a GPU see the GPUs will change; this is how it will be.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's workers would be the last to compute on a machine with others; for Ray that this process starts.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise UserError(
-            f"--launcher ray needs the package ray ({error}); run: pip install 'lit-gfs[ray]'"
-        ) from error
-    return ray

@@ -13,7 +13,8 @@ import pytest
 
 from lit_gfs.errors import UserError
 from lit_gfs.study.launchers.local import LocalLauncher
-from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES, RayLauncher, import_ray
+from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES, RayLauncher
+from lit_gfs.utils.ray_cluster import import_ray
 from support import launched
 from support.study_fits import study
 
@@ -21,7 +22,7 @@ from support.study_fits import study
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Start Ray once for the tests of this file."""
-    import_ray()  # with the study's settings
+    import_ray("--launcher ray")  # with the study's settings
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}

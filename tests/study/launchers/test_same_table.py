@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES, import_ray
+from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES
 from lit_gfs.study.lease import read_lease
+from lit_gfs.utils.ray_cluster import import_ray
 
 STUDY: dict[str, Any] = yaml.safe_load(
     """
@@ -101,7 +102,7 @@ def test_all_launchers_give_the_same_tables_though_machines_and_the_study_are_lo
     local = finish(start(tmp_path / "local", LOCAL), tmp_path / "local")
     assert [row["status"] for row in local["runs.csv"]] == ["finished"] * CELLS
 
-    import_ray()  # with the study's settings
+    import_ray("--launcher ray")  # with the study's settings
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
