@@ -46,7 +46,7 @@ SUBCOMMANDS = {
     "test": Subcommand("Evaluate a checkpoint, and film an episode with --data.video true.", LIGHTNING),
     "configs": Subcommand("List the shipped configurations, or print one.", "lit_gfs.configuration.listing"),
     "study": Subcommand("Run a grid of fits, and report on it.", "lit_gfs.study.command"),
-    "search": Subcommand("Search the options of a study's recipes.", "lit_gfs.study.search_command"),
+    "search": Subcommand("Search the options of a study's recipes.", "lit_gfs.study.search.command"),
     "report": Subcommand("Make a study's report again.", "lit_gfs.study.command"),
     "diagnose": Subcommand("Say what went wrong in existing runs.", "lit_gfs.study.diagnose"),
     "compare": Subcommand("Show how existing runs differ.", "lit_gfs.study.compare"),

@@ -21,7 +21,6 @@ from lit_gfs.errors import StorageFault, UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.cells import choose_cells, fit_command, read_results
-from lit_gfs.study.choices import keep_choices, require_choices, search_command, with_choices, without_choice
 from lit_gfs.study.collect import Result, make_table
 from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
@@ -43,6 +42,13 @@ from lit_gfs.study.origin import (
 )
 from lit_gfs.study.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.progress import StudyProgress
+from lit_gfs.study.search.choices import (
+    keep_choices,
+    require_choices,
+    search_command,
+    with_choices,
+    without_choice,
+)
 from lit_gfs.study.stopping import stopped_by_signals
 from lit_gfs.study.summary import summarize, write_summary
 from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_table

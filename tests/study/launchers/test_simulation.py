@@ -17,7 +17,7 @@ from lit_gfs.study.driver import LEASES_PER_SECOND
 from lit_gfs.study.lease import Lease
 from lit_gfs.study.table import FAILED, FINISHED
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 from _simulated_cluster import Cluster, Fault, random_faults
 from _simulated_driver import SimulatedFiles, SimulatedLauncher, drive
 

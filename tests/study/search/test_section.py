@@ -12,8 +12,8 @@ import yaml
 
 from lit_gfs.errors import UserError
 from lit_gfs.study.plan import Study, read_study
-from lit_gfs.study.search_section import Pair
-from lit_gfs.study.tuning import probes, searched_pairs, trial_blocks
+from lit_gfs.study.search.section import Pair
+from lit_gfs.study.search.tuning import probes, searched_pairs, trial_blocks
 
 CONTENT: dict[str, Any] = yaml.safe_load(
     """

@@ -9,8 +9,8 @@ from rich.text import Text
 from lit_gfs.study.collect import Result
 from lit_gfs.study.plan import Cell, Study
 from lit_gfs.study.progress import StudyProgress
-from lit_gfs.study.search_section import TRIAL, Pair
-from lit_gfs.study.trials import FINISHED, PRUNED, Trial
+from lit_gfs.study.search.section import TRIAL, Pair
+from lit_gfs.study.search.trials import FINISHED, PRUNED, Trial
 from lit_gfs.utils.formats import format_return
 
 
@@ -18,7 +18,7 @@ class SearchProgress(StudyProgress):
     """Shows the cells of a search as they run, and its trials as they end; use it as a context manager.
 
     Args:
-        study: The trials as a study, from `lit_gfs.study.tuning.trial_study`.
+        study: The trials as a study, from `lit_gfs.study.search.tuning.trial_study`.
         cells: The cells of the trials that are left.
         jobs: Number of parallel cells; ``None`` if a cluster decides that.
         trials: Number of trials for each recipe and scale.

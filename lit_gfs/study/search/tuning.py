@@ -11,7 +11,7 @@ from lit_gfs.errors import UserError
 from lit_gfs.study.collect import Result, make_run
 from lit_gfs.study.factors import Level, as_seeds
 from lit_gfs.study.plan import Cell, Study
-from lit_gfs.study.search_section import TRIAL, Distribution, Pair, Search, is_whole
+from lit_gfs.study.search.section import TRIAL, Distribution, Pair, Search, is_whole
 
 
 class Block(NamedTuple):

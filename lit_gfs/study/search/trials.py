@@ -14,9 +14,9 @@ import optuna
 
 from lit_gfs.errors import UserError, shown
 from lit_gfs.study.collect import Result
-from lit_gfs.study.search_section import Choice, Distribution, Pair, Search, Space, is_whole
+from lit_gfs.study.search.section import Choice, Distribution, Pair, Search, Space, is_whole
+from lit_gfs.study.search.storage import Storage
 from lit_gfs.study.table import FAILED, FINISHED
-from lit_gfs.study.trial_storage import Storage
 
 PRUNED, RUNNING = "pruned", "running"
 

@@ -19,7 +19,6 @@ from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.study.cells import fit_command
-from lit_gfs.study.choices import CHOSEN_NAME
 from lit_gfs.study.command import described_launcher, storage_faults
 from lit_gfs.study.driver import RETRIES, run_cells
 from lit_gfs.study.environment import environment
@@ -28,13 +27,14 @@ from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.launchers.options import Choice, add_launcher_options, choose_launcher
 from lit_gfs.study.options_check import check_configs, check_options
 from lit_gfs.study.plan import Study
-from lit_gfs.study.search_section import SEARCH_DIRECTORY, Pair, Search
+from lit_gfs.study.search.choices import CHOSEN_NAME
+from lit_gfs.study.search.section import SEARCH_DIRECTORY, Pair, Search
+from lit_gfs.study.search.tuning import probes, search_of, searched_pairs, trial_blocks
 from lit_gfs.study.stopping import StopRequest, stopped_by_signals
 from lit_gfs.study.task import FIT
-from lit_gfs.study.tuning import probes, search_of, searched_pairs, trial_blocks
 
 if TYPE_CHECKING:
-    from lit_gfs.study.search_run import SearchRun
+    from lit_gfs.study.search.run import SearchRun
 
 
 def search_parser() -> ArgumentParser:
@@ -127,9 +127,9 @@ def run_search(options: Namespace) -> int:
         check_configs(study)
         return _print_plan(study, search, here, directory, options)
     _require_packages()
-    from lit_gfs.study.search_run import SearchRun
-    from lit_gfs.study.trial_storage import Storage, hidden_password
-    from lit_gfs.study.trials import Trials
+    from lit_gfs.study.search.run import SearchRun
+    from lit_gfs.study.search.storage import Storage, hidden_password
+    from lit_gfs.study.search.trials import Trials
 
     choice = choose_launcher(options)
     for probe in probes(study):
@@ -259,8 +259,8 @@ def _range(distribution: dict[str, Any]) -> str:
 
 def _conclude(run: SearchRun, options: Namespace) -> int:
     """Print the choices, and what is missing."""
-    from lit_gfs.study.search_progress import described
-    from lit_gfs.study.trials import RUNNING
+    from lit_gfs.study.search.progress import described
+    from lit_gfs.study.search.trials import RUNNING
 
     failed = False
     for pair, trials in run.trials.items():
