@@ -111,7 +111,7 @@ class RayLauncher:
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
         else:
-            _require_server(self._resolved(address))
+            _require_server(address, self._resolved(address))
         try:
             with keeping_signals():
                 self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -159,9 +159,9 @@ class RayLauncher:
             return Ending(name, None, f"its worker was lost ({type(error).__name__})")
 
 
-def _require_server(address: str) -> None:
+def _require_server(address: str, resolved: str) -> None:
     """Check that something listens at an address: Ray itself would try for many minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = resolved.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # such as auto; Ray knows which words it takes
     try:
