@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from lit_gfs.study.cells import CELLS_DIRECTORY, read_results
 from lit_gfs.study.collect import Result, make_table, write_result
-from lit_gfs.study.execute import CELLS_DIRECTORY, read_results
 from lit_gfs.study.plan import Study, read_study
 from lit_gfs.study.report import write_report
 from lit_gfs.study.summary import summarize, write_summary

@@ -51,7 +51,8 @@ def test_the_workflow_runs_what_decides_here() -> None:
 
 
 def test_what_decides_builds_the_site() -> None:
-    assert "make docs\n" in (ROOT / ".ci/run").read_text()
+    (line,) = [line for line in (ROOT / ".ci/run").read_text().splitlines() if "docs" in line]
+    assert line.startswith("make ")
     assert "mkdocs build --strict" in (ROOT / "Makefile").read_text()
 
 

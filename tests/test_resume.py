@@ -480,7 +480,10 @@ def test_the_best_checkpoint_is_for_evaluating_and_gone_on_from_only_by_its_name
     assert "best.ckpt is for evaluating" in capsys.readouterr().err
     main(["validate", "--ckpt_path", str(run)])
 
-    with pytest.warns(UserWarning, match="no transitions, as it is for evaluating; the run first collects"):
+    with pytest.warns(
+        UserWarning,
+        match="no transitions are taken from the checkpoint, as it is for evaluating; the run first",
+    ):
         main(["fit", "--ckpt_path", str(run / "best.ckpt"), "--data.total_steps=640"])
     assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] == 640
 

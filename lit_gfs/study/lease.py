@@ -28,6 +28,8 @@ RENEWAL_SECONDS = 3.0
 LEASE_SECONDS = 60.0
 """Network file systems may show an old file for half a minute or more."""
 ABSENT_SECONDS = 10.0
+LEASE_BYTES = 1024
+"""The size of a lease: a beat overwrites the one before it."""
 
 
 class LeaseLost(RunFault):
@@ -93,10 +95,17 @@ def read_lease(directory: Path) -> Lease | None:
     A lease that cannot be read, as while it is written, is one without an owner.
     """
     try:
-        return Lease(**json.loads((directory / LEASE_NAME).read_text(encoding="utf-8")))
+        return _parse((directory / LEASE_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError):
+    except OSError:
+        return Lease()
+
+
+def _parse(content: str) -> Lease:
+    try:
+        return Lease(**json.loads(content))
+    except (ValueError, TypeError):
         return Lease()
 
 
@@ -160,7 +169,10 @@ class HeldLease:
     def is_held(self) -> bool:
         """Return whether no other process has taken the lease."""
         lease = read_lease(self._directory)
-        return lease is not None and lease.owner in ("", self._lease.owner)
+        return lease is not None and self._is_own(lease)
+
+    def _is_own(self, lease: Lease) -> bool:
+        return lease.owner in ("", self._lease.owner)
 
     def require(self) -> None:
         """Check that the lease is held.
@@ -184,21 +196,32 @@ class HeldLease:
             self._hurry.clear()
             if self._has_ended.is_set():
                 return
-            if not self.is_held():
+            if not self._write(beat):
                 self._on_loss()
                 return
-            # A disk that fails for a moment ends no run; one that fails for long ends the lease.
-            with suppress(OSError):
-                partial = self._directory / f"{LEASE_NAME}.{self._lease.owner}"
-                partial.write_text(self._content(beat), encoding="utf-8")
-                if self._has_ended.is_set():
-                    partial.unlink()
-                else:
-                    partial.replace(self._directory / LEASE_NAME)
+
+    def _write(self, beat: int) -> bool:
+        """Raise the beat; return whether the lease is held.
+
+        The content changes in the file that is open: if the lease is taken away meanwhile, the beat goes
+        nowhere, and cannot bring the lease back.
+        """
+        try:
+            with (self._directory / LEASE_NAME).open("r+", encoding="utf-8") as file:
+                if not self._is_own(_parse(file.read())):
+                    return False
+                file.seek(0)
+                file.write(self._content(beat))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            pass  # a run survives a disk that fails for a moment; if it fails for long, the lease dies
+        return True
 
     def _content(self, beat: int) -> str:
         done, total = self._steps or (None, None)
-        return json.dumps(self._lease._replace(beat=beat, done=done, total=total)._asdict())
+        lease = self._lease._replace(beat=beat, done=done, total=total)
+        return json.dumps(lease._asdict()).ljust(LEASE_BYTES)
 
 
 class Watch:

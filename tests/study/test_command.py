@@ -242,6 +242,12 @@ def test_a_cell_that_is_killed_goes_on_to_the_same_tables(capsys: pytest.Capture
 def test_a_signal_leaves_tables_and_says_how_to_go_on(
     number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # The second cell lasts until the signal has come.
+    study = with_options()
+    endless = {"data.shuffle_every": 1_000_000, "data.epochs": 1_000_000}
+    study["when"] = [{"where": {"seed": "1"}, "options": endless}]
+    write(study)
+
     def interrupt() -> None:
         wait_for_a_cell("result.json")
         os.kill(os.getpid(), number)

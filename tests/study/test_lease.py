@@ -88,6 +88,21 @@ def test_a_process_finds_that_its_lease_was_taken(taker: Lease | None, tmp_path:
     assert read_lease(tmp_path) == taker
 
 
+def test_a_beat_does_not_bring_a_lease_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_lost = threading.Event()
+    as_text = HeldLease._content
+
+    def removed_before_it_is_written(held: HeldLease, beat: int) -> str:
+        if beat == 3:
+            remove_lease(tmp_path)
+        return as_text(held, beat)
+
+    monkeypatch.setattr(HeldLease, "_content", removed_before_it_is_written)
+    with HeldLease(tmp_path, "local", is_lost.set):
+        assert is_lost.wait(20)
+    assert read_lease(tmp_path) is None
+
+
 def test_a_lease_that_is_being_written_belongs_to_nobody_else(tmp_path: Path) -> None:
     with HeldLease(tmp_path, "local", nothing) as held:
         (tmp_path / LEASE_NAME).write_text('{"owner": ')
