@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from lit_gfs.configuration.config_trust import trusting
 from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.errors import EnvironmentFault, UserError
+from lit_gfs.utils.ray_cluster import import_ray, keeping_signals
 from lit_gfs.utils.seeding import derive_seed, isolated_generators, seed_generators
 from support.fakes import Records
 from support.training import MakeTrainer
@@ -32,13 +32,15 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     """Start one Ray instance for all tests."""
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # where the faulty environments are
-    # The processes of Ray cannot import this file.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    ray = import_ray("these tests")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where the faulty environments are
+        # The processes of Ray cannot import this file.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        with keeping_signals():
+            ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield
+        ray.shutdown()
 
 
 class CountedPPO(PPO):

@@ -14,7 +14,7 @@ import pytest
 from lit_gfs.errors import UserError
 from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES, RayLauncher
-from lit_gfs.utils.ray_cluster import import_ray
+from lit_gfs.utils.ray_cluster import import_ray, keeping_signals
 from support import launched
 from support.study_fits import study
 
@@ -26,7 +26,8 @@ def address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
+    with keeping_signals():
+        cluster = Cluster(initialize_head=True, head_node_args=options)
     yield cluster.address
     cluster.shutdown()
 

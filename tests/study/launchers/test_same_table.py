@@ -15,7 +15,7 @@ import yaml
 
 from lit_gfs.study.launchers.ray import OBJECT_STORE_BYTES
 from lit_gfs.study.lease import read_lease
-from lit_gfs.utils.ray_cluster import import_ray
+from lit_gfs.utils.ray_cluster import import_ray, keeping_signals
 
 STUDY: dict[str, Any] = yaml.safe_load(
     """
@@ -106,7 +106,8 @@ def test_all_launchers_give_the_same_tables_though_machines_and_the_study_are_lo
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    with keeping_signals():
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         second = cluster.add_node(**node)
         by_ray = tmp_path / "ray"
