@@ -234,7 +234,7 @@ def test_without_ray_the_packages_to_install_are_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     data = RolloutDataModule("CartPole-v1", total_steps=100, **REMOTE)
-    with pytest.raises(UserError, match=r"not installed; expected `pip install 'lit-gfs\[ray\]'`"):
+    with pytest.raises(UserError, match=r"remote_collectors needs .* run: pip install 'lit-gfs\[ray\]'"):
         fit(PPO, data, make_trainer)
 
 
