@@ -188,11 +188,9 @@ def test_ppo_counts_the_steps_of_all_collectors_and_says_how_old_their_weights_w
     assert rows[128]["eval/episode_length"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize(
-    ("agent", "env_id"),
-    [(DQN, "CartPole-v1"), pytest.param(SAC, "Pendulum-v1", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("agent", "env_id"), [(DQN, "CartPole-v1"), (SAC, "Pendulum-v1")])
 def test_replay_is_fed_by_all_collectors(agent: type[Any], env_id: str, make_trainer: MakeTrainer) -> None:
     data = ReplayDataModule(
         env_id, total_steps=101, learning_starts=40, steps_per_update=4, batch_size=8, **REMOTE
