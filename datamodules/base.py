@@ -171,7 +171,7 @@ class EnvDataModule(LightningDataModule, RemembersArguments):
         self.is_for_evaluating = False
         """Whether the checkpoint that is being written is for evaluating: no run resumes from it exactly."""
         self.fresh_experience = False
-        """Whether a resumed run takes no environments, rollout and transitions from the checkpoint."""
+        """Whether a resumed run leaves the environments and transitions of its checkpoint aside."""
         self.runner: EnvRunner | None = None
         self._step_timeout = None if step_timeout is None else StepTimeout(step_timeout, self._give_up)
         self._interrupted = False

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
@@ -22,7 +21,7 @@ from lit_gfs.runs.layout import require_directory
 from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
 from lit_gfs.study.cells import choose_cells, fit_command, read_results
 from lit_gfs.study.collect import Result, make_table
-from lit_gfs.study.driver import RETRIES, run_cells
+from lit_gfs.study.driver import run_cells
 from lit_gfs.study.environment import environment
 from lit_gfs.study.factors import Where, matches, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
@@ -62,14 +61,6 @@ def study_parser() -> ArgumentParser:
     parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
     parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
     add_launcher_options(parser)
-    # A fixed number, not a share of the cores: results must not depend on the number of parallel cells.
-    parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
-    parser.add_argument(
-        "--retries",
-        type=NonNegativeInt,
-        default=RETRIES,
-        help="How often a cell starts again after its process was killed, or its machine was lost.",
-    )
     parser.add_argument(
         "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
     )

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from lit_gfs.errors import UserError
+from lit_gfs.study.driver import RETRIES
 from lit_gfs.study.launchers.gpu_shares import GpuShares, visible_devices
 from lit_gfs.study.launchers.launcher import Launcher
 from lit_gfs.study.launchers.local import LocalLauncher
 
 
 def add_launcher_options(parser: ArgumentParser) -> None:
-    """Add the options that `choose_launcher` reads, besides ``--threads``."""
+    """Add the options that say where cells run, and with what."""
     parser.add_argument(
         "--jobs",
         type=PositiveInt | None,
@@ -49,6 +50,14 @@ def add_launcher_options(parser: ArgumentParser) -> None:
         type=PositiveFloat | None,
         help="The part of a GPU that a cell needs, as in 0.25; null: none of Ray or SLURM, and on this "
         "machine, cells share all GPUs without a limit.",
+    )
+    # A fixed number, not a share of the cores: results must not depend on the number of parallel cells.
+    parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
+    parser.add_argument(
+        "--retries",
+        type=NonNegativeInt,
+        default=RETRIES,
+        help="How often a cell starts again after its process was killed, or its machine was lost.",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
@@ -20,7 +20,7 @@ from lit_gfs.errors import UserError
 from lit_gfs.runs.layout import require_directory
 from lit_gfs.study.cells import fit_command
 from lit_gfs.study.command import described_launcher, storage_faults
-from lit_gfs.study.driver import RETRIES, run_cells
+from lit_gfs.study.driver import run_cells
 from lit_gfs.study.environment import environment
 from lit_gfs.study.factors import read_where
 from lit_gfs.study.launchers.local import LocalLauncher
@@ -51,13 +51,6 @@ def search_parser() -> ArgumentParser:
         help="Trials for each recipe and scale, of all processes together; null: as the study says.",
     )
     add_launcher_options(parser)
-    parser.add_argument("--threads", type=PositiveInt, default=1, help="Threads that a cell computes with.")
-    parser.add_argument(
-        "--retries",
-        type=NonNegativeInt,
-        default=RETRIES,
-        help="How often a cell starts again after its process was killed, or its machine was lost.",
-    )
     parser.add_argument(
         "--storage",
         type=str | None,
