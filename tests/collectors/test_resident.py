@@ -35,7 +35,8 @@ KEYS: list[Any] = [
 def make_agent(kind: Any, env: Any) -> Any:
     torch.manual_seed(0)
     agent = kind(EnvSpec.from_env(env))
-    agent.__class__ = type(kind.__name__, (kind,), {"env_steps": 2_000})
+    # A name of its own: a second class called PPO would make `model: PPO` ambiguous to the command line.
+    agent.__class__ = type(f"Acting{kind.__name__}", (kind,), {"env_steps": 2_000})
     agent.announce_objective_shift = lambda reason: None
     return agent
 
