@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from lit_gfs.study.collect import Result
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.study.lease import LEASE_SECONDS, RENEWAL_SECONDS, LeaseLost
-from lit_gfs.study.table import FAILED, FINISHED
-from lit_gfs.study.task import Task
+from lit_gfs.study.results.collect import Result
+from lit_gfs.study.results.table import FAILED, FINISHED
 
 if TYPE_CHECKING:
     from _simulated_driver import SimulatedLauncher

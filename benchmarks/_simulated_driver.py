@@ -9,16 +9,16 @@ from pathlib import Path
 
 from _simulated_cluster import Cluster, Process
 
-from lit_gfs.study.cell_files import Files
-from lit_gfs.study.cells import CELLS_DIRECTORY
-from lit_gfs.study.collect import Result
+from lit_gfs.study.cell.files import Files
+from lit_gfs.study.cell.planned import CELLS_DIRECTORY
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.driver import Driver
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.study.lease import LEASE_SECONDS, RENEWAL_SECONDS, Lease
-from lit_gfs.study.plan import Cell, Score
+from lit_gfs.study.planning.plan import Cell, Score
+from lit_gfs.study.results.collect import Result
+from lit_gfs.study.results.table import FAILED
 from lit_gfs.study.running import Steps
-from lit_gfs.study.table import FAILED
-from lit_gfs.study.task import Task
 
 
 class DriverLost(BaseException):
@@ -71,7 +71,7 @@ class SimulatedLauncher:
 
 
 class SimulatedFiles:
-    """The shared disk of a cluster, as one driver sees it: see `lit_gfs.study.cell_files.Files`.
+    """The shared disk of a cluster, as one driver sees it: see `lit_gfs.study.cell.files.Files`.
 
     Args:
         cluster: The cluster.

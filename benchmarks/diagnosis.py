@@ -22,7 +22,7 @@ from lit_gfs.metrics.learning_rules import EVALUATION, TRAINING
 from lit_gfs.metrics.network_rules import NORM
 from lit_gfs.metrics.series import Series, bounded
 from lit_gfs.study.logged_runs import find_runs, read_run
-from lit_gfs.study.table import FINISHED, read_table
+from lit_gfs.study.results.table import FINISHED, read_table
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 RECORDED = RESULTS / "diagnosis.csv"

@@ -24,10 +24,10 @@ from typing import NamedTuple
 from _simulated_cluster import Cluster, random_faults
 from _simulated_driver import SimulatedFiles, SimulatedLauncher, drive
 
-from lit_gfs.study.cell_files import CellFiles
-from lit_gfs.study.collect import Result, write_result
+from lit_gfs.study.cell.files import CellFiles
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.lease import LEASE_NAME, Lease, remove_lease
-from lit_gfs.study.task import Task
+from lit_gfs.study.results.collect import Result, write_result
 
 PLACES = 4
 SLOW = 0.25

@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from lit_gfs.study.groups import Stratum, read_stratum
-from lit_gfs.study.plan import read_study
-from lit_gfs.study.table import read_table
+from lit_gfs.study.planning.plan import read_study
+from lit_gfs.study.results.groups import Stratum, read_stratum
+from lit_gfs.study.results.table import read_table
 
 RESAMPLES = 2_000
 

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from lit_gfs.study.cells import CELLS_DIRECTORY, read_results
-from lit_gfs.study.collect import Result, make_table, write_result
-from lit_gfs.study.plan import Study, read_study
-from lit_gfs.study.report import write_report
-from lit_gfs.study.summary import summarize, write_summary
-from lit_gfs.study.table import FINISHED, Curve, GradientNorms, read_table, write_table
+from lit_gfs.study.cell.planned import CELLS_DIRECTORY, read_results
+from lit_gfs.study.planning.plan import Study, read_study
+from lit_gfs.study.report.report import write_report
+from lit_gfs.study.results.collect import Result, make_table, write_result
+from lit_gfs.study.results.summary import summarize, write_summary
+from lit_gfs.study.results.table import FINISHED, Curve, GradientNorms, read_table, write_table
 
 POINTS, LAYERS, BINS = 100, 16, 40
 STEPS = 10_000_000

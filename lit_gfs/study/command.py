@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_gfs.configuration.config_files import find_config
-from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
+from lit_gfs.configuration.config_trust import add_trust_option
 from lit_gfs.configuration.subcommand import SubcommandParser
-from lit_gfs.errors import StorageFault, UserError
-from lit_gfs.runs.layout import require_directory
-from lit_gfs.runs.storage_errors import describe_storage_error, is_storage_error
-from lit_gfs.study.cells import choose_cells, fit_command, read_results
-from lit_gfs.study.collect import Result, make_table
+from lit_gfs.errors import UserError
+from lit_gfs.study.cell.planned import choose_cells, fit_command, read_results
 from lit_gfs.study.driver import run_cells
 from lit_gfs.study.environment import environment
-from lit_gfs.study.factors import Where, matches, read_where
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, require_tables, take_over
 from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.launchers.options import Choice, add_launcher_options, choose_launcher
 from lit_gfs.study.lock import locked
-from lit_gfs.study.options_check import check_configs, check_options
+from lit_gfs.study.long_command import (
+    CONTINUES,
+    add_study_options,
+    load_study,
+    run_trusting,
+    shown_command,
+    stopped_status,
+    storage_faults,
+)
 from lit_gfs.study.origin import (
     ORIGIN_NAME,
     Part,
@@ -39,8 +39,13 @@ from lit_gfs.study.origin import (
     with_cell,
     write_origin,
 )
-from lit_gfs.study.plan import STUDY_NAME, Cell, Study
+from lit_gfs.study.planning.factors import Where, matches, read_where
+from lit_gfs.study.planning.options_check import check_configs, check_options
+from lit_gfs.study.planning.plan import STUDY_NAME, Cell, Study
 from lit_gfs.study.progress import StudyProgress
+from lit_gfs.study.results.collect import Result, make_table
+from lit_gfs.study.results.summary import summarize, write_summary
+from lit_gfs.study.results.table import FAILED, RUNS_FILE, read_table, write_table
 from lit_gfs.study.search.choices import (
     keep_choices,
     require_choices,
@@ -49,8 +54,6 @@ from lit_gfs.study.search.choices import (
     without_choice,
 )
 from lit_gfs.study.stopping import stopped_by_signals
-from lit_gfs.study.summary import summarize, write_summary
-from lit_gfs.study.table import FAILED, RUNS_FILE, read_table, write_table
 
 SECONDS_BETWEEN_TABLES = 60.0
 
@@ -58,8 +61,7 @@ SECONDS_BETWEEN_TABLES = 60.0
 def study_parser() -> ArgumentParser:
     """Make the parser of ``study``."""
     parser = SubcommandParser(prog="lit_gfs study", description="Runs a grid of fits, and reports on it.")
-    parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
-    parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
+    add_study_options(parser)
     add_launcher_options(parser)
     parser.add_argument(
         "--only", type=dict[str, Any] | None, help="Levels by factor: run these cells, as in --only.seed=0."
@@ -108,10 +110,7 @@ def run_study(options: Namespace) -> int:
         UserError: If the plan has a mistake, before any cell runs.
         StorageFault: If a file cannot be written or read.
     """
-    if options.config is None:
-        raise UserError("--config is missing; name a study, as in: study --config studies/smoke")
-    require_directory("--root", options.root)
-    study = Study.load(find_config(options.config))
+    study = load_study(options, "study --config studies/smoke")
     directory = Path(options.root) / study.name
     study = with_choices(study, directory, options.finished or ())
     only = read_where(options.only, study.factors, "--only") if options.only else None
@@ -124,14 +123,13 @@ def run_study(options: Namespace) -> int:
     choice = choose_launcher(options)
     check_options(study)
     with (
-        storage_faults(directory, "; what ended is kept, and the same command continues"),
+        storage_faults(directory, CONTINUES),
         locked(directory) as is_lost,
     ):
         results = read_results(study, directory, options.threads)
         parts = _take_over(directory, results, elsewhere)
-        parts = continued(
-            parts, _command(options), {**environment(), **described_launcher(choice), **_seeds(study)}
-        )
+        command = shown_command("study", options)
+        parts = continued(parts, command, {**environment(), **choice.described(), **_seeds(study)})
         cells = choose_cells(study, results, only, options.retry_failed)
         study.save(directory / STUDY_NAME)
         keep_choices(study, directory)
@@ -158,9 +156,7 @@ def run_study(options: Namespace) -> int:
             )
         progress.write()
         if stop.is_set():
-            left = f"{progress.left} of {len(cells)} cells left"
-            print(f"stopped, {left}; the same command continues", file=sys.stderr)
-            return 128 + (stop.signal or signal.SIGINT)
+            return stopped_status(stop, f"{progress.left} of {len(cells)} cells left")
         _report(directory)
     return 1 if any(result.status == FAILED for result in results.values()) else 0
 
@@ -189,15 +185,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     if arguments[0] == "report":
         return run_report(report_parser().parse_args(arguments[1:]))
-    others, packages = take_trust(arguments[1:])
-    options = study_parser().parse_args(others)
-    options.trust = packages
-    try:
-        with trusting(packages):
-            return run_study(options)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return run_trusting(study_parser(), arguments[1:], run_study)
 
 
 class _Tables(StudyProgress):
@@ -230,29 +218,9 @@ class _Tables(StudyProgress):
         self._written_at = time.monotonic()
 
 
-def described_launcher(choice: Choice) -> dict[str, str]:
-    """Describe for the report where the cells run."""
-    described = {"cells at a time": "as the cluster has room" if choice.jobs is None else str(choice.jobs)}
-    launcher = choice.options.launcher
-    return described if launcher == "local" else {"launcher": launcher, **described}
-
-
-@contextlib.contextmanager
-def storage_faults(directory: Path, advice: str = "") -> Iterator[None]:
-    """Turn errors of the storage into a `StorageFault` with one line."""
-    try:
-        yield
-    except StorageFault as fault:
-        raise StorageFault(f"{fault}{advice}") from fault
-    except OSError as error:
-        if not is_storage_error(error, directory):
-            raise
-        raise StorageFault(f"{describe_storage_error(error, directory)}{advice}") from error
-
-
 def _report(directory: Path) -> None:
     # Imported late: it needs matplotlib, which other commands do not.
-    from lit_gfs.study.report import write_report
+    from lit_gfs.study.report.report import write_report
 
     study, table = Study.load(directory / STUDY_NAME), read_table(directory)
     if {tuple(run.levels) for run in table.runs} != {tuple(study.factors)}:
@@ -277,14 +245,6 @@ def _take_over(directory: Path, results: dict[str, Result], found: Sequence[Else
         parts = [*limited(parts, results.keys() - each.results.keys()), *each.parts]
         results.update(each.results)
     return parts
-
-
-def _command(options: Namespace) -> str:
-    """Return the command that a report shows."""
-    command = ["python", "-m", "lit_gfs", "study", "--config", options.config, "--root", options.root]
-    if options.threads != 1:
-        command += ["--threads", str(options.threads)]
-    return shlex.join([*command, *trust_options(options.trust)])
 
 
 def _seeds(study: Study) -> dict[str, str]:

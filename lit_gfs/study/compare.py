@@ -133,9 +133,9 @@ def comparison_page(names: Sequence[str], runs: Sequence[LoggedRun], rows: Seque
         rows: As from `comparison`.
     """
     # Imported late: it needs matplotlib.
-    from lit_gfs.study.page import page, picture, section, table
-    from lit_gfs.study.panels import data_uri
-    from lit_gfs.study.run_figures import curves_figure
+    from lit_gfs.study.report.page import page, picture, section, table
+    from lit_gfs.study.report.panels import data_uri
+    from lit_gfs.study.report.run_figures import curves_figure
 
     cells = [
         [escape(title), *(escape(value).replace("\n", "<br>") for value in values)] for title, values in rows

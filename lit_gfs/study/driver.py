@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from lit_gfs.errors import StorageFault
-from lit_gfs.study.cell_files import CellFiles, Files
-from lit_gfs.study.cells import fit_command
-from lit_gfs.study.collect import Result
+from lit_gfs.study.cell.files import CellFiles, Files
+from lit_gfs.study.cell.planned import fit_command
+from lit_gfs.study.cell.task import FIT, Task
 from lit_gfs.study.launchers.launcher import Ending, Launcher
 from lit_gfs.study.lease import Lease, LeaseLost, Watch
-from lit_gfs.study.plan import Cell, Score
+from lit_gfs.study.planning.plan import Cell, Score
 from lit_gfs.study.process_ends import name_of, signal_of
+from lit_gfs.study.results.collect import Result
+from lit_gfs.study.results.table import FINISHED
 from lit_gfs.study.running import Steps
-from lit_gfs.study.table import FINISHED
-from lit_gfs.study.task import FIT, Task
 
 POLL_SECONDS = 0.5
 """Time between two looks at the request to stop."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.cells import CELLS_DIRECTORY, check_unchanged, fit_command
-from lit_gfs.study.collect import Result, write_result
+from lit_gfs.study.cell.planned import CELLS_DIRECTORY, check_unchanged, fit_command
 from lit_gfs.study.origin import ORIGIN_NAME, Part, limited, part_of, read_origin
-from lit_gfs.study.plan import STUDY_NAME, Cell, Study
-from lit_gfs.study.table import (
+from lit_gfs.study.planning.plan import STUDY_NAME, Cell, Study
+from lit_gfs.study.results.collect import Result, write_result
+from lit_gfs.study.results.table import (
     CURVES_FILE,
     FAILED,
     FINISHED,

@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_gfs.metrics.scores import final_score
-from lit_gfs.study.collect import Result
-from lit_gfs.study.plan import Cell, Study
+from lit_gfs.study.planning.plan import Cell, Study
+from lit_gfs.study.results.collect import Result
+from lit_gfs.study.results.table import FAILED, FINISHED
 from lit_gfs.study.running import Running, Steps
-from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.utils.formats import format_duration, format_return
 
 BAR_WIDTH = 30

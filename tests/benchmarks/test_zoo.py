@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lit_gfs.configuration.config_files import find_config
-from lit_gfs.study.plan import read_study
+from lit_gfs.study.planning.plan import read_study
 
 GAINS = ("stability_gain", "speed_up")
 

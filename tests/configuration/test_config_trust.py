@@ -15,8 +15,8 @@ from lit_gfs.configuration.config_files import complete_arguments, find_config
 from lit_gfs.configuration.config_trust import take_trust
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
-from lit_gfs.study.cells import fit_command
-from lit_gfs.study.plan import Cell
+from lit_gfs.study.cell.planned import fit_command
+from lit_gfs.study.planning.plan import Cell
 from support.command_line import DQN, BuiltOnly, refused
 
 MODULE = """

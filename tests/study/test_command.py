@@ -22,8 +22,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gfs.configuration.config_files import find_config
 from lit_gfs.main import main
-from lit_gfs.study.options_check import check_options
-from lit_gfs.study.plan import Study
+from lit_gfs.study.planning.options_check import check_options
+from lit_gfs.study.planning.plan import Study
 from support.command_line import stopped
 
 STUDY: dict[str, Any] = yaml.safe_load(

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from lit_gfs.errors import StorageFault
-from lit_gfs.study.attempts import begin_attempt, forget_attempts, prepare
-from lit_gfs.study.cells import choose_cells, fit_command, read_results
-from lit_gfs.study.collect import read_result
+from lit_gfs.study.cell.attempts import begin_attempt, forget_attempts, prepare
+from lit_gfs.study.cell.planned import choose_cells, fit_command, read_results
 from lit_gfs.study.driver import run_cells
 from lit_gfs.study.launchers.local import LocalLauncher
-from lit_gfs.study.plan import Cell, Score
+from lit_gfs.study.planning.plan import Cell, Score
+from lit_gfs.study.results.collect import read_result
+from lit_gfs.study.results.table import FAILED, FINISHED
 from lit_gfs.study.running import Steps
-from lit_gfs.study.table import FAILED, FINISHED
 from lit_gfs.utils.checksummed_files import write_checksummed
 from support import study_fits
 from support.processes import is_alive, wait_for
@@ -237,7 +237,7 @@ def test_workers_do_not_outlive_a_study_that_is_killed(tmp_path: Path) -> None:
         from support import study_fits
         from lit_gfs.study.driver import run_cells
         from lit_gfs.study.launchers import local
-        from lit_gfs.study.plan import Cell, Score
+        from lit_gfs.study.planning.plan import Cell, Score
         class Silent:
             started = ended = interrupted = refresh = lambda *_: None
         local.PRELOADED.clear()  # only for speed

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_gfs.study import environment
-from lit_gfs.study.worker import cpu_seconds
+from lit_gfs.study.cell.worker import cpu_seconds
 
 
 def git(*arguments: str) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.cells import fit_command, read_results
-from lit_gfs.study.collect import Result, make_table
+from lit_gfs.study.cell.planned import fit_command, read_results
 from lit_gfs.study.finished import Elsewhere, needed, read_elsewhere, take_over
 from lit_gfs.study.origin import Part, write_origin
-from lit_gfs.study.plan import STUDY_NAME, Study, read_study
-from lit_gfs.study.table import FAILED, FINISHED, Curve, GradientNorms, write_table
+from lit_gfs.study.planning.plan import STUDY_NAME, Study, read_study
+from lit_gfs.study.results.collect import Result, make_table
+from lit_gfs.study.results.table import FAILED, FINISHED, Curve, GradientNorms, write_table
 
 TAG = "eval/episode_return"
 

@@ -21,7 +21,7 @@ from lit_gfs.study.logged_runs import (
     read_run,
     short_run_names,
 )
-from lit_gfs.study.run_figures import averaged
+from lit_gfs.study.report.run_figures import averaged
 from support.command_line import refused, stopped
 from support.study_fits import write_events
 from support.training import quiet_trainer

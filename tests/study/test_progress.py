@@ -11,12 +11,12 @@ from rich.console import Console
 
 from lit_gfs.agents import PPO
 from lit_gfs.datamodules import RolloutDataModule
-from lit_gfs.study.collect import Result
-from lit_gfs.study.plan import Cell, Study, read_study
+from lit_gfs.study.cell.told_steps import ToldSteps
+from lit_gfs.study.planning.plan import Cell, Study, read_study
 from lit_gfs.study.progress import StudyProgress
+from lit_gfs.study.results.collect import Result
+from lit_gfs.study.results.table import FAILED, FINISHED, Curve
 from lit_gfs.study.running import Steps
-from lit_gfs.study.table import FAILED, FINISHED, Curve
-from lit_gfs.study.told_steps import ToldSteps
 from support import study_fits
 
 
@@ -230,7 +230,7 @@ def test_in_a_terminal_the_lines_are_rewritten(clock: list[float], monkeypatch: 
 
 
 def test_a_training_tells_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_gfs.study.told_steps.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("lit_gfs.study.cell.told_steps.SECONDS_BETWEEN", 0.0)
     told: list[tuple[int, int | None]] = []
     data = RolloutDataModule("CartPole-v1", num_envs=2, rollout_steps=8, total_steps=64)
     trainer = Trainer(

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from lit_gfs.study.cell_files import CellFiles
-from lit_gfs.study.collect import read_result
+from lit_gfs.study.cell.files import CellFiles
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.driver import Driver
 from lit_gfs.study.launchers.launcher import Ending, Launcher
 from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.lease import LeaseLost, read_lease
-from lit_gfs.study.plan import Cell
-from lit_gfs.study.table import FINISHED
-from lit_gfs.study.task import Task
+from lit_gfs.study.planning.plan import Cell
+from lit_gfs.study.results.collect import read_result
+from lit_gfs.study.results.table import FINISHED
 from support.processes import killed_while, wait_for
 from support.study_fits import make_task, study
 from support.study_record import Record
@@ -210,7 +210,7 @@ class ForkLauncher:
                 # The driver may be one that kills itself at a moment; its cells do not.
                 os.fsync, Path.replace = FSYNC, REPLACE  # type: ignore[method-assign]
                 with contextlib.suppress(BaseException):
-                    from lit_gfs.study.worker import work
+                    from lit_gfs.study.cell.worker import work
 
                     os._exit(work(task, print))
                 os._exit(1)
@@ -251,7 +251,7 @@ def test_a_cell_that_is_killed_at_any_moment_ends_with_one_result(tmp_path: Path
     (cell,) = study("well").cells()
 
     def work_on(task: Task) -> None:
-        from lit_gfs.study.worker import work
+        from lit_gfs.study.cell.worker import work
 
         assert work(task, print) == 0
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from lit_gfs.study.cells import read_results
-from lit_gfs.study.collect import make_table
+from lit_gfs.study.cell.planned import read_results
 from lit_gfs.study.driver import run_cells
 from lit_gfs.study.launchers.launcher import Launcher
 from lit_gfs.study.lease import read_lease
-from lit_gfs.study.plan import Study
+from lit_gfs.study.planning.plan import Study
+from lit_gfs.study.results.collect import make_table
 from support import study_fits
 from support.study_record import Record
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.collect import Result, read_events, write_result
+from lit_gfs.study.cell.task import Task
+from lit_gfs.study.cell.worker import Fitted, Tell
 from lit_gfs.study.launchers.launcher import Ending
-from lit_gfs.study.table import FAILED, FINISHED
-from lit_gfs.study.task import Task
-from lit_gfs.study.worker import Fitted, Tell
+from lit_gfs.study.results.collect import Result, read_events, write_result
+from lit_gfs.study.results.table import FAILED, FINISHED
 from support.study_fits import TAG, option, run_directory, write_events
 
 BEST_RATE = 1e-3

@@ -16,10 +16,10 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_gfs.errors import UserError
 from lit_gfs.study import lease
-from lit_gfs.study.cells import CELLS_DIRECTORY, fit_command
-from lit_gfs.study.plan import Cell, Score, Study, read_study
-from lit_gfs.study.task import Task
-from lit_gfs.study.worker import Fitted, Tell
+from lit_gfs.study.cell.planned import CELLS_DIRECTORY, fit_command
+from lit_gfs.study.cell.task import Task
+from lit_gfs.study.cell.worker import Fitted, Tell
+from lit_gfs.study.planning.plan import Cell, Score, Study, read_study
 from lit_gfs.utils.checksummed_files import write_checksummed
 
 FIT = "support.study_fits:fit"

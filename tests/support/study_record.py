@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lit_gfs.study.collect import Result
-from lit_gfs.study.plan import Cell
+from lit_gfs.study.planning.plan import Cell
+from lit_gfs.study.results.collect import Result
 from lit_gfs.study.running import Steps
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lit_gfs.metrics.scores import final_score, instability, normalized_score
-from lit_gfs.study.plan import Study, read_study
-from lit_gfs.study.table import FAILED, FINISHED, MISSING, Curve, GradientNorms, Run, Table
+from lit_gfs.study.planning.plan import Study, read_study
+from lit_gfs.study.results.table import FAILED, FINISHED, MISSING, Curve, GradientNorms, Run, Table
 
 TAG = "eval/episode_return"
 FLOOR, REFERENCE = -500.0, -100.0

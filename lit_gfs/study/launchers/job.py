@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_gfs.study.collect import RESULT_NAME
 from lit_gfs.study.launchers.child import End, end_of, kill_cell, start_cell
 from lit_gfs.study.lease import remove_lease
+from lit_gfs.study.results.collect import RESULT_NAME
 
 PARTIAL = ".partial"
 STOP_NAME = f"stop{PARTIAL}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from lit_gfs.study.task import Task
+from lit_gfs.study.cell.task import Task
 
 
 class Ending(NamedTuple):

@@ -14,13 +14,13 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
-from lit_gfs.study.cell import run_as_child
+from lit_gfs.study.cell.__main__ import run_as_child
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.launchers.gpu_shares import GpuShares
 from lit_gfs.study.launchers.launcher import Ending
-from lit_gfs.study.task import Task
 from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
-PRELOADED = ["lit_gfs.cli", "lit_gfs.study.worker", "matplotlib.backends.backend_agg"]
+PRELOADED = ["lit_gfs.cli", "lit_gfs.study.cell.worker", "matplotlib.backends.backend_agg"]
 """Imports of the fork server, which save each cell seconds of imports."""
 GRACE_SECONDS = 5.0
 """Time for a process to end by itself before it is killed."""

@@ -106,6 +106,12 @@ class Choice(NamedTuple):
 
         return SlurmLauncher(directory, options.slurm or {}, cpus, gpus, self.jobs)
 
+    def described(self) -> dict[str, str]:
+        """Describe for the report where the cells run."""
+        cells = {"cells at a time": "as the cluster has room" if self.jobs is None else str(self.jobs)}
+        launcher = self.options.launcher
+        return cells if launcher == "local" else {"launcher": launcher, **cells}
+
     @property
     def _is_slurm(self) -> bool:
         """Whether SLURM has a queue for the cells; processes in the place of its jobs have none."""

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_gfs.errors import RunFault, UserError, in_one_line
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.launchers.child import MissingDirectory, run_cell
 from lit_gfs.study.launchers.launcher import Ending
-from lit_gfs.study.task import Task
 from lit_gfs.utils.ray_cluster import import_ray, keeping_signals
 
 OBJECT_STORE_BYTES = 80_000_000

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_gfs.errors import UserError, nearest, shown
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.launchers.job import STOP_NAME, CellOfJob, CellsJob, read_ends
 from lit_gfs.study.launchers.launcher import Ending
-from lit_gfs.study.task import Task
 
 FOLDER_NAME = "slurm"
 ENDS_NAME = "ends"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +11,31 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lit_gfs.configuration.config_files import find_config
-from lit_gfs.configuration.config_trust import add_trust_option, take_trust, trust_options, trusting
+from lit_gfs.configuration.config_trust import add_trust_option
 from lit_gfs.configuration.subcommand import SubcommandParser
 from lit_gfs.errors import UserError
-from lit_gfs.runs.layout import require_directory
-from lit_gfs.study.cells import fit_command
-from lit_gfs.study.command import described_launcher, storage_faults
+from lit_gfs.study.cell.planned import fit_command
+from lit_gfs.study.cell.task import FIT
 from lit_gfs.study.driver import run_cells
 from lit_gfs.study.environment import environment
-from lit_gfs.study.factors import read_where
 from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.launchers.options import Choice, add_launcher_options, choose_launcher
-from lit_gfs.study.options_check import check_configs, check_options
-from lit_gfs.study.plan import Study
+from lit_gfs.study.long_command import (
+    CONTINUES,
+    add_study_options,
+    load_study,
+    run_trusting,
+    shown_command,
+    stopped_status,
+    storage_faults,
+)
+from lit_gfs.study.planning.factors import read_where
+from lit_gfs.study.planning.options_check import check_configs, check_options
+from lit_gfs.study.planning.plan import Study
 from lit_gfs.study.search.choices import CHOSEN_NAME
 from lit_gfs.study.search.section import SEARCH_DIRECTORY, Pair, Search
 from lit_gfs.study.search.tuning import probes, search_of, searched_pairs, trial_blocks
 from lit_gfs.study.stopping import StopRequest, stopped_by_signals
-from lit_gfs.study.task import FIT
 
 if TYPE_CHECKING:
     from lit_gfs.study.search.run import SearchRun
@@ -43,8 +47,7 @@ def search_parser() -> ArgumentParser:
         prog="lit_gfs search",
         description="Searches the options of a study's recipes, on seeds that only tune.",
     )
-    parser.add_argument("--config", type=str | None, help="The study: a YAML file, or a shipped name.")
-    parser.add_argument("--root", type=str, default="runs", help="Directory of all runs.")
+    add_study_options(parser)
     parser.add_argument(
         "--trials",
         type=PositiveInt | None,
@@ -82,15 +85,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: With one line about what is wrong.
     """
-    others, packages = take_trust(arguments[1:])
-    options = search_parser().parse_args(others)
-    options.trust = packages
-    try:
-        with trusting(packages):
-            return run_search(options)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return run_trusting(search_parser(), arguments[1:], run_search)
 
 
 def run_search(options: Namespace) -> int:
@@ -106,10 +101,7 @@ def run_search(options: Namespace) -> int:
         UserError: If the plan has a mistake, before any cell runs.
         StorageFault: If a file cannot be written or read.
     """
-    if options.config is None:
-        raise UserError("--config is missing; name a study, as in: search --config my_study.yaml")
-    require_directory("--root", options.root)
-    study = Study.load(find_config(options.config))
+    study = load_study(options, "search --config my_study.yaml")
     search = search_of(study)
     pairs = [pair for pair in searched_pairs(study) if search.choice(pair) is None]
     if not pairs:
@@ -127,7 +119,7 @@ def run_search(options: Namespace) -> int:
     choice = choose_launcher(options)
     for probe in probes(study):
         check_options(probe)
-    with storage_faults(directory, "; what ended is kept, and the same command continues"):
+    with storage_faults(directory, CONTINUES):
         storage = Storage(directory / SEARCH_DIRECTORY, options.storage)
         if options.launcher == "slurm":
             storage.hold(options.launcher)  # the end of one process would cancel the jobs of the others
@@ -136,7 +128,7 @@ def run_search(options: Namespace) -> int:
             for pair in pairs
         }
         command = _command(options, hidden_password(options.storage) if options.storage else None)
-        versions = {**environment(), **described_launcher(choice)}
+        versions = {**environment(), **choice.described()}
         target = options.trials or search.trials
         run = SearchRun(study, directory, storage, trials, here, target, command, versions)
         with stopped_by_signals() as stop:
@@ -147,8 +139,7 @@ def run_search(options: Namespace) -> int:
                 run.release()
         run.write_tables()
     if stop.is_set():
-        print(f"stopped, with {left} trials under way; the same command continues", file=sys.stderr)
-        return 128 + (stop.signal or signal.SIGINT)
+        return stopped_status(stop, f"with {left} trials under way")
     return _conclude(run, options)
 
 
@@ -220,14 +211,8 @@ def _plan(study: Study, pair: Pair, threads: int) -> dict[str, Any]:
 
 
 def _command(options: Namespace, storage: str | None) -> str:
-    command = ["python", "-m", "lit_gfs", "search", "--config", options.config, "--root", options.root]
-    if options.trials is not None:
-        command += ["--trials", str(options.trials)]
-    if options.threads != 1:
-        command += ["--threads", str(options.threads)]
-    if storage is not None:
-        command += ["--storage", storage]
-    return shlex.join([*command, *trust_options(options.trust)])
+    trials = [] if options.trials is None else ["--trials", str(options.trials)]
+    return shown_command("search", options, *trials, *([] if storage is None else ["--storage", storage]))
 
 
 def _print_plan(

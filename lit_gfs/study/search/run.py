@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_gfs.study.cells import CELLS_DIRECTORY
-from lit_gfs.study.collect import Result, read_result
+from lit_gfs.study.cell.planned import CELLS_DIRECTORY
 from lit_gfs.study.origin import ORIGIN_NAME, continued, read_origin, with_cell, write_origin
-from lit_gfs.study.plan import Cell, Study
+from lit_gfs.study.planning.plan import Cell, Study
+from lit_gfs.study.results.collect import Result, read_result
 from lit_gfs.study.search.choices import read_chosen, write_chosen
 from lit_gfs.study.search.progress import SearchProgress
 from lit_gfs.study.search.section import SEARCH_DIRECTORY, Pair

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lit_gfs.errors import UserError, shown
-from lit_gfs.study.factors import Factors
-from lit_gfs.study.sections import check_known, read_section
+from lit_gfs.study.planning.factors import Factors
+from lit_gfs.study.planning.sections import check_known, read_section
 
 Distribution = dict[str, Any]
 """Either ``choices``, a list of values; or ``low``, ``high``, ``log`` and ``step`` (``None``: continuous)."""

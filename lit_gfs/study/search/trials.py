@@ -13,10 +13,10 @@ import filelock
 import optuna
 
 from lit_gfs.errors import UserError, shown
-from lit_gfs.study.collect import Result
+from lit_gfs.study.results.collect import Result
+from lit_gfs.study.results.table import FAILED, FINISHED
 from lit_gfs.study.search.section import Choice, Distribution, Pair, Search, Space, is_whole
 from lit_gfs.study.search.storage import Storage
-from lit_gfs.study.table import FAILED, FINISHED
 
 PRUNED, RUNNING = "pruned", "running"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.cell_files import CellFiles
+from lit_gfs.study.cell.files import CellFiles
 from lit_gfs.study.launchers.gpu_shares import GpuShares, visible_devices
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.study.launchers.local import LocalLauncher

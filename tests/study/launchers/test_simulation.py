@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lit_gfs.study.driver import LEASES_PER_SECOND
 from lit_gfs.study.lease import Lease
-from lit_gfs.study.table import FAILED, FINISHED
+from lit_gfs.study.results.table import FAILED, FINISHED
 
 sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 from _simulated_cluster import Cluster, Fault, random_faults

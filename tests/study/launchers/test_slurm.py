@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from lit_gfs.errors import UserError
+from lit_gfs.study.cell.task import Task
 from lit_gfs.study.launchers import job, slurm
 from lit_gfs.study.launchers.job import CellOfJob, CellsJob, read_ends
 from lit_gfs.study.launchers.local import LocalLauncher
 from lit_gfs.study.launchers.slurm import SlurmLauncher
-from lit_gfs.study.plan import Cell, Score
-from lit_gfs.study.task import Task
+from lit_gfs.study.planning.plan import Cell, Score
 from support import fake_slurm, launched
 from support.study_fits import study
 

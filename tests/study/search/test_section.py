@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.plan import Study, read_study
+from lit_gfs.study.planning.plan import Study, read_study
 from lit_gfs.study.search.section import Pair
 from lit_gfs.study.search.tuning import probes, searched_pairs, trial_blocks
 

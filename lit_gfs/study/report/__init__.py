@@ -1,0 +1,1 @@
+"""Reports: self-contained pages and their figures, from the tables of a study alone."""
