@@ -9,7 +9,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_gfs.datamodules.base import require_positive
 from lit_gfs.datamodules.image_sets import CLASSES, load_images
 from lit_gfs.datamodules.shuffled_labels import (
     Batch,
@@ -19,7 +18,7 @@ from lit_gfs.datamodules.shuffled_labels import (
     ShuffledLabels,
 )
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import UserError, nearest, require_positive
 from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.runs.trainer_checks import (
     require_evaluation_between_epochs,
@@ -81,9 +80,13 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        require_positive(batch_size=batch_size, epochs=epochs, eval_every=eval_every)
-        optional = {"samples": samples, "shuffle_every": shuffle_every}
-        require_positive(**{name: value for name, value in optional.items() if value is not None})
+        require_positive(
+            batch_size=batch_size,
+            epochs=epochs,
+            eval_every=eval_every,
+            samples=samples,
+            shuffle_every=shuffle_every,
+        )
         if seed is not None and seed < 0:
             raise UserError(f"seed is {seed}; expected a whole number of at least 0")
         self.dataset = dataset

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from tensordict import TensorDict
 
-from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.evaluated import EvaluatedDataModule
 from lit_gfs.datamodules.resumable_pass import ResumablePass
 from lit_gfs.datamodules.transition_sources import Transitions, load_transitions
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_positive
 from lit_gfs.utils.ranks import gather
 from lit_gfs.utils.seeding import (
     derive_seed,
@@ -82,7 +82,7 @@ class OfflineLoader(ResumablePass):
         return self.transitions.sample(self._batch_size, self._generator)
 
 
-class OfflineDataModule(EnvDataModule):
+class OfflineDataModule(EvaluatedDataModule):
     """Transitions of an earlier run or of a Minari data set, for offline Q-learning.
 
     No step is taken in the environment but in evaluations. A *step* of all counts and curves is a batch:
@@ -95,17 +95,15 @@ class OfflineDataModule(EnvDataModule):
         batch_size: Transitions per batch; a batch is an optimizer step, unless gradients are accumulated.
         total_steps: Batches that the run lasts, summed over all processes.
         eval_every: Batches between evaluations, at most: evaluations are evenly spaced.
-        eval_episodes: Full episodes in an evaluation, shared out over all processes.
-        env_options: Options of the environment's suite, for evaluations.
-        seed: Seed of batches and environments; ``null`` takes that of ``seed_everything``.
-        video: Whether ``test`` writes ``episode.mp4``, a video of one episode, beside the checkpoint.
-        step_timeout: Seconds that a step of the environment may take, see `EnvDataModule`.
-        eval_step_limit: Steps after which an evaluation cuts an episode, see `EnvDataModule`.
+        options: The environment and its evaluations, see `EvaluatedDataModule`; ``seed`` also is that of the
+            batches.
 
     Raises:
         UserError: If there are no such transitions, they belong to another environment, or a number is out
             of range.
     """
+
+    _loader: OfflineLoader | None = None
 
     def __init__(
         self,
@@ -115,29 +113,13 @@ class OfflineDataModule(EnvDataModule):
         batch_size: int = 32,
         total_steps: int = 100_000,
         eval_every: int = 10_000,
-        eval_episodes: int = 10,
-        env_options: dict[str, Any] | None = None,
-        seed: int | None = None,
-        video: bool = False,
-        step_timeout: float | None = 300.0,
-        eval_step_limit: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            env_id,
-            total_steps=total_steps,
-            eval_every=eval_every,
-            eval_episodes=eval_episodes,
-            env_options=env_options,
-            seed=seed,
-            video=video,
-            step_timeout=step_timeout,
-            eval_step_limit=eval_step_limit,
-        )
+        super().__init__(env_id, total_steps=total_steps, eval_every=eval_every, **options)
         require_positive(batch_size=batch_size)
         self.source = source
         self.batch_size = batch_size
         self._transitions: Transitions | None = None
-        self._loader: OfflineLoader | None = None
         self._paused_generators: dict[str, Any] | None = None
         self._restored: dict[str, Any] = {}
 

@@ -20,10 +20,10 @@ from lit_gfs.buffers.shards import ReplayShards, find_replay, replay_name
 from lit_gfs.buffers.transitions import TransitionStorage
 from lit_gfs.buffers.writer import uniform_replay_buffer
 from lit_gfs.collectors.env_runner import EnvRunner
-from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.datamodules.resumable_pass import ResumablePass
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import UserError, require_between, require_positive
 from lit_gfs.functional.exploration import linear_schedule
 from lit_gfs.runs.checkpoint_io import last_checkpoint
 from lit_gfs.utils.memory import require_memory

@@ -10,9 +10,9 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from lit_gfs.collectors.env_runner import CollectingAgent, EnvRunner
-from lit_gfs.datamodules.base import EnvDataModule, require_positive
+from lit_gfs.datamodules.base import EnvDataModule
 from lit_gfs.datamodules.resumable_pass import ResumablePass
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_positive
 from lit_gfs.utils.memory import require_memory
 from lit_gfs.utils.ranks import gather
 from lit_gfs.utils.transfers import send

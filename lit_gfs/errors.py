@@ -162,6 +162,17 @@ def did_you_mean(choices: Iterable[str]) -> str:
     return f"; did you mean {suggested}?" if suggested else ""
 
 
+def require_positive(**values: int | None) -> None:
+    """Check the user's counts by their names; ``None`` means that an option is off.
+
+    Raises:
+        UserError: If one of them is less than 1.
+    """
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; expected a whole number of at least 1")
+
+
 def require_between(least: float, most: float, **values: float | None) -> None:
     """Check the user's numbers by their names; ``None`` means that an option is off.
 

@@ -54,7 +54,7 @@ def counting_envs(monkeypatch: pytest.MonkeyPatch) -> list[CountingEnv]:
         made.append(CountingEnv([3 + index for index in range(num_envs)]))
         return made[-1]
 
-    monkeypatch.setattr("lit_gfs.datamodules.base.make_env", make_env)
+    monkeypatch.setattr("lit_gfs.datamodules.evaluated.make_env", make_env)
     return made
 
 

@@ -22,7 +22,7 @@ def _matching_envs(monkeypatch: pytest.MonkeyPatch) -> None:
     def make_env(env_id: str, num_envs: int = 1, **options: Any) -> CountingEnv:
         return FollowingEnv(num_envs) if env_id == "Following-v0" else MatchingEnv(num_envs)
 
-    monkeypatch.setattr("lit_gfs.datamodules.base.make_env", make_env)
+    monkeypatch.setattr("lit_gfs.datamodules.evaluated.make_env", make_env)
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ from torch.optim import SparseAdam
 from lit_gfs.agents.learner import Learner
 from lit_gfs.configuration.config_trust import is_by_default
 from lit_gfs.configuration.named_classes import NamedClass, named_classes
-from lit_gfs.datamodules.base import EnvDataModule
+from lit_gfs.datamodules.evaluated import EvaluatedDataModule
 from lit_gfs.errors import UserError, nearest
 from lit_gfs.networks import Encoder, Trunk
 from lit_gfs.utils.memory import require_memory
@@ -107,7 +107,7 @@ def _check_pair(model: NamedClass, data: NamedClass) -> None:
         )
     learns = issubclass(model.cls, Learner) or hasattr(model.cls, "collection_policy")
     # The user's own models may learn from labels.
-    learns |= is_trusted(model.cls.__module__) and not issubclass(data.cls, EnvDataModule)
+    learns |= is_trusted(model.cls.__module__) and not issubclass(data.cls, EvaluatedDataModule)
     if hasattr(data.cls, "env_spec") and not learns:
         raise UserError(
             f"model is {model.cls.__name__}, which {data.cls.__name__} cannot train; expected DQN, PPO, "
