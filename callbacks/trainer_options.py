@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 
 from lit_gfs.callbacks.diagnosis import Diagnosis
 from lit_gfs.callbacks.progress import StepProgressBar
+from lit_gfs.callbacks.release_freed_memory import ReleaseFreedMemory
 from lit_gfs.callbacks.summary import RunSummary
 from lit_gfs.runs.checkpoint_io import ChecksummedCheckpointIO
 from lit_gfs.utils.lightning_overhead import Untimed
-from lit_gfs.utils.memory import ReleaseFreedMemory
 from lit_gfs.utils.working_directory import working_directory
 
 TRAINER_DEFAULTS: dict[str, Any] = {

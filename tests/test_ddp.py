@@ -91,7 +91,9 @@ def test_two_processes_learn_continuous_actions_alike(
     agent: Any, make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every second step of TD3, no process has a gradient of the actor."""
-    monkeypatch.setattr("lit_gfs.datamodules.evaluated.make_env", lambda _, num_envs=1: FollowingEnv(num_envs))
+    monkeypatch.setattr(
+        "lit_gfs.datamodules.evaluated.make_env", lambda _, num_envs=1: FollowingEnv(num_envs)
+    )
     torch.manual_seed(0)
     data = ReplayDataModule(
         "Following-v0",
@@ -176,7 +178,9 @@ class RankedEnv(CountingEnv):
 
 @pytest.fixture
 def ranked_envs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_gfs.datamodules.evaluated.make_env", lambda _, num_envs=1: RankedEnv([2] * num_envs))
+    monkeypatch.setattr(
+        "lit_gfs.datamodules.evaluated.make_env", lambda _, num_envs=1: RankedEnv([2] * num_envs)
+    )
 
 
 @pytest.mark.parametrize(("episodes", "lengths"), [(3, [2, 2, 4]), (1, [2])])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gfs.main import main
@@ -81,26 +80,17 @@ def as_listed(tag: str) -> str:
     return next((row for row, pattern in patterns.items() if re.fullmatch(pattern, tag)), tag)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    found = {}
+def test_the_page_has_the_tags_of_runs(tmp_path: Path) -> None:
+    written = {}
     for name, options in RUNS.items():
-        root = tmp_path_factory.mktemp(name)
-        main(["fit", *options, *MONITORS, f"--run.root={root}"])
-        (run,) = root.glob("*/version_0")
-        found[name] = {as_listed(tag) for tag in tags_of(run)}
-    return found
+        main(["fit", *options, *MONITORS, f"--run.root={tmp_path / name}"])
+        (run,) = (tmp_path / name).glob("*/version_0")
+        written[name] = {as_listed(tag) for tag in tags_of(run)}
 
-
-def test_every_tag_of_a_run_is_listed(written: dict[str, set[str]]) -> None:
+    # Every tag of a run is listed, and every listed tag is written.
     assert {name: sorted(tags - set(LISTED)) for name, tags in written.items()} == {key: [] for key in RUNS}
-
-
-def test_every_listed_tag_is_written(written: dict[str, set[str]]) -> None:
     assert sorted(set(LISTED) - ELSEWHERE - set.union(*written.values())) == []
-
-
-def test_the_overview_comes_first(written: dict[str, set[str]]) -> None:
+    # The overview comes first.
     for tags in written.values():
         groups = sorted({tag.partition("/")[0] for tag in tags if "/" in tag})
         assert groups[0] == "Overview"

@@ -7,9 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from typing_extensions import override
-
 from lit_gfs.errors import UserError
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -44,18 +41,6 @@ def _function(name: str) -> Any:
     if any(variable.startswith("MALLOC_") for variable in os.environ):
         return None
     return getattr(ctypes.CDLL(None), name, None)
-
-
-class ReleaseFreedMemory(Callback):
-    """Returns freed memory to the system after each evaluation.
-
-    An evaluation and a checkpoint leave small blocks between large free ones, which then no longer fit later
-    requests. With `keep_freed_memory` alone, a long run needs more and more memory.
-    """
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        release_freed_memory()
 
 
 def machine_memory() -> int | None:

@@ -502,7 +502,8 @@ class Poisoned(CountingEnv):
 def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "lit_gfs.datamodules.evaluated.make_env", lambda env_id, num_envs=1, **options: Poisoned([7] * num_envs)
+        "lit_gfs.datamodules.evaluated.make_env",
+        lambda env_id, num_envs=1, **options: Poisoned([7] * num_envs),
     )
     return tmp_path / "runs/it/0"
 

@@ -68,8 +68,11 @@ def stored(snapshot: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 150])
-@pytest.mark.parametrize("env_id", SUITES)
+@pytest.mark.parametrize(
+    ("env_id", "steps"),
+    # MuJoCo's many substeps take seconds: once is enough.
+    [(env_id, steps) for env_id in SUITES for steps in (0, 1, 150) if steps == 150 or "/cart" not in env_id],
+)
 def test_a_restored_environment_goes_on_as_the_one_that_never_stopped(env_id: str, steps: int) -> None:
     env, other = make(env_id, seed=1), make(env_id, seed=2)
     advance(env, steps, seed=3)
