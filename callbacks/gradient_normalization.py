@@ -35,6 +35,8 @@ class GradientNormalization(GradientIntervention):
         decay: Decay of the running reference, per optimizer step (``running``).
         block: Rows of a matrix that are orthogonalized together; ``null`` for all (``spectral``). The price
             grows with it.
+        momentum: Decay of a running mean of the gradients, whose spectrum is evened out in the place of each
+            step's own; 0 takes each gradient alone (``spectral``, ``spectral_norm``).
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
@@ -52,6 +54,7 @@ class GradientNormalization(GradientIntervention):
         reference: Literal["running", "instant", "unit", "weight", "spectral", "spectral_norm"] = "running",
         decay: float = 0.99,
         block: int | None = None,
+        momentum: float = 0.0,
         name: str = "gradient_normalization",
     ) -> None:
         super().__init__(name)
@@ -60,12 +63,13 @@ class GradientNormalization(GradientIntervention):
         self.reference = reference
         self.decay = decay
         self.block = block
+        self.momentum = momentum
         self.make_algorithm()  # checks the arguments
 
     @override
     def make_algorithm(self) -> GradientNormalizer | SpectralNormalizer:
         if self.reference == "spectral" or self.reference == "spectral_norm":
-            return SpectralNormalizer(self.strength, self.reference, self.block)
+            return SpectralNormalizer(self.strength, self.reference, self.block, momentum=self.momentum)
         return GradientNormalizer(self.strength, self.reference, self.decay)
 
     @override

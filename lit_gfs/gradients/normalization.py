@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -101,12 +101,19 @@ class SpectralNormalizer(LayerwiseScaling):
     Hidden matrices are told by their shape (`lit_gfs.networks.is_hidden_matrix`); convolutions count as
     matrices. First layers, heads and vectors keep their gradients, so clipping can act on them.
 
+    The gradient of a small batch is mostly noise, and evening out its spectrum gives noise the weight of
+    what the batches agree on. With ``momentum``, the running mean of the gradients, M <- momentum M + (1 -
+    momentum) G, takes the place of G, as in Muon (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon). M begins with zero. A zero gradient stays zero,
+    and its M stays as it is.
+
     Args:
         strength: From 0 (off) to 1.
         reference: ``spectral`` evens out the whole spectrum; ``spectral_norm`` is cheaper, and scales it.
         block: Rows of a matrix that are orthogonalized together; ``None`` for all rows. With b rows, the
             price grows with b instead of with the matrix.
         steps: Newton-Schulz steps of ``spectral``.
+        momentum: Decay of the running mean of gradients; 0 takes each gradient alone.
 
     Raises:
         UserError: If an argument is out of range.
@@ -118,10 +125,11 @@ class SpectralNormalizer(LayerwiseScaling):
         reference: SpectralReference = "spectral",
         block: int | None = None,
         steps: int = STEPS,
+        momentum: float = 0.0,
     ) -> None:
         super().__init__()
         require_reference(reference, get_args(SpectralReference))
-        require_between(0, 1, strength=strength)
+        require_between(0, 1, strength=strength, momentum=momentum)
         require_between(1, 99, steps=steps)
         if block is not None:
             require_between(1, float("inf"), block=block)
@@ -129,6 +137,9 @@ class SpectralNormalizer(LayerwiseScaling):
         self.reference = reference
         self.block = block
         self.steps = steps
+        self.momentum = momentum
+        self.means: dict[str, Tensor] = {}
+        """Running means of the gradients of hidden matrices, by layer and position in it."""
 
     @torch.no_grad()
     def apply(self, gradients: LayerGradients, weights: LayerGradients | None = None) -> ScaledGradients:
@@ -142,16 +153,40 @@ class SpectralNormalizer(LayerwiseScaling):
         if norms.device.type == "cpu" and not usable:
             return ScaledGradients(norms, torch.ones_like(norms))
         for stack in _stacks(gradients):
-            matrices = torch.stack([gradient.flatten(1) for gradient in stack])
-            even = self._normalized(matrices)
-            if norms.device.type != "cpu":  # the device decides, so the host need not wait for it
-                even = torch.where(usable, even, matrices)
-            torch._foreach_copy_(
-                stack, [new.view_as(old) for new, old in zip(even.unbind(), stack, strict=True)]
-            )
+            matrices = torch.stack([gradient.flatten(1) for gradient in stack.values()])
+            is_new = usable  # whether there is something to normalize, ``()`` or ``(matrices, 1, 1)``
+            if self.momentum:
+                is_new = usable & (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) > 0)
+            even = self._normalized(self._averaged(stack, matrices, is_new) if self.momentum else matrices)
+            if self.momentum or norms.device.type != "cpu":  # the device decides, so the host need not wait
+                even = torch.where(is_new, even, matrices)
+            _copy_(list(stack.values()), even)
         changed = usable & (norms > 0)
         scales = torch.where(changed, layer_norms(gradients) / torch.where(changed, norms, 1.0), 1.0)
         return ScaledGradients(norms, scales)
+
+    def _averaged(self, stack: dict[str, Tensor], matrices: Tensor, is_new: Tensor) -> Tensor:
+        """Add gradients ``(matrices, rows, columns)`` to their running means where they are new."""
+        for name, gradient in stack.items():
+            known = self.means.get(name)
+            if known is None or known.shape != gradient.shape:
+                self.means[name] = torch.zeros_like(gradient)
+            elif known.dtype != gradient.dtype or known.device != gradient.device:
+                self.means[name] = known.to(gradient)
+        kept = [self.means[name] for name in stack]
+        means = torch.stack([mean.flatten(1) for mean in kept])
+        means = torch.where(is_new, means.lerp(matrices, 1 - self.momentum), means)
+        _copy_(kept, means)
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as strings and tensors."""
+        return {**super().state_dict(), "means": {name: mean.clone() for name, mean in self.means.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved state; a matrix that it does not know begins with its next gradient."""
+        super().load_state_dict(state)
+        self.means = {name: mean.clone() for name, mean in state.get("means", {}).items()}
 
     def _normalized(self, matrices: Tensor) -> Tensor:
         if self.reference == "spectral_norm":
@@ -192,12 +227,23 @@ def _in_blocks(matrices: Tensor, block: int | None) -> Tensor:
     return matrices.unflatten(1, (count, rows // count))
 
 
-def _stacks(gradients: LayerGradients) -> list[list[Tensor]]:
-    """Group the gradients of hidden matrices by shape, dtype and device, so that each group is one batch."""
-    stacks: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
-    for layer in gradients.values():
-        for gradient in layer:
+def _stacks(gradients: LayerGradients) -> list[dict[str, Tensor]]:
+    """Group the gradients of hidden matrices by shape, dtype and device, so that each group is one batch.
+
+    Returns:
+        The groups: gradients by layer and position in it.
+    """
+    stacks: dict[tuple[torch.Size, torch.dtype, torch.device], dict[str, Tensor]] = {}
+    for name, layer in gradients.items():
+        for position, gradient in enumerate(layer):
             if gradient is not None and is_hidden_matrix(gradient):
                 key = (gradient.flatten(1).shape, gradient.dtype, gradient.device)
-                stacks.setdefault(key, []).append(gradient)
+                stacks.setdefault(key, {})[f"{name}.{position}"] = gradient
     return list(stacks.values())
+
+
+def _copy_(tensors: list[Tensor], matrices: Tensor) -> None:
+    """Copy each of a batch of matrices into the tensor at its place."""
+    torch._foreach_copy_(
+        tensors, [new.view_as(old) for new, old in zip(matrices.unbind(), tensors, strict=True)]
+    )

@@ -121,6 +121,75 @@ def test_the_spectral_norm_scales_and_keeps_directions(strength: float) -> None:
     torch.testing.assert_close(ratios, torch.full_like(ratios, float(ratios.mean())))
 
 
+def normalized_together(normalizer: SpectralNormalizer, *gradients: Tensor) -> Tensor:
+    """Give a normalizer the gradients of a matrix one by one, and return what it makes of the last."""
+    last = torch.zeros(())
+    for each in gradients:
+        last = each.clone()
+        normalizer.apply({"hidden": [last]})
+    return last
+
+
+@pytest.mark.parametrize("reference", ["spectral", "spectral_norm"])
+def test_momentum_evens_out_the_spectrum_of_the_running_mean(reference) -> None:
+    first, second, third = torch.randn(3, 12, 12, generator=torch.Generator().manual_seed(0))
+    mean = 0.9 * (0.9 * 0.1 * first + 0.1 * second) + 0.1 * third
+
+    found = normalized_together(SpectralNormalizer(reference=reference, momentum=0.9), first, second, third)
+
+    torch.testing.assert_close(found, normalized_together(SpectralNormalizer(reference=reference), mean))
+
+
+def test_momentum_follows_what_noisy_gradients_agree_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.outer(*torch.randn(2, 32, generator=generator)) / 32
+    noisy = [signal + torch.randn(32, 32, generator=generator) for _ in range(200)]
+
+    alone, averaged = (normalized_together(SpectralNormalizer(momentum=each), *noisy) for each in (0, 0.99))
+
+    def agreement(gradient: Tensor) -> float:
+        return float((gradient * signal).sum() / gradient.norm() / signal.norm())
+
+    assert agreement(averaged) > 3 * abs(agreement(alone))
+
+
+def test_running_means_survive_a_checkpoint_and_a_layer_that_is_away() -> None:
+    steps = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole, stopped = SpectralNormalizer(momentum=0.9), SpectralNormalizer(momentum=0.9)
+
+    def take(normalizer: SpectralNormalizer, step: int) -> Tensor:
+        # The layer `b` has a gradient in every second step, as an actor has in TD3.
+        a, b = steps[step].clone()
+        normalizer.apply({"a": [a], "b": [b if step % 2 == 0 else None]})
+        return torch.stack([a, b])
+
+    for step in range(2):
+        take(whole, step)
+        take(stopped, step)
+    resumed = SpectralNormalizer(momentum=0.9)
+    resumed.load_state_dict(stopped.state_dict())
+
+    for step in (2, 3):
+        assert torch.equal(take(resumed, step), take(whole, step))
+    mean = 0.9 * 0.1 * steps[0, 1] + 0.1 * steps[2, 1]
+    torch.testing.assert_close(whole.means["b.0"], mean)
+
+
+def test_a_gradient_that_is_zero_or_not_finite_leaves_the_running_mean() -> None:
+    first, second = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = normalized_together(SpectralNormalizer(momentum=0.9), first, second)
+
+    normalizer = SpectralNormalizer(momentum=0.9)
+    zero, spoiled = torch.zeros(8, 8), torch.full((8, 8), torch.nan)
+    for each in (first, zero, spoiled):
+        after = each.clone()
+        normalizer.apply({"hidden": [after]})
+        if each is not first:
+            assert torch.equal(after.nan_to_num(7), each.nan_to_num(7))
+
+    assert torch.equal(normalized_together(normalizer, second), expected)
+
+
 @pytest.mark.parametrize("reference", ["spectral", "spectral_norm"])
 def test_zero_gradients_and_missing_ones_stay(reference) -> None:
     gradients: Gradients = {"zero": [torch.zeros(8, 8)], "none": [None], "other": [torch.eye(8) * 3]}
