@@ -20,6 +20,7 @@ NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
 QUIET = ["--trainer.enable_progress_bar=false", "--data.eval_episodes=2", "--trainer.log_every_n_steps=5"]
 EVERYTHING = [
     "--config=recipes/gfs",
+    "--gfs.gradient_normalization.momentum=0.9",
     "--gfs.layer_rates=LayerwiseLearningRates",
     "--gfs.gradient_flow.every_n_steps=4",
     "--gfs.representation=RepresentationMonitor",

@@ -201,7 +201,7 @@ class RunDirectory:
             config.fresh_experience = False
         # parser.save changes the working directory while it writes, and the logger's thread would then look
         # for its file elsewhere.
-        self.write_config(parser.dump(config, skip_none=False, skip_validation=True))
+        self.write_config(parser.dump(config, skip_unset=False, skip_validation=True))
 
     def branched_from(self, checkpoint: str | None) -> str | None:
         """Return the path that a configuration keeps of a checkpoint; ``None`` if the run goes on here."""
