@@ -104,8 +104,8 @@ class SpectralNormalizer(LayerwiseScaling):
     The gradient of a small batch is mostly noise, and evening out its spectrum gives noise the weight of
     what the batches agree on. With ``momentum``, the running mean of the gradients, M <- momentum M + (1 -
     momentum) G, takes the place of G, as in Muon (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon). M begins with zero. A zero gradient stays zero,
-    and its M stays as it is.
+    https://kellerjordan.github.io/posts/muon). M begins at zero. Where a gradient is zero, it stays so, and
+    M does not change.
 
     Args:
         strength: From 0 (off) to 1.
@@ -113,7 +113,7 @@ class SpectralNormalizer(LayerwiseScaling):
         block: Rows of a matrix that are orthogonalized together; ``None`` for all rows. With b rows, the
             price grows with b instead of with the matrix.
         steps: Newton-Schulz steps of ``spectral``.
-        momentum: Decay of the running mean of gradients; 0 takes each gradient alone.
+        momentum: Decay of the running mean of gradients, below 1; 0 takes each gradient alone.
 
     Raises:
         UserError: If an argument is out of range.
@@ -129,7 +129,8 @@ class SpectralNormalizer(LayerwiseScaling):
     ) -> None:
         super().__init__()
         require_reference(reference, get_args(SpectralReference))
-        require_between(0, 1, strength=strength, momentum=momentum)
+        require_between(0, 1, strength=strength)
+        require_between(0, 0.9999, momentum=momentum)
         require_between(1, 99, steps=steps)
         if block is not None:
             require_between(1, float("inf"), block=block)
@@ -154,19 +155,28 @@ class SpectralNormalizer(LayerwiseScaling):
             return ScaledGradients(norms, torch.ones_like(norms))
         for stack in _stacks(gradients):
             matrices = torch.stack([gradient.flatten(1) for gradient in stack.values()])
-            is_new = usable  # whether there is something to normalize, ``()`` or ``(matrices, 1, 1)``
             if self.momentum:
                 is_new = usable & (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) > 0)
-            even = self._normalized(self._averaged(stack, matrices, is_new) if self.momentum else matrices)
-            if self.momentum or norms.device.type != "cpu":  # the device decides, so the host need not wait
-                even = torch.where(is_new, even, matrices)
+                even = torch.where(
+                    is_new, self._normalized(self._averaged(stack, matrices, is_new)), matrices
+                )
+            else:
+                even = self._normalized(matrices)
+                if norms.device.type != "cpu":  # the device decides, so the host need not wait for it
+                    even = torch.where(usable, even, matrices)
             _copy_(list(stack.values()), even)
         changed = usable & (norms > 0)
         scales = torch.where(changed, layer_norms(gradients) / torch.where(changed, norms, 1.0), 1.0)
         return ScaledGradients(norms, scales)
 
     def _averaged(self, stack: dict[str, Tensor], matrices: Tensor, is_new: Tensor) -> Tensor:
-        """Add gradients ``(matrices, rows, columns)`` to their running means where they are new."""
+        """Add gradients to their running means where they are new, and return all these means.
+
+        Args:
+            stack: The gradients by layer and position.
+            matrices: The same gradients ``(matrices, rows, columns)``.
+            is_new: Which of them count, ``(matrices, 1, 1)``.
+        """
         for name, gradient in stack.items():
             known = self.means.get(name)
             if known is None or known.shape != gradient.shape:
@@ -186,7 +196,8 @@ class SpectralNormalizer(LayerwiseScaling):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state; a matrix that it does not know begins with its next gradient."""
         super().load_state_dict(state)
-        self.means = {name: mean.clone() for name, mean in state.get("means", {}).items()}
+        means = state.get("means", {}) if self.momentum else {}
+        self.means = {name: mean.clone() for name, mean in means.items()}
 
     def _normalized(self, matrices: Tensor) -> Tensor:
         if self.reference == "spectral_norm":

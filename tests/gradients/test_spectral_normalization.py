@@ -245,6 +245,7 @@ def test_gradients_of_several_dtypes_work_together() -> None:
     ("options", "words"),
     [
         ({"strength": 1.5}, "strength"),
+        ({"momentum": 1.0}, "momentum is 1.0; expected a number between 0 and 0.9999"),
         ({"block": 0}, "block"),
         ({"steps": 0}, "steps"),
         ({"reference": "unit"}, "reference is 'unit'; expected"),
