@@ -103,6 +103,7 @@ class OfflineDataModule(EvaluatedDataModule):
             of range.
     """
 
+    # Of the class, because the base asks for `env_steps` if its first environment cannot be made.
     _loader: OfflineLoader | None = None
 
     def __init__(

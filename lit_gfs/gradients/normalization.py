@@ -101,11 +101,10 @@ class SpectralNormalizer(LayerwiseScaling):
     Hidden matrices are told by their shape (`lit_gfs.networks.is_hidden_matrix`); convolutions count as
     matrices. First layers, heads and vectors keep their gradients, so clipping can act on them.
 
-    The gradient of a small batch is mostly noise, and evening out its spectrum gives noise the weight of
-    what the batches agree on. With ``momentum``, the running mean of the gradients, M <- momentum M + (1 -
-    momentum) G, takes the place of G, as in Muon (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon). M begins at zero. Where a gradient is zero, it stays so, and
-    M does not change.
+    If the gradient of a small batch is mostly noise, an even spectrum gives noise the weight of what the
+    batches agree on. With ``momentum``, the running mean of the gradients, M <- momentum M + (1 - momentum)
+    G, takes the place of G, as in Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). M
+    begins at zero. Where a gradient is zero, it stays so, and M does not change.
 
     Args:
         strength: From 0 (off) to 1.
@@ -194,7 +193,7 @@ class SpectralNormalizer(LayerwiseScaling):
         return {**super().state_dict(), "means": {name: mean.clone() for name, mean in self.means.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state; a matrix that it does not know begins with its next gradient."""
+        """Restore a saved state; the running mean of a matrix that it does not know begins at zero."""
         super().load_state_dict(state)
         means = state.get("means", {}) if self.momentum else {}
         self.means = {name: mean.clone() for name, mean in means.items()}
