@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -37,8 +38,8 @@ FORMER_PLACES = {"classifier", "objective_shift"}
 FILES = [path for folder in ("lit_gfs", "callbacks", "datamodules") for path in (ROOT / folder).rglob("*.py")]
 
 
-def imported(path: Path) -> set[str]:
-    """List the packages that a file imports, also within functions and for type checkers alone."""
+def imported(path: Path, within: str = "lit_gfs.") -> set[str]:
+    """List what a file imports from a package, also within functions and for type checkers alone."""
     packages: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -47,7 +48,7 @@ def imported(path: Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names] if of_us else []
         else:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        packages |= {name.split(".")[1] for name in names if name.startswith("lit_gfs.")}
+        packages |= {name.removeprefix(within).split(".")[0] for name in names if name.startswith(within)}
     return packages
 
 
@@ -59,6 +60,17 @@ def test_a_file_imports_only_from_rooms_below(path: Path) -> None:
         return
     others = imported(path) - {package}
     assert {name: LEVELS[name] for name in others if LEVELS[name] >= LEVELS[package]} == {}
+
+
+def test_rooms_of_the_study_never_import_in_a_circle() -> None:
+    study = ROOT / "lit_gfs" / "study"
+    needs: dict[str, set[str]] = {}
+    for path in study.rglob("*.py"):
+        room = path.relative_to(study).with_suffix("").parts[0]
+        needs.setdefault(room, set()).update(imported(path, "lit_gfs.study.") - {room})
+
+    assert {"planning", "search"} <= needs.keys()
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError and names the circle
 
 
 def test_the_page_shows_the_packages_in_this_order() -> None:

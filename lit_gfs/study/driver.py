@@ -14,6 +14,7 @@ from lit_gfs.study.cell.files import CellFiles, Files
 from lit_gfs.study.cell.planned import fit_command
 from lit_gfs.study.cell.task import FIT, Task
 from lit_gfs.study.launchers.launcher import Ending, Launcher
+from lit_gfs.study.launchers.options import RETRIES
 from lit_gfs.study.lease import Lease, LeaseLost, Watch
 from lit_gfs.study.planning.plan import Cell, Score
 from lit_gfs.study.process_ends import name_of, signal_of
@@ -27,7 +28,6 @@ LEASE_READ_SECONDS = 2.0
 """Time between two readings of a cell's lease."""
 LEASES_PER_SECOND = 50
 """Leases that are read at most in a second: a thousand cells must not keep a network file system busy."""
-RETRIES = 2
 EXPIRED = "its lease expired"
 
 

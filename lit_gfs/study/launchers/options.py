@@ -10,10 +10,12 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from lit_gfs.errors import UserError
-from lit_gfs.study.driver import RETRIES
 from lit_gfs.study.launchers.gpu_shares import GpuShares, visible_devices
 from lit_gfs.study.launchers.launcher import Launcher
 from lit_gfs.study.launchers.local import LocalLauncher
+
+RETRIES = 2
+"""How often a cell starts again, unless the user says otherwise."""
 
 
 def add_launcher_options(parser: ArgumentParser) -> None:

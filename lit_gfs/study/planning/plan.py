@@ -21,8 +21,8 @@ import yaml
 from lit_gfs.configuration.config_trust import take_trust
 from lit_gfs.errors import UserError
 from lit_gfs.study.planning.factors import Factors, Where, matches, read_factors, read_where
+from lit_gfs.study.planning.search_section import Search, read_search
 from lit_gfs.study.planning.sections import check_known, read_section
-from lit_gfs.study.search.section import Search, read_search
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.yaml_files import read_yaml
 

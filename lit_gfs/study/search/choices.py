@@ -12,7 +12,7 @@ import yaml
 from lit_gfs.errors import UserError, shown
 from lit_gfs.study.finished import require_tables
 from lit_gfs.study.planning.plan import STUDY_NAME, Cell, Study
-from lit_gfs.study.search.section import Choice, Search, contains, read_choices
+from lit_gfs.study.planning.search_section import Choice, Search, contains, read_choices
 from lit_gfs.study.search.tuning import pair_of
 from lit_gfs.utils.atomic_files import replacing_text
 from lit_gfs.utils.yaml_files import read_yaml

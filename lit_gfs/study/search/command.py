@@ -32,8 +32,8 @@ from lit_gfs.study.long_command import (
 from lit_gfs.study.planning.factors import read_where
 from lit_gfs.study.planning.options_check import check_configs, check_options
 from lit_gfs.study.planning.plan import Study
+from lit_gfs.study.planning.search_section import SEARCH_DIRECTORY, Pair, Search
 from lit_gfs.study.search.choices import CHOSEN_NAME
-from lit_gfs.study.search.section import SEARCH_DIRECTORY, Pair, Search
 from lit_gfs.study.search.tuning import probes, search_of, searched_pairs, trial_blocks
 from lit_gfs.study.stopping import StopRequest, stopped_by_signals
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.text import Text
 
 from lit_gfs.study.planning.plan import Cell, Study
+from lit_gfs.study.planning.search_section import TRIAL, Pair
 from lit_gfs.study.progress import StudyProgress
 from lit_gfs.study.results.collect import Result
-from lit_gfs.study.search.section import TRIAL, Pair
 from lit_gfs.study.search.trials import FINISHED, PRUNED, Trial
 from lit_gfs.utils.formats import format_return
 

@@ -12,10 +12,10 @@ from typing import Any
 from lit_gfs.study.cell.planned import CELLS_DIRECTORY
 from lit_gfs.study.origin import ORIGIN_NAME, continued, read_origin, with_cell, write_origin
 from lit_gfs.study.planning.plan import Cell, Study
+from lit_gfs.study.planning.search_section import SEARCH_DIRECTORY, Pair
 from lit_gfs.study.results.collect import Result, read_result
 from lit_gfs.study.search.choices import read_chosen, write_chosen
 from lit_gfs.study.search.progress import SearchProgress
-from lit_gfs.study.search.section import SEARCH_DIRECTORY, Pair
 from lit_gfs.study.search.storage import Storage
 from lit_gfs.study.search.trials import RUNNING, Claim, Trials, best_of
 from lit_gfs.study.search.tuning import Block, mean_score, search_of, trial_blocks, trial_study

@@ -13,9 +13,9 @@ import filelock
 import optuna
 
 from lit_gfs.errors import UserError, shown
+from lit_gfs.study.planning.search_section import Choice, Distribution, Pair, Search, Space, is_whole
 from lit_gfs.study.results.collect import Result
 from lit_gfs.study.results.table import FAILED, FINISHED
-from lit_gfs.study.search.section import Choice, Distribution, Pair, Search, Space, is_whole
 from lit_gfs.study.search.storage import Storage
 
 PRUNED, RUNNING = "pruned", "running"

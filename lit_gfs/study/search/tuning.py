@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from lit_gfs.errors import UserError
 from lit_gfs.study.planning.factors import Level, as_seeds
 from lit_gfs.study.planning.plan import Cell, Study
+from lit_gfs.study.planning.search_section import TRIAL, Distribution, Pair, Search, is_whole
 from lit_gfs.study.results.collect import Result, make_run
-from lit_gfs.study.search.section import TRIAL, Distribution, Pair, Search, is_whole
 
 
 class Block(NamedTuple):

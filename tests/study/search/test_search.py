@@ -24,8 +24,8 @@ from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.study import command
 from lit_gfs.study.launchers import options
+from lit_gfs.study.planning.search_section import Pair, Search
 from lit_gfs.study.search import command as search_command
-from lit_gfs.study.search.section import Pair, Search
 from lit_gfs.study.search.storage import Storage, hidden_password
 from lit_gfs.study.search.trials import Trials
 from support.command_line import refused, stopped

@@ -12,7 +12,7 @@ import yaml
 
 from lit_gfs.errors import UserError
 from lit_gfs.study.planning.plan import Study, read_study
-from lit_gfs.study.search.section import Pair
+from lit_gfs.study.planning.search_section import Pair
 from lit_gfs.study.search.tuning import probes, searched_pairs, trial_blocks
 
 CONTENT: dict[str, Any] = yaml.safe_load(
