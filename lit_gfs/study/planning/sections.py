@@ -51,16 +51,19 @@ def read_section(kind: type[_Section], content: Any, place: str) -> _Section:
     if not isinstance(content, dict):
         raise UserError(f"{place} is {content!r}; expected keys such as {', '.join(keys)}")
     check_known(content, keys, "key", place)
-    for name, section_field in keys.items():
-        has_default = (section_field.default, section_field.default_factory) != (dataclasses.MISSING,) * 2
-        if name not in content and not has_default:
-            raise UserError(f"{place}.{name} is missing")
+    if missing := [name for name in keys if name not in content and not _has_default(keys[name])]:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{' and '.join(f'{place}.{name}' for name in missing)} {verb} missing")
     hints = typing.get_type_hints(kind)
     for name, value in content.items():
         fits, expected = _EXPECTED[hints[name]]
         if not fits(value):
             raise UserError(f"{place}.{name} is {value!r}; expected {expected}")
     return kind(**content)
+
+
+def _has_default(key: dataclasses.Field[Any]) -> bool:
+    return key.default is not dataclasses.MISSING or key.default_factory is not dataclasses.MISSING
 
 
 def check_known(names: Collection[Any], known: Collection[str], what: str, place: str) -> None:

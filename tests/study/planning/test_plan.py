@@ -170,6 +170,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "compare.tuned_baseline is 'baseline', as compare.baseline; expected another recipe",
     ),
     "no baseline": ({"compare": {"base_scale": "base"}}, "compare.baseline is missing"),
+    "nothing to compare": ({"compare": {}}, "compare.baseline and compare.base_scale are missing"),
     "a reference alone": (
         {"factors__task__cart": {"configs": ["quickstart"], "reference": 1}},
         "factors.task.cart has only one of floor and reference",

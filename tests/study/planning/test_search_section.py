@@ -163,7 +163,11 @@ MISTAKES = [
     ("search/recipes/gfs/width.a", {"choices": [1]}, "search.recipes.gfs: when[0] sets 'width.a' and goes"),
     ("factors/trial", {"one": {}}, "factors.trial: a search adds a factor of this name"),
     ("search/chosen", 3, "search.chosen is 3; expected a list of choices, as search wrote it"),
-    ("search/chosen", [{"recipe": "gfs"}], "search.chosen[0].scale is missing"),
+    (
+        "search/chosen",
+        [{key: value for key, value in CHOICE.items() if key != "scale"}],
+        "search.chosen[0].scale is missing",
+    ),
     ("search/chosen", [CHOICE, CHOICE], "search.chosen has two choices for one recipe and scale"),
 ]
 
