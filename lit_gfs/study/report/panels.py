@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -67,7 +68,9 @@ def data_uri(figure: Figure) -> str:
 
 def _encoded(figure: Figure, kind: str) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format=kind)
+    # Equal tables give equal reports: no date, and no random names within an SVG.
+    with matplotlib.rc_context({"svg.hashsalt": "lit_gfs"}):
+        figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return content.getvalue()
 
 

@@ -59,6 +59,16 @@ def text(reader: Reader) -> str:
     return re.sub(r"\s+", " ", "".join(reader.texts))
 
 
+def test_equal_tables_give_equal_reports(tmp_path: Path) -> None:
+    known = table(study(), TRUTH)
+
+    read(study(), known, tmp_path)
+    once = (tmp_path / "report.html").read_bytes()
+    read(study(), known, tmp_path)
+
+    assert (tmp_path / "report.html").read_bytes() == once
+
+
 def test_the_page_has_everything_and_needs_nothing(tmp_path: Path) -> None:
     plan = study(tasks=["acrobot", "lander"])
     known = table(plan, TRUTH, noise=0.1, statuses={"lander-large-gfs-seed_2": "failed"})
