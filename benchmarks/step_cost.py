@@ -103,6 +103,7 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "spectral_norm": lambda: [GradientNormalization(1.0, "spectral_norm")],
     "spectral": lambda: [GradientNormalization(1.0, "spectral")],
     "spectral_blocks": lambda: [GradientNormalization(1.0, "spectral", block=48)],
+    "averaged_spectral_blocks": lambda: [GradientNormalization(1.0, "spectral", block=48, momentum=0.8)],
     "clipping_and_spectral_blocks": lambda: [
         TemporalGradientClipping(),
         GradientNormalization(1.0, "spectral", block=48),

@@ -140,6 +140,8 @@ class SpectralNormalizer(LayerwiseScaling):
         self.momentum = momentum
         self.means: dict[str, Tensor] = {}
         """Running means of the gradients of hidden matrices, by layer and position in it."""
+        self._stacked: dict[tuple[str, ...], Tensor] = {}
+        """The same means, those of equal shape as one tensor."""
 
     @torch.no_grad()
     def apply(self, gradients: LayerGradients, weights: LayerGradients | None = None) -> ScaledGradients:
@@ -154,38 +156,45 @@ class SpectralNormalizer(LayerwiseScaling):
             return ScaledGradients(norms, torch.ones_like(norms))
         for stack in _stacks(gradients):
             matrices = torch.stack([gradient.flatten(1) for gradient in stack.values()])
+            changes = usable
             if self.momentum:
-                is_new = usable & (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) > 0)
-                even = torch.where(
-                    is_new, self._normalized(self._averaged(stack, matrices, is_new)), matrices
-                )
-            else:
-                even = self._normalized(matrices)
-                if norms.device.type != "cpu":  # the device decides, so the host need not wait for it
-                    even = torch.where(usable, even, matrices)
-            _copy_(list(stack.values()), even)
+                changes = usable & (torch.linalg.vector_norm(matrices.flatten(1), dim=1) > 0)[:, None, None]
+            # A host need not wait for a device if masks decide there.
+            mask = None if norms.device.type == "cpu" and changes.all() else changes
+            means = self._averaged(stack, matrices, mask) if self.momentum else matrices
+            even = self._normalized(means)
+            _copy_(list(stack.values()), even if mask is None else torch.where(mask, even, matrices))
         changed = usable & (norms > 0)
         scales = torch.where(changed, layer_norms(gradients) / torch.where(changed, norms, 1.0), 1.0)
         return ScaledGradients(norms, scales)
 
-    def _averaged(self, stack: dict[str, Tensor], matrices: Tensor, is_new: Tensor) -> Tensor:
-        """Add gradients to their running means where they are new, and return all these means.
+    def _averaged(self, stack: dict[str, Tensor], matrices: Tensor, mask: Tensor | None) -> Tensor:
+        """Add gradients to their running means, and return these means ``(matrices, rows, columns)``.
 
         Args:
             stack: The gradients by layer and position.
             matrices: The same gradients ``(matrices, rows, columns)``.
-            is_new: Which of them count, ``(matrices, 1, 1)``.
+            mask: Which of them count, ``(matrices, 1, 1)``; ``None`` for all.
         """
-        for name, gradient in stack.items():
-            known = self.means.get(name)
-            if known is None or known.shape != gradient.shape:
-                self.means[name] = torch.zeros_like(gradient)
-            elif known.dtype != gradient.dtype or known.device != gradient.device:
-                self.means[name] = known.to(gradient)
-        kept = [self.means[name] for name in stack]
-        means = torch.stack([mean.flatten(1) for mean in kept])
-        means = torch.where(is_new, means.lerp(matrices, 1 - self.momentum), means)
-        _copy_(kept, means)
+        means = self._means_of(stack, matrices)
+        if mask is None:
+            return means.lerp_(matrices, 1 - self.momentum)
+        return means.copy_(torch.where(mask, means.lerp(matrices, 1 - self.momentum), means))
+
+    def _means_of(self, stack: dict[str, Tensor], matrices: Tensor) -> Tensor:
+        """Return the running means of a stack as one tensor, whose parts `means` keeps by name."""
+        names = tuple(stack)
+        means = self._stacked.get(names)
+        if means is None or means.dtype != matrices.dtype or means.device != matrices.device:
+            means = torch.zeros_like(matrices)
+            for mean, (name, gradient) in zip(means, stack.items(), strict=True):
+                known = self.means.get(name)
+                if known is not None and known.shape == gradient.shape:
+                    mean.copy_(known.flatten(1))
+                self.means[name] = mean.view_as(gradient)
+            # A matrix belongs to one stack at a time.
+            others = {key: kept for key, kept in self._stacked.items() if not set(key) & set(names)}
+            self._stacked = {**others, names: means}
         return means
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,6 +206,7 @@ class SpectralNormalizer(LayerwiseScaling):
         super().load_state_dict(state)
         means = state.get("means", {}) if self.momentum else {}
         self.means = {name: mean.clone() for name, mean in means.items()}
+        self._stacked = {}
 
     def _normalized(self, matrices: Tensor) -> Tensor:
         if self.reference == "spectral_norm":
