@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 import subprocess
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import support.accelerator  # noqa: F401 - before anything looks for a GPU
 
 # isort: split
+import lightning.fabric.utilities.registry
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -26,6 +28,17 @@ DRAWN_IN = ("test_documentation.py", "test_examples.py", "test_gradient_flow.py"
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+# A Trainer asks all installed packages for callbacks of theirs, which takes longer than many a fit.
+registry = lightning.fabric.utilities.registry
+registry.entry_points = cache(registry.entry_points)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported: it would go through all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
