@@ -15,20 +15,17 @@ import support.accelerator  # noqa: F401 - before anything looks for a GPU
 import lightning.fabric.utilities.registry
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 import lit_gfs.callbacks.gradient_flow
+import lit_gfs.study.report.panels
+from support.drawing import blank
 from support.fakes import CountingEnv
 from support.training import MakeTrainer, quiet_trainer
-
-DRAWN_IN = ("test_documentation.py", "test_examples.py", "test_gradient_flow.py", "test_tags.py")
-"""Besides these, processes of their own draw too."""
 
 # What a shell starts in the background, or under nohup, ignores these; what is tested here heeds them.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
 
 # A Trainer asks all installed packages for callbacks of theirs, which takes longer than many a fit.
 registry = lightning.fabric.utilities.registry
@@ -48,14 +45,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _blank_heat_maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave heat maps of gradients blank where they are not looked at: one takes longer than many a fit."""
-    if request.path.name not in DRAWN_IN:
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave pictures blank where they are not looked at: one takes longer than many a fit."""
+    if request.path.name != "test_gradient_flow.py":
         monkeypatch.setattr(lit_gfs.callbacks.gradient_flow, "gradient_heat_map", blank)
-
-
-def blank(*arguments: Any, **options: Any) -> Figure:
-    return Figure(figsize=(0.1, 0.1))
+    if request.path.parent.name != "report":
+        monkeypatch.setattr(lit_gfs.study.report.panels, "_encoded", lambda figure, kind: b"")
 
 
 @pytest.fixture
