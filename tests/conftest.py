@@ -20,6 +20,7 @@ import lit_gfs.callbacks.gradient_flow
 import lit_gfs.study.report.panels
 from support.drawing import blank
 from support.fakes import CountingEnv
+from support.shared_parsers import forget_commands, share_parsers
 from support.training import MakeTrainer, quiet_trainer
 
 # What a shell starts in the background, or under nohup, ignores these; what is tested here heeds them.
@@ -51,6 +52,14 @@ def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(lit_gfs.callbacks.gradient_flow, "gradient_heat_map", blank)
     if request.path.parent.name != "report":
         monkeypatch.setattr(lit_gfs.study.report.panels, "_encoded", lambda figure, kind: b"")
+
+
+@pytest.fixture(autouse=True)
+def _shared_parsers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the commands of all tests take the parsers that the first of them made."""
+    share_parsers(monkeypatch)
+    yield
+    forget_commands()
 
 
 @pytest.fixture
