@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import resource
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ import torch
 
 import lit_gfs.callbacks.gradient_flow
 import lit_gfs.study.report.panels
+from lit_gfs.main import main
+from support.command_line import Finished
 from support.drawing import blank
 from support.fakes import CountingEnv
 from support.shared_parsers import forget_commands, share_parsers
@@ -86,6 +90,26 @@ def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def kept_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Run a command in a directory of its own, once for all tests; give what it left in ``runs``."""
+
+    @cache
+    def kept(*arguments: str) -> Path:
+        with contextlib.chdir(tmp_path_factory.mktemp("kept")):
+            main(arguments)
+            # Nothing is left where the run was: what goes on from a copy cannot look there.
+            return Path("runs").rename("kept").absolute()
+
+    return kept
+
+
+@pytest.fixture
+def finished(empty_directory: Path, kept_runs: Callable[..., Path]) -> Finished:
+    """Have an empty directory as it is after a command, which may have run for another test."""
+    return lambda arguments: shutil.copytree(kept_runs(*arguments), "runs")
 
 
 @pytest.fixture
