@@ -1,31 +1,46 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import resource
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import support.accelerator  # noqa: F401 - before anything looks for a GPU
 
 # isort: split
+import lightning.fabric.utilities.registry
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 import lit_gfs.callbacks.gradient_flow
+import lit_gfs.study.report.panels
+from lit_gfs.main import main
+from support.command_line import Finished
+from support.drawing import blank
 from support.fakes import CountingEnv
+from support.shared_parsers import forget_commands, share_parsers
 from support.training import MakeTrainer, quiet_trainer
-
-DRAWN_IN = ("test_documentation.py", "test_examples.py", "test_gradient_flow.py", "test_tags.py")
-"""Besides these, processes of their own draw too."""
 
 # What a shell starts in the background, or under nohup, ignores these; what is tested here heeds them.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+# A Trainer asks all installed packages for callbacks of theirs, which takes longer than many a fit.
+registry = lightning.fabric.utilities.registry
+registry.entry_points = cache(registry.entry_points)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported: it would go through all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +50,20 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _blank_heat_maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave heat maps of gradients blank where they are not looked at: one takes longer than many a fit."""
-    if request.path.name not in DRAWN_IN:
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave pictures blank where they are not looked at: one takes longer than many a fit."""
+    if request.path.name != "test_gradient_flow.py":
         monkeypatch.setattr(lit_gfs.callbacks.gradient_flow, "gradient_heat_map", blank)
+    if request.path.parent.name != "report":
+        monkeypatch.setattr(lit_gfs.study.report.panels, "_encoded", lambda figure, kind: b"")
 
 
-def blank(*arguments: Any, **options: Any) -> Figure:
-    return Figure(figsize=(0.1, 0.1))
+@pytest.fixture(autouse=True)
+def _shared_parsers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the commands of all tests take the parsers that the first of them made."""
+    share_parsers(monkeypatch)
+    yield
+    forget_commands()
 
 
 @pytest.fixture
@@ -69,6 +90,26 @@ def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def kept_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Run a command in a directory of its own, once for all tests; give what it left in ``runs``."""
+
+    @cache
+    def kept(*arguments: str) -> Path:
+        with contextlib.chdir(tmp_path_factory.mktemp("kept")):
+            main(arguments)
+            # Nothing is left where the run was: what goes on from a copy cannot look there.
+            return Path("runs").rename("kept").absolute()
+
+    return kept
+
+
+@pytest.fixture
+def finished(empty_directory: Path, kept_runs: Callable[..., Path]) -> Finished:
+    """Have an empty directory as it is after a command, which may have run for another test."""
+    return lambda arguments: shutil.copytree(kept_runs(*arguments), "runs")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lit_gfs.configuration.config_files import complete_arguments
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from lit_gfs.runs.run_directory import RunDirectory
-from support.command_line import DQN, PPO, BuiltOnly, stopped
+from support.command_line import DQN, PPO, BuiltOnly, Finished, stopped
 from support.event_files import read_scalars
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
@@ -39,8 +39,8 @@ def test_the_configuration_is_written_from_where_the_run_is(monkeypatch: pytest.
     assert Path("runs/dqn_CartPole-v1/version_0/config.yaml").is_file()
 
 
-def test_a_run_leaves_config_events_and_checkpoints() -> None:
-    main(DQN)
+def test_a_run_leaves_config_events_and_checkpoints(finished: Finished) -> None:
+    finished(DQN)
 
     run = Path("runs/dqn_CartPole-v1/version_0")
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "last.ckpt", "best.ckpt"}
@@ -75,16 +75,16 @@ def test_the_defaults_of_a_suite_are_in_the_configuration_of_the_run() -> None:
     main(["validate", "--ckpt_path=last"])
 
 
-def test_a_checkpoint_loads_without_pickled_code() -> None:
-    main(DQN)
+def test_a_checkpoint_loads_without_pickled_code(finished: Finished) -> None:
+    finished(DQN)
 
     checkpoint = torch.load("runs/dqn_CartPole-v1/version_0/last.ckpt", weights_only=True)
 
     assert checkpoint["ReplayDataModule"]["env_steps"] == 600
 
 
-def test_a_second_run_gets_a_directory_of_its_own_and_equal_results() -> None:
-    main(DQN)
+def test_a_second_run_gets_a_directory_of_its_own_and_equal_results(finished: Finished) -> None:
+    finished(DQN)
     main(DQN)
 
     weights = [
@@ -95,8 +95,10 @@ def test_a_second_run_gets_a_directory_of_its_own_and_equal_results() -> None:
         assert torch.equal(value, weights[1][name]), name
 
 
-def test_validate_and_test_work_on_a_checkpoint_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    main(DQN)
+def test_validate_and_test_work_on_a_checkpoint_alone(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(DQN)
     before = sorted(Path("runs").rglob("*"))
 
     for subcommand in ("validate", "test"):
@@ -107,8 +109,8 @@ def test_validate_and_test_work_on_a_checkpoint_alone(capsys: pytest.CaptureFixt
     assert sorted(Path("runs").rglob("*")) == before
 
 
-def test_a_resumed_run_goes_on_in_its_directory() -> None:
-    main(DQN)
+def test_a_resumed_run_goes_on_in_its_directory(finished: Finished) -> None:
+    finished(DQN)
     run = Path("runs/dqn_CartPole-v1/version_0")
 
     main(
@@ -131,8 +133,8 @@ def test_a_resumed_run_goes_on_in_its_directory() -> None:
     assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
 
 
-def test_a_run_that_branches_off_says_where_from() -> None:
-    main(DQN)
+def test_a_run_that_branches_off_says_where_from(finished: Finished) -> None:
+    finished(DQN)
     checkpoint = "runs/dqn_CartPole-v1/version_0/last.ckpt"
 
     main(["fit", "--ckpt_path", checkpoint, "--data.total_steps=1000", "--run.version=branch"])
@@ -142,8 +144,8 @@ def test_a_run_that_branches_off_says_where_from() -> None:
 
 
 @pytest.mark.parametrize("name", ["runs/dqn_CartPole-v1/version_0/last.ckpt", "last"])
-def test_a_configuration_may_name_the_checkpoint_to_go_on_from(name: str) -> None:
-    main(DQN)
+def test_a_configuration_may_name_the_checkpoint_to_go_on_from(finished: Finished, name: str) -> None:
+    finished(DQN)
     Path("resume.yaml").write_text(f"ckpt_path: {name}")
 
     main([*DQN, "--config", "resume.yaml", "--data.total_steps=1000"])

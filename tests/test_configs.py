@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ SMALL_ROLLOUT = [
 ]
 SMALL_REPLAY = [
     "--data.num_envs=2",
-    "--data.total_steps=80",
-    "--data.learning_starts=40",
+    "--data.total_steps=40",
+    "--data.learning_starts=20",
     "--data.buffer_size=1000",
     "--data.batch_size=8",
 ]
@@ -107,6 +108,7 @@ def fit_parser() -> ArgumentParser:
     return ParsingOnly(complete_arguments(["fit", "--config", "quickstart"]))._parser("fit")
 
 
+@cache
 def settings(parser: ArgumentParser, *names: str) -> dict[str, Any]:
     """Return what configurations come to, defaults included, by dotted key."""
     configs = [argument for name in names for argument in ("--config", str(find_config(name)))]

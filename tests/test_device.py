@@ -67,7 +67,7 @@ def life(device: str, place: Path, arguments: list[str], more: list[str]) -> str
         ["test", *last],
         ["fit", *last, *more],
     ]
-    ended = processes.finish(processes.start(commands[0], place, setup, *commands[1:]), place)
+    ended = processes.finish(processes.start(commands[0], place, setup, *commands[1:], draws=True), place)
     assert ended.status == 0, ended.err
     place.rename(place.with_name(device))
     return "".join(line for line in ended.out.splitlines(True) if "eval/" in line)

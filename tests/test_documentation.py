@@ -43,6 +43,7 @@ def programs(page: str) -> list[str]:
 
 ROLLOUT = "--data.num_envs=2 --data.rollout_steps=8 --data.total_steps=32 --data.minibatches=2"
 REPLAY = "--data.num_envs=2 --data.total_steps=80 --data.learning_starts=40 --data.batch_size=8"
+ONE_EPISODE = "--data.eval_episodes=1"
 LABELS = "--data.samples=64 --data.batch_size=16 --data.epochs=2 --data.shuffle_every=1"
 # Whole episodes of Atari and dm_control take long without a policy worth watching.
 NO_EVALUATION = "--trainer.limit_val_batches=0"
@@ -60,16 +61,16 @@ def shortened(command: str) -> str:
     if command.startswith("study"):
         return f"{command} --dry_run true" if "--config studies/" in command else command
     if command.startswith(("validate", "test ")):
-        return f"{command} --data.eval_episodes=1"
+        return f"{command} {ONE_EPISODE}"
     if "--ckpt_path" in command:
         return f"{command} --data.total_steps=200"
     if "_offline" in command:
-        return f"{command} --data.total_steps=8 --data.batch_size=8 --data.eval_episodes=1"
+        return f"{command} --data.total_steps=8 --data.batch_size=8 {ONE_EPISODE}"
     if re.search("--config (label_shuffle|permuted_digits)", command):
         return f"{command} {LABELS}"
     if re.search("--config (ppo|pqn)", command):
         return f"{command} {ROLLOUT} {NO_EVALUATION}"
-    return f"{command} {REPLAY}"
+    return f"{command} {REPLAY} {ONE_EPISODE}"
 
 
 def short_study(has_search: bool) -> str:

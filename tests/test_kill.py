@@ -41,7 +41,7 @@ def kill_and_compare(directory: Path, kills: int, seed: int) -> None:
     generator = random.Random(seed)
     run = directory / "runs/killed/run"
     began = time.monotonic()
-    process = processes.start(FIT, directory)
+    process = processes.start(FIT, directory, draws=True)
     process.join()
     duration = time.monotonic() - began
     assert process.exitcode == 0
@@ -53,7 +53,7 @@ def kill_and_compare(directory: Path, kills: int, seed: int) -> None:
         if checkpoint is None:
             shutil.rmtree(run, ignore_errors=True)
         resume = [] if checkpoint is None else ["--ckpt_path=last"]
-        process = processes.start([*FIT, *resume], directory)
+        process = processes.start([*FIT, *resume], directory, draws=True)
         if landed < kills:
             process.join(generator.uniform(0.1, 1) * duration)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 from lit_gfs.configuration.config_trust import trusting
 from lit_gfs.main import main
 from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
-from support.command_line import stopped
+from support.command_line import Finished, stopped
 from support.comparison import replay_content, run_differences, scalars
 
 NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
@@ -111,9 +112,27 @@ ENVS = {
 pytestmark = pytest.mark.usefixtures("empty_directory")
 
 
+RUN = Path("runs/resumed/run")
+
+
+def command(*arguments: str) -> list[str]:
+    return ["fit", *arguments, *QUIET, "--run.root=runs", "--run.name=resumed", "--run.version=run"]
+
+
 def fit(*arguments: str) -> Path:
-    main(["fit", *arguments, *QUIET, "--run.root=runs", "--run.name=resumed", "--run.version=run"])
-    return Path("runs/resumed/run")
+    main(command(*arguments))
+    return RUN
+
+
+@pytest.fixture
+def run_of(finished: Finished) -> Callable[[str], Path]:
+    """Give the finished run of an agent."""
+
+    def run_of(agent: str) -> Path:
+        finished(command(*AGENTS[agent], *ENVS["CartPole"], *NETWORK))
+        return RUN
+
+    return run_of
 
 
 def keep_every(steps: int) -> list[str]:
@@ -237,15 +256,17 @@ def test_a_run_with_all_parts_of_rainbow_resumes(env: str) -> None:
     assert_resumes("dqn", env, *everything, *RAINBOW, points=2)
 
 
-def test_returns_of_other_lengths_are_refused_in_mid_run(capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+def test_returns_of_other_lengths_are_refused_in_mid_run(
+    run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of("dqn")
 
     assert stopped(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.n_step=3"]) == 2
     assert "n_step is 3, but the checkpoint was written with n_step 1" in capsys.readouterr().err
 
 
-def test_priorities_may_be_switched_on_and_off_in_mid_run() -> None:
-    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+def test_priorities_may_be_switched_on_and_off_in_mid_run(run_of: Callable[[str], Path]) -> None:
+    run = run_of("dqn")
     last = str(run / "last.ckpt")
 
     main(["fit", "--ckpt_path", last, "--data.priority_exponent=0.5", "--data.total_steps=400"])
@@ -352,8 +373,8 @@ def test_without_evaluations_there_is_a_checkpoint_too() -> None:
     assert run_differences(run, whole) == []
 
 
-def test_a_longer_run_goes_on_at_the_learning_rate_of_its_length() -> None:
-    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+def test_a_longer_run_goes_on_at_the_learning_rate_of_its_length(run_of: Callable[[str], Path]) -> None:
+    run = run_of("ppo")
     main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.total_steps=640"])
 
     rates = dict(scalars(run)["schedule/learning_rate"])
@@ -370,9 +391,10 @@ CHANGES = {
 
 
 def test_what_cannot_change_in_mid_run_is_refused_and_evaluation_does_not_mind(
+    run_of: Callable[[str], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    run = run_of("dqn")
     last = str(run / "last.ckpt")
     for option, words in CHANGES.items():
         assert stopped(["fit", "--ckpt_path", last, option]) == 2
@@ -385,8 +407,10 @@ def test_what_cannot_change_in_mid_run_is_refused_and_evaluation_does_not_mind(
     assert "replay_0000" in capsys.readouterr().err
 
 
-def test_fresh_experience_lets_a_run_go_on_with_other_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+def test_fresh_experience_lets_a_run_go_on_with_other_settings(
+    run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of("dqn")
     last = str(run / "last.ckpt")
     shutil.rmtree(run / "replay")
     changes = ["--data.num_envs=3", "--data.buffer_size=99", "--data.total_steps=400"]
@@ -410,8 +434,10 @@ def stopped_by(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_a_place_that_is_typed_beside_a_checkpoint_is_where_the_run_goes_on() -> None:
-    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+def test_a_place_that_is_typed_beside_a_checkpoint_is_where_the_run_goes_on(
+    run_of: Callable[[str], Path],
+) -> None:
+    run = run_of("dqn")
     before = sorted(run.rglob("*"))
 
     main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--run.root=elsewhere", "--data.total_steps=400"])
@@ -428,8 +454,8 @@ def test_a_run_that_accumulates_gradients_resumes(agent: str) -> None:
     assert_resumes(agent, "CartPole", "--trainer.accumulate_grad_batches=2", every=3)
 
 
-def test_the_best_checkpoint_survives_a_move_of_the_run() -> None:
-    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+def test_the_best_checkpoint_survives_a_move_of_the_run(run_of: Callable[[str], Path]) -> None:
+    run = run_of("ppo")
     content = read_checksummed(run / "last.ckpt")
     best = next(state for state in content["callbacks"].values() if state.get("monitor"))
     best |= {
@@ -450,8 +476,8 @@ def test_the_best_checkpoint_survives_a_move_of_the_run() -> None:
 @pytest.mark.parametrize(
     "name", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"]
 )
-def test_a_checkpoint_says_nothing_about_files_elsewhere(name: str) -> None:
-    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+def test_a_checkpoint_says_nothing_about_files_elsewhere(run_of: Callable[[str], Path], name: str) -> None:
+    run = run_of("ppo")
     Path("precious.ckpt").write_text("mine")
     content = read_checksummed(run / "last.ckpt")
     outside = str(run.absolute() / "../../../precious.ckpt")
@@ -468,9 +494,10 @@ def test_a_checkpoint_says_nothing_about_files_elsewhere(name: str) -> None:
 
 
 def test_the_best_checkpoint_is_for_evaluating_and_gone_on_from_only_by_its_name(
+    run_of: Callable[[str], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+    run = run_of("dqn")
     state = read_checksummed(run / "best.ckpt")["ReplayDataModule"]
     assert state["is_for_evaluating"]
     assert not {"experience", "replay"} & state.keys()
@@ -490,16 +517,18 @@ def test_the_best_checkpoint_is_for_evaluating_and_gone_on_from_only_by_its_name
 
 
 @pytest.mark.parametrize("change", ["--data.num_envs=3", "--data.buffer_size=99", "--model.trunk.width=8"])
-def test_a_resume_that_is_refused_leaves_no_file(change: str) -> None:
-    run = fit(*AGENTS["dqn"], *ENVS["CartPole"], *NETWORK)
+def test_a_resume_that_is_refused_leaves_no_file(run_of: Callable[[str], Path], change: str) -> None:
+    run = run_of("dqn")
     before = sorted(run.rglob("*"))
 
     assert stopped(["fit", "--ckpt_path", str(run / "last.ckpt"), change]) == 2
     assert sorted(run.rglob("*")) == before
 
 
-def test_weights_alone_are_nothing_to_go_on_with(capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+def test_weights_alone_are_nothing_to_go_on_with(
+    run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of("ppo")
     content = read_checksummed(run / "last.ckpt")
     del content["optimizer_states"], content["loops"]
     write_checksummed(content, run / "weights.ckpt")
@@ -522,8 +551,8 @@ def test_another_checkpoint_callback_leaves_the_runs_own_resumable() -> None:
     assert read_checksummed(run / "last.ckpt")["ReplayDataModule"]["env_steps"] >= 400
 
 
-def test_a_folder_with_a_configuration_of_the_users_own_is_no_run() -> None:
-    run = fit(*AGENTS["ppo"], *ENVS["CartPole"], *NETWORK)
+def test_a_folder_with_a_configuration_of_the_users_own_is_no_run(run_of: Callable[[str], Path]) -> None:
+    run = run_of("ppo")
     own = Path("project")
     (own / "saved").mkdir(parents=True)
     shutil.copy(run / "last.ckpt", own / "saved" / "kept.ckpt")

@@ -149,7 +149,7 @@ def watch(arguments: list[str], allowed: list[str], breaks: bool = False) -> Non
 
 
 def watched(directory: Path, *arguments: Any) -> dict[str, Any]:
-    ended = processes.run(["--help"], directory, partial(watch, *arguments))
+    ended = processes.run(["--help"], directory, partial(watch, *arguments), draws=True)
     assert ended.status == 0, ended.err
     return json.loads((directory / "waits.json").read_text())
 

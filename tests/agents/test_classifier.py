@@ -23,6 +23,7 @@ from lit_gfs.callbacks import (
 from lit_gfs.datamodules import LabelShuffleDataModule
 from lit_gfs.main import main
 from lit_gfs.networks import PlainTrunk
+from support.command_line import Finished
 from support.event_files import read_scalars
 from support.fakes import Records
 from support.training import MakeTrainer
@@ -189,8 +190,10 @@ def test_a_run_counts_optimizer_steps_and_is_judged_by_accuracy(capsys: pytest.C
     assert "evaluation accuracy" in out
 
 
-def test_validate_and_test_use_the_labels_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    main(FIT)
+def test_validate_and_test_use_the_labels_of_the_checkpoint(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(FIT)
     expected = tags(RUN)["eval/accuracy"][16]
 
     for subcommand in ("validate", "test"):
@@ -199,9 +202,9 @@ def test_validate_and_test_use_the_labels_of_the_checkpoint(capsys: pytest.Captu
         assert f"eval/accuracy        {expected:.2f}\n" in capsys.readouterr().out
 
 
-def test_a_run_resumes_and_is_prolonged() -> None:
+def test_a_run_resumes_and_is_prolonged(finished: Finished) -> None:
+    finished(FIT)
     main([*FIT, "--data.epochs=8", "--run.version=whole"])
-    main(FIT)
     main(["fit", "--ckpt_path", str(RUN / "last.ckpt"), "--data.epochs=8"])
 
     resumed, whole = (torch.load(run / "last.ckpt", weights_only=True) for run in (RUN, RUN.parent / "whole"))
@@ -212,8 +215,8 @@ def test_a_run_resumes_and_is_prolonged() -> None:
     assert prolonged == accuracy
 
 
-def test_a_run_that_is_resumed_at_its_end_takes_no_step() -> None:
-    main(FIT)
+def test_a_run_that_is_resumed_at_its_end_takes_no_step(finished: Finished) -> None:
+    finished(FIT)
     main(["fit", "--ckpt_path", str(RUN / "last.ckpt")])
 
     assert torch.load(RUN / "last.ckpt", weights_only=True)["global_step"] == 16

@@ -20,7 +20,7 @@ from lit_gfs.main import main
 from lit_gfs.utils.checksummed_files import read_checksummed
 from lit_gfs.utils.stop_signals import STOP_SIGNALS
 from support import command_line
-from support.command_line import stopped
+from support.command_line import Finished, stopped
 from support.event_files import read_scalars
 
 trust(__name__)
@@ -141,10 +141,10 @@ AVERAGED = ["--trainer.callbacks+=EMAWeights", "--trainer.callbacks.decay=0.8"]
     ],
 )
 def test_an_evaluation_is_abandoned_and_played_again_after_a_resume(
-    base: list[str], before: int, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, base: list[str], before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = "loss/q" if base[: len(DQN)] == DQN else "loss/policy"
-    main(base)
+    finished(base)
     expected = read_checksummed(RUN / "last.ckpt")
     curves = [curve("eval/episode_return"), curve(loss)]
     Path("runs").rename("whole")

@@ -18,7 +18,7 @@ from lit_gfs.datamodules.transition_sources import Transitions, load_transitions
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
-from support.command_line import stopped
+from support.command_line import Finished, stopped
 from support.comparison import run_differences, scalars
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
@@ -36,9 +36,9 @@ OFFLINE = [
 
 
 @pytest.fixture
-def online(empty_directory: Any) -> Path:
+def online(finished: Finished) -> Path:
     """A finished run that learned from replay."""
-    main(["fit", *ONLINE, "--run.root=runs", "--run.name=online", "--run.version=run"])
+    finished(["fit", *ONLINE, "--run.root=runs", "--run.name=online", "--run.version=run"])
     return Path("runs/online/run")
 
 

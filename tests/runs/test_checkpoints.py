@@ -16,7 +16,7 @@ from lit_gfs.main import main
 from lit_gfs.runs.checkpoints import damage_of, find_checkpoint, newest_intact
 from lit_gfs.runs.layout import latest_run
 from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
-from support.command_line import DQN, stopped
+from support.command_line import DQN, Finished, stopped
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
 
@@ -136,9 +136,9 @@ def test_last_without_a_configuration_takes_that_of_the_run() -> None:
     "options", [["fit", "--ckpt_path=last"], [*DQN, "--ckpt_path=last"], ["fit", "--ckpt_path={run}"]]
 )
 def test_a_run_goes_on_from_its_newest_intact_checkpoint(
-    options: list[str], capsys: pytest.CaptureFixture[str]
+    finished: Finished, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(DQN)
+    finished(DQN)
     run = Path("runs/dqn_CartPole-v1/version_0")
     other = Path("runs/dqn_Acrobot-v1/version_7")  # begun later, by the same agent
     if options[0:2] == DQN[0:2]:

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_gfs.configuration.config_trust import trust
 from lit_gfs.main import main
 from lit_gfs.utils.checksummed_files import read_checksummed
-from support.command_line import stopped
+from support.command_line import Finished, stopped
 
 trust(__name__)
 
@@ -47,9 +47,9 @@ def _in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
 def test_weights_in_the_working_directory_are_nobodys(
-    subcommand: str, capsys: pytest.CaptureFixture[str]
+    finished: Finished, subcommand: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(FIT)
+    finished(FIT)
     expected = read_checksummed(RUNS / "version_0/last.ckpt")["global_step"]
     (RUNS / "version_0/last.ckpt").rename("hpc_ckpt_1.ckpt")
     Path("hpc_ckpt_2.ckpt").write_text("no checkpoint at all")
@@ -63,9 +63,9 @@ def test_weights_in_the_working_directory_are_nobodys(
 
 
 def test_a_requeued_job_goes_on_in_its_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(FIT)
+    finished(FIT)
     expected = read_checksummed(RUNS / "version_0/last.ckpt")
 
     assert stopped([*FIT, NOTICE]) == 128 + signal.SIGUSR1
@@ -85,9 +85,9 @@ def test_a_requeued_job_goes_on_in_its_run(
     ("variable", "value"), [("SLURM_RESTART_COUNT", "0"), ("SLURM_JOB_ID", "8"), ("arguments", "other")]
 )
 def test_another_job_or_another_command_begins_anew(
-    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(FIT)
+    finished(FIT)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     arguments = list(FIT)
     if variable == "arguments":
@@ -101,9 +101,10 @@ def test_another_job_or_another_command_begins_anew(
 
 
 def test_a_job_that_was_ended_before_its_first_checkpoint_begins_anew(
+    finished: Finished,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    main(FIT)
+    finished(FIT)
     for checkpoint in RUNS.rglob("*.ckpt"):
         checkpoint.unlink()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

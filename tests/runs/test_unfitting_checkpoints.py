@@ -15,7 +15,7 @@ from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.main import main
 from lit_gfs.networks import PlainTrunk
 from lit_gfs.utils.checksummed_files import read_checksummed, write_checksummed
-from support.command_line import DQN, PPO, stopped
+from support.command_line import DQN, PPO, Finished, stopped
 from support.training import quiet_trainer
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
@@ -29,8 +29,10 @@ def test_a_checkpoint_of_another_agent_is_told_in_one_line(capsys: pytest.Captur
     assert "the checkpoint is of PPO; expected one of DQN" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_network_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    main(DQN)
+def test_a_checkpoint_of_another_network_is_told_in_one_line(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(DQN)
     checkpoint = "runs/dqn_CartPole-v1/version_0/last.ckpt"
 
     assert stopped(["validate", "--ckpt_path", checkpoint, "--model.trunk.width=32"]) == 2
@@ -38,8 +40,10 @@ def test_a_checkpoint_of_another_network_is_told_in_one_line(capsys: pytest.Capt
     assert "does not fit" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_optimizer_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    main(DQN)
+def test_a_checkpoint_of_another_optimizer_is_told_in_one_line(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(DQN)
 
     resume = ["fit", "--ckpt_path=last", "--data.total_steps=1000"]
 
@@ -51,8 +55,8 @@ def test_a_checkpoint_of_another_optimizer_is_told_in_one_line(capsys: pytest.Ca
     )
 
 
-def test_weights_that_are_loaded_by_themselves_are_trained_with_any_optimizer() -> None:
-    main(DQN)
+def test_weights_that_are_loaded_by_themselves_are_trained_with_any_optimizer(finished: Finished) -> None:
+    finished(DQN)
     data = ReplayDataModule(
         "CartPole-v1", total_steps=100, learning_starts=50, eval_every=50, eval_episodes=1
     )
@@ -78,9 +82,12 @@ def test_weights_that_are_loaded_by_themselves_are_trained_with_any_optimizer() 
     ],
 )
 def test_an_intact_checkpoint_of_something_else_is_told_in_one_line(
-    change: Callable[[dict[str, Any]], Any], reason: str, capsys: pytest.CaptureFixture[str]
+    finished: Finished,
+    change: Callable[[dict[str, Any]], Any],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    main(DQN)
+    finished(DQN)
     path = Path("runs/dqn_CartPole-v1/version_0/last.ckpt")
     content = read_checksummed(path)
     change(content)
@@ -92,8 +99,8 @@ def test_an_intact_checkpoint_of_something_else_is_told_in_one_line(
     assert line.startswith(f"lit_gfs: error: --ckpt_path '{path}' does not fit the model: {reason}")
 
 
-def test_a_resume_that_is_refused_leaves_the_configuration() -> None:
-    main(DQN)
+def test_a_resume_that_is_refused_leaves_the_configuration(finished: Finished) -> None:
+    finished(DQN)
     run = Path("runs/dqn_CartPole-v1/version_0")
     before = (run / "config.yaml").read_text()
 

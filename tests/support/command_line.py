@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +34,10 @@ PPO = [
     "--trainer.enable_progress_bar=false",
 ]
 LABELS = ["fit", "--config=label_shuffle", "--data.samples=64", "--data.batch_size=16", "--data.epochs=1"]
+
+
+Finished = Callable[[list[str]], Any]
+"""Makes an empty directory one in which a command has run, by the fixture `finished`."""
 
 
 class BuiltOnly(GradientFlowCLI):

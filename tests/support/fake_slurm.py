@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:
+    import pytest  # whose import would take longer than any of the commands
 
 COMMANDS = ("sbatch", "srun", "sacct", "scancel", "scontrol")
 
@@ -26,7 +28,7 @@ def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     commands.mkdir()
     state.mkdir()
     for name in COMMANDS:
-        (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
+        (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {__file__} {name} "$@"\n')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(state))

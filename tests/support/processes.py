@@ -21,6 +21,7 @@ _CONTEXT.set_forkserver_preload(
     [
         *("lit_gfs.cli", "lit_gfs.envs.gymnasium", "support.faulty_envs"),
         *("torch.utils.tensorboard", "matplotlib.backends.backend_agg"),
+        "lit_gfs.utils.frozen_imports",
     ]
 )
 
@@ -34,7 +35,9 @@ class Ended:
     err: str
 
 
-def start(arguments: list[str], directory: Path, setup: Any = None, *more: list[str]) -> BaseProcess:
+def start(
+    arguments: list[str], directory: Path, setup: Any = None, *more: list[str], draws: bool = False
+) -> BaseProcess:
     """Start ``python -m lit_gfs`` with some arguments in a directory.
 
     Args:
@@ -42,8 +45,9 @@ def start(arguments: list[str], directory: Path, setup: Any = None, *more: list[
         directory: Its working directory, where ``out.txt`` and ``err.txt`` are written.
         setup: A function that is called in the process before.
         more: Arguments of further commands, which the same process runs afterwards.
+        draws: Whether it draws heat maps of gradients.
     """
-    process = _CONTEXT.Process(target=_main, args=([arguments, *more], directory, setup))
+    process = _CONTEXT.Process(target=_main, args=([arguments, *more], directory, setup, draws))
     process.start()
     return process
 
@@ -58,12 +62,12 @@ def finish(process: BaseProcess, directory: Path, timeout: float = 300) -> Ended
     return Ended(process.exitcode, *((directory / name).read_text() for name in ("out.txt", "err.txt")))
 
 
-def run(arguments: list[str], directory: Path, setup: Any = None) -> Ended:
+def run(arguments: list[str], directory: Path, setup: Any = None, draws: bool = False) -> Ended:
     """Run ``python -m lit_gfs`` to its end."""
-    return finish(start(arguments, directory, setup), directory)
+    return finish(start(arguments, directory, setup, draws=draws), directory)
 
 
-def _main(commands: list[list[str]], directory: Path, setup: Any) -> None:
+def _main(commands: list[list[str]], directory: Path, setup: Any, draws: bool) -> None:
     os.chdir(directory)
     # A study may have begun the server that this process is forked from, with these ignored.
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
@@ -74,11 +78,15 @@ def _main(commands: list[list[str]], directory: Path, setup: Any) -> None:
             os.dup2(file.fileno(), descriptor)
     import torch
 
+    import lit_gfs.callbacks.gradient_flow
     from lit_gfs.configuration.config_trust import trust
     from lit_gfs.main import main
+    from support.drawing import blank
 
     trust("support.faulty_envs")
     torch.set_num_threads(1)
+    if not draws:
+        lit_gfs.callbacks.gradient_flow.gradient_heat_map = blank
     if setup is not None:
         setup()
     for arguments in commands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -133,6 +134,7 @@ def fit(command: list[str], tell: Tell) -> Fitted:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "pid": os.getpid(),
+        "frozen": gc.get_freeze_count(),
         "slurm": [name for name in os.environ if name.startswith("SLURM_")],
         "command": command,
     }

@@ -20,7 +20,10 @@ from lit_gfs.study.launchers.gpu_shares import GpuShares
 from lit_gfs.study.launchers.launcher import Ending
 from lit_gfs.utils.stop_signals import STOP_SIGNALS
 
-PRELOADED = ["lit_gfs.cli", "lit_gfs.study.cell.worker", "matplotlib.backends.backend_agg"]
+PRELOADED = [
+    *("lit_gfs.cli", "lit_gfs.study.cell.worker", "matplotlib.backends.backend_agg"),
+    "lit_gfs.utils.frozen_imports",  # after all others
+]
 """Imports of the fork server, which save each cell seconds of imports."""
 GRACE_SECONDS = 5.0
 """Time for a process to end by itself before it is killed."""

@@ -162,7 +162,7 @@ def test_a_seed_decides_everything_and_environments_differ(env_id: str) -> None:
     for seed in (5, 6, 5):
         env.set_seed(seed)
         env.reset()
-        runs.append(play(env, 150))
+        runs.append(play(env, 80))
     assert all(map(torch.equal, runs[0], runs[2]))
     assert not all(map(torch.equal, runs[0], runs[1]))
     shown = torch.stack(runs[0][0::8])
@@ -179,7 +179,8 @@ def test_what_was_shown_is_not_written_to_later(env_id: str) -> None:
     assert all(map(torch.equal, before, seen))
 
 
-@pytest.mark.parametrize("steps", [0, 1, 150])
+# Episodes end after 60 steps at the latest.
+@pytest.mark.parametrize("steps", [0, 1, 70])
 @pytest.mark.parametrize("env_id", sorted(tensor_envs()))
 def test_a_restored_environment_goes_on_as_the_one_that_never_stopped(env_id: str, steps: int) -> None:
     env, other = (make_env(env_id, 3, seed=seed, max_episode_steps=60) for seed in (1, 2))
@@ -194,7 +195,7 @@ def test_a_restored_environment_goes_on_as_the_one_that_never_stopped(env_id: st
 
     assert other.restore(torch.load(file, weights_only=True))
 
-    assert all(map(torch.equal, play(env, 150), play(other, 150)))
+    assert all(map(torch.equal, play(env, 70), play(other, 70)))
 
 
 def test_there_is_no_snapshot_before_a_reset_or_while_a_seed_waits() -> None:
