@@ -86,7 +86,6 @@ CHANGES = {
     "recipes/baseline": {f"gfs.{key}" for key in METHOD_NAMES},
     "recipes/gfs": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/gfs_first_order": {*INTERVENTIONS, "trainer.gradient_clip_val"},
-    "recipes/gfs_dqn": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/gfs_ppo": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/gfs_classifier": {*INTERVENTIONS, "trainer.gradient_clip_val"},
     "recipes/multiskip_kron": {
@@ -636,7 +635,6 @@ def test_the_promised_configs_are_shipped() -> None:
         "recipes/baseline",
         "recipes/gfs",
         "recipes/gfs_first_order",
-        "recipes/gfs_dqn",
         "recipes/gfs_ppo",
         "recipes/gfs_classifier",
         "recipes/multiskip_kron",

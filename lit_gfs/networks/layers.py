@@ -53,6 +53,8 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 SMALLEST_HIDDEN_SIDE = 32
 """Units on both sides from which a matrix that is not square counts as hidden."""
+LARGEST_HIDDEN_RATIO = 4
+"""Largest ratio of the sides of a hidden layer's matrix, that of a layer that expands or contracts fourfold."""
 
 
 def is_hidden_matrix(parameter: Tensor, smallest_side: int = SMALLEST_HIDDEN_SIDE) -> bool:
@@ -60,7 +62,8 @@ def is_hidden_matrix(parameter: Tensor, smallest_side: int = SMALLEST_HIDDEN_SID
 
     A hidden layer maps features to features: its matrix is square, or both of its sides are wide. First
     layers and heads have a side that the task sets, and it is usually small: the numbers of an observation,
-    the actions, a value.
+    the actions, a value. A linear layer that reads a whole image, such as the flattened output of a
+    convolution, has far more inputs than units; it is no hidden layer either.
 
     Args:
         parameter: Any parameter. A convolution's kernel counts as the matrix ``(out_channels, in_channels *
@@ -70,4 +73,6 @@ def is_hidden_matrix(parameter: Tensor, smallest_side: int = SMALLEST_HIDDEN_SID
     if parameter.ndim < 2:
         return False
     rows, columns = parameter.shape[0], parameter.shape[1:].numel()
+    if parameter.ndim == 2 and max(rows, columns) > LARGEST_HIDDEN_RATIO * min(rows, columns):
+        return False
     return rows == columns > 1 or min(rows, columns) >= smallest_side
