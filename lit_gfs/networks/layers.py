@@ -54,7 +54,7 @@ def as_matrix(weight: Tensor) -> Tensor:
 SMALLEST_HIDDEN_SIDE = 32
 """Units on both sides from which a matrix that is not square counts as hidden."""
 LARGEST_HIDDEN_RATIO = 4
-"""Largest ratio of the sides of a hidden layer's matrix, that of a layer that expands or contracts fourfold."""
+"""Largest ratio of the sides of a hidden layer's matrix: such a layer expands or contracts fourfold."""
 
 
 def is_hidden_matrix(parameter: Tensor, smallest_side: int = SMALLEST_HIDDEN_SIDE) -> bool:
