@@ -99,7 +99,8 @@ class SpectralNormalizer(LayerwiseScaling):
     G / ||G||_2^strength, whose largest singular value is 1 at full strength.
 
     Hidden matrices are told by their shape (`lit_gfs.networks.is_hidden_matrix`); convolutions count as
-    matrices. First layers, heads and vectors keep their gradients, so clipping can act on them.
+    matrices. First layers, layers that read a whole image, heads and vectors keep their gradients, so
+    clipping can act on them.
 
     If the gradient of a small batch is mostly noise, an even spectrum gives noise the weight of what the
     batches agree on. With ``momentum``, the running mean of the gradients, M <- momentum M + (1 - momentum)

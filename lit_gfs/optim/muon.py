@@ -11,7 +11,7 @@ from torch.optim import Adam, Muon, Optimizer, RAdam
 from torch.optim.optimizer import ParamsT
 
 from lit_gfs.errors import UserError, nearest, require_between
-from lit_gfs.networks.layers import SMALLEST_HIDDEN_SIDE, is_hidden_matrix
+from lit_gfs.networks.layers import LARGEST_HIDDEN_RATIO, SMALLEST_HIDDEN_SIDE, is_hidden_matrix
 
 _OTHERS: dict[str, type[Adam] | type[RAdam]] = {"Adam": Adam, "RAdam": RAdam}
 
@@ -26,10 +26,10 @@ class MuonWithAdam(Optimizer):
     2502.16982), so a rate that suits Adam suits both.
 
     **Hidden matrices** are told by their shape, because an optimizer knows no layers: a parameter with two
-    dimensions is one if it is square, or if both sides have at least ``smallest_side`` units. So every
-    ``width x width`` layer of a trunk is hidden, and a layer between a convolutional encoder and the trunk is
-    too. A first layer counts as hidden where the number of inputs equals the width or reaches
-    ``smallest_side``.
+    dimensions is one if it is square, or if both sides have at least ``smallest_side`` units and one is at
+    most four times as long as the other. So every ``width x width`` layer of a trunk is hidden. A layer that
+    reads a convolution's flattened image usually is not, because it has far more inputs than units. A first
+    layer counts as hidden where its inputs are as many as that.
 
     Each parameter group of ``params`` becomes up to two groups, first those of Muon. Schedulers change the
     rate of all groups. On a GPU, the NaN guard skips steps of Muon with zero gradients, as it does for all
@@ -79,7 +79,8 @@ class MuonWithAdam(Optimizer):
         if not hidden:
             raise UserError(
                 "MuonWithAdam found no hidden matrix; expected a square one, or one with at least "
-                f"smallest_side = {smallest_side} units on both sides"
+                f"smallest_side = {smallest_side} units on both sides, at most {LARGEST_HIDDEN_RATIO} times "
+                "as long as wide"
             )
         muon = Muon(
             hidden,
