@@ -186,7 +186,8 @@ class SpectralNormalizer(LayerwiseScaling):
         """Return the running means of a stack as one tensor, whose parts `means` keeps by name."""
         names = tuple(stack)
         means = self._stacked.get(names)
-        if means is None or means.dtype != matrices.dtype or means.device != matrices.device:
+        kind = (matrices.shape, matrices.dtype, matrices.device)
+        if means is None or (means.shape, means.dtype, means.device) != kind:
             means = torch.zeros_like(matrices)
             for mean, (name, gradient) in zip(means, stack.items(), strict=True):
                 known = self.means.get(name)

@@ -175,6 +175,16 @@ def test_running_means_survive_a_checkpoint_and_a_layer_that_is_away() -> None:
     torch.testing.assert_close(whole.means["b.0"], mean)
 
 
+def test_a_layer_that_grew_begins_a_new_running_mean() -> None:
+    small, large = torch.randn(8, 8), torch.randn(16, 16)
+    normalizer = SpectralNormalizer(momentum=0.9)
+    normalizer.apply({"hidden": [small.clone()]})
+
+    normalizer.apply({"hidden": [large.clone()]})
+
+    torch.testing.assert_close(normalizer.means["hidden.0"], 0.1 * large)
+
+
 def test_a_gradient_that_is_zero_or_not_finite_leaves_the_running_mean() -> None:
     first, second = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = normalized_together(SpectralNormalizer(momentum=0.9), first, second)
