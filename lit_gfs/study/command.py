@@ -128,9 +128,10 @@ def run_study(options: Namespace) -> int:
     ):
         results = read_results(study, directory, options.threads)
         parts = _take_over(directory, results, elsewhere)
-        command = shown_command("study", options)
-        parts = continued(parts, command, {**environment(), **choice.described(), **_seeds(study)})
         cells = choose_cells(study, results, only, options.retry_failed)
+        if cells or not parts:  # a command that only merges tables is no part
+            command = shown_command("study", options)
+            parts = continued(parts, command, {**environment(), **choice.described(), **_seeds(study)})
         study.save(directory / STUDY_NAME)
         keep_choices(study, directory)
         write_origin(directory, parts)

@@ -187,7 +187,7 @@ def test_an_origin_of_one_part_is_read(capsys: pytest.CaptureFixture[str]) -> No
 
     assert ", 0 to run," in capsys.readouterr().out
     parts = json.loads((TABLES / "origin.json").read_text())["parts"]
-    assert [part["cells"] for part in parts] == [["digits-base-baseline-seed_0"], []]
+    assert [part["cells"] for part in parts] == [["digits-base-baseline-seed_0"]]  # merging is no part
     assert parts[0]["versions"] == old["versions"]
     assert rows("runs.csv")[0]["cpu_seconds"] == ""
 
