@@ -104,6 +104,7 @@ INTERVENTIONS: dict[str, Callable[[], list[Callback]]] = {
     "spectral": lambda: [GradientNormalization(1.0, "spectral")],
     "spectral_blocks": lambda: [GradientNormalization(1.0, "spectral", block=48)],
     "averaged_spectral_blocks": lambda: [GradientNormalization(1.0, "spectral", block=48, momentum=0.8)],
+    "lifted_spectral_blocks": lambda: [GradientNormalization(1.0, "spectral", block=48, lift=3.5)],
     "clipping_and_spectral_blocks": lambda: [
         TemporalGradientClipping(),
         GradientNormalization(1.0, "spectral", block=48),

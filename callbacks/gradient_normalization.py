@@ -37,6 +37,8 @@ class GradientNormalization(GradientIntervention):
             grows with it.
         momentum: Decay of a running mean of the gradients, whose spectrum is evened out in the place of each
             step's own; 0 takes each gradient alone (``spectral``, ``spectral_norm``).
+        lift: Largest factor on a small singular value, relative to the gradient's size, at least 1; ``null``
+            makes all singular values 1 (``spectral``). The price grows with it.
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
@@ -55,6 +57,7 @@ class GradientNormalization(GradientIntervention):
         decay: float = 0.99,
         block: int | None = None,
         momentum: float = 0.0,
+        lift: float | None = None,
         name: str = "gradient_normalization",
     ) -> None:
         super().__init__(name)
@@ -64,12 +67,15 @@ class GradientNormalization(GradientIntervention):
         self.decay = decay
         self.block = block
         self.momentum = momentum
+        self.lift = lift
         self.make_algorithm()  # checks the arguments
 
     @override
     def make_algorithm(self) -> GradientNormalizer | SpectralNormalizer:
         if self.reference == "spectral" or self.reference == "spectral_norm":
-            return SpectralNormalizer(self.strength, self.reference, self.block, momentum=self.momentum)
+            return SpectralNormalizer(
+                self.strength, self.reference, self.block, momentum=self.momentum, lift=self.lift
+            )
         return GradientNormalizer(self.strength, self.reference, self.decay)
 
     @override

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_gfs.errors import UserError, nearest, require_between
 from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
-from lit_gfs.gradients.spectrum import STEPS, largest_singular_value, polar_factor
+from lit_gfs.gradients.spectrum import STEPS, largest_singular_value, lifted_spectrum, polar_factor
 from lit_gfs.metrics.gradient_flow import LayerGradients, layer_norms
 from lit_gfs.networks.layers import is_hidden_matrix
 
@@ -103,17 +103,23 @@ class SpectralNormalizer(LayerwiseScaling):
     clipping can act on them.
 
     If the gradient of a small batch is mostly noise, an even spectrum gives noise the weight of what the
-    batches agree on. With ``momentum``, the running mean of the gradients, M <- momentum M + (1 - momentum)
-    G, takes the place of G, as in Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). M
-    begins at zero. Where a gradient is zero, it stays so, and M does not change.
+    batches agree on. Two options keep noise small:
+
+    - With ``lift``, small singular values of G / ||G||_F grow by at most that factor, and the order of all of
+      them stays; see `lit_gfs.gradients.spectrum.lifted_spectrum`. It takes fewer steps.
+    - With ``momentum``, the running mean of the gradients, M <- momentum M + (1 - momentum) G, takes the
+      place of G, as in Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). M begins at
+      zero. Where a gradient is zero, it stays so, and M does not change.
 
     Args:
         strength: From 0 (off) to 1.
         reference: ``spectral`` evens out the whole spectrum; ``spectral_norm`` is cheaper, and scales it.
         block: Rows of a matrix that are orthogonalized together; ``None`` for all rows. With b rows, the
             price grows with b instead of with the matrix.
-        steps: Newton-Schulz steps of ``spectral``.
+        steps: Newton-Schulz steps of ``spectral`` without ``lift``.
         momentum: Decay of the running mean of gradients, below 1; 0 takes each gradient alone.
+        lift: Largest factor on a small singular value of ``spectral``, at least 1; ``None`` makes all of them
+            1.
 
     Raises:
         UserError: If an argument is out of range.
@@ -126,6 +132,7 @@ class SpectralNormalizer(LayerwiseScaling):
         block: int | None = None,
         steps: int = STEPS,
         momentum: float = 0.0,
+        lift: float | None = None,
     ) -> None:
         super().__init__()
         require_reference(reference, get_args(SpectralReference))
@@ -134,11 +141,14 @@ class SpectralNormalizer(LayerwiseScaling):
         require_between(1, 99, steps=steps)
         if block is not None:
             require_between(1, float("inf"), block=block)
+        if lift is not None:
+            require_between(1, 1e6, lift=lift)
         self.strength = strength
         self.reference = reference
         self.block = block
         self.steps = steps
         self.momentum = momentum
+        self.lift = lift
         self.means: dict[str, Tensor] = {}
         """Running means of the gradients of hidden matrices, by layer and position in it."""
         self._stacked: dict[tuple[str, ...], Tensor] = {}
@@ -215,7 +225,11 @@ class SpectralNormalizer(LayerwiseScaling):
             sizes = largest_singular_value(matrices)[:, None, None]
             factors = (1 / sizes).clamp(max=_MAX_FACTOR) ** self.strength
             return matrices * torch.where(sizes > 0, factors, 1.0)
-        even = polar_factor(_in_blocks(matrices, self.block), self.steps, _dtype_of_products(matrices))
+        blocks, dtype = _in_blocks(matrices, self.block), _dtype_of_products(matrices)
+        if self.lift is None:
+            even = polar_factor(blocks, self.steps, dtype)
+        else:
+            even = lifted_spectrum(blocks, self.lift, dtype)
         even = even.view_as(matrices)
         return even if self.strength == 1 else matrices.lerp(even, self.strength)
 

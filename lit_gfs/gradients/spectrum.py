@@ -5,10 +5,13 @@ and every singular value becomes 1. Among all steps of spectral norm 1 it is the
 Newhouse 2024, arXiv 2409.20325). The Muon optimizer applies it to the momentum (Jordan et al. 2024).
 
 A decomposition is slow. An odd polynomial p(X) = (a + b X X' + c (X X')^2) X acts on each singular value by
-itself, so a few such steps bring all of them close to 1 with matrix products alone.
+itself, so a few such steps bring all of them close to 1 with matrix products alone. Gentler polynomials
+lift small singular values by a limited factor.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -45,21 +48,31 @@ def polar_factor(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None
     Returns:
         Matrices of the same shape and dtype; a zero matrix stays zero.
     """
-    *batch, rows, columns = matrices.shape
-    stack = matrices.reshape(-1, rows, columns)
-    wide = stack.mT if rows > columns else stack
-    # The Frobenius norm is at least the largest singular value. Below the lower limit its squares underflow,
-    # so a smaller divisor could turn a vanishing gradient into an infinite one.
-    norms = torch.linalg.matrix_norm(wide, keepdim=True)
-    wide = wide / norms.clamp(min=torch.finfo(norms.dtype).tiny ** 0.5)
-    wide = wide if dtype is None else wide.to(dtype)
-    # Products of the small Gram matrix are cheaper if the matrix is at least twice as wide as high. They need
-    # float32, because the Gram matrix squares the singular values.
-    is_wide = 2 * wide.shape[1] <= wide.shape[2] and wide.dtype in (torch.float32, torch.float64)
-    iterate = _iterate_gram if is_wide else _iterate
     polynomials = [_COEFFICIENTS[min(step, len(_COEFFICIENTS) - 1)] for step in range(steps)]
-    result = iterate(wide, polynomials)
-    return (result.mT if rows > columns else result).reshape(*batch, rows, columns).to(matrices.dtype)
+    return _on_singular_values(matrices, polynomials, dtype)
+
+
+def lifted_spectrum(matrices: Tensor, lift: float, dtype: torch.dtype | None = None) -> Tensor:
+    """Divide matrices by their Frobenius norms, then lift small singular values by a limited factor.
+
+    A singular value s of X / ||X||_F ends near ``lift`` s if that is far below 1, and at most at 1. Larger
+    ones stay larger, so directions that carry little of X keep a small weight. As ``lift`` grows, the result
+    approaches the polar factor.
+
+    Args:
+        matrices: A batch of matrices ``(*batch, rows, columns)``, of any floating dtype.
+        lift: Factor on the smallest singular values, at least 1. The number of steps is its logarithm to the
+            base 1.875: two at 3.5.
+        dtype: Type of the products; ``None`` for that of the matrices.
+
+    Returns:
+        Matrices of the same shape and dtype; a zero matrix stays zero.
+    """
+    # p(s) = a s + (2.5 - 2 a) s^3 + (a - 1.5) s^5 has p(1) = 1 and p'(1) = 0, and rises on [0, 1] for
+    # 1 <= a <= 1.875. Its slope at zero is a, so that of n steps is a^n.
+    steps = math.ceil(math.log(lift) / math.log(1.875) - 1e-9)
+    slope = lift ** (1 / steps) if steps else 1.0
+    return _on_singular_values(matrices, [(slope, 2.5 - 2 * slope, slope - 1.5)] * steps, dtype)
 
 
 def largest_singular_value(matrices: Tensor, steps: int = 3) -> Tensor:
@@ -87,6 +100,25 @@ def largest_singular_value(matrices: Tensor, steps: int = 3) -> Tensor:
         vector = matrices.mT @ (matrices @ vector)
     # For a unit vector v, ||X v||^2 = v' X' X v <= ||X' X v|| <= s_max^2.
     return torch.linalg.vector_norm(vector, dim=(-2, -1)).sqrt()
+
+
+def _on_singular_values(
+    matrices: Tensor, polynomials: list[tuple[float, float, float]], dtype: torch.dtype | None
+) -> Tensor:
+    """Divide matrices by their Frobenius norms, and apply polynomials to their singular values."""
+    *batch, rows, columns = matrices.shape
+    stack = matrices.reshape(-1, rows, columns)
+    wide = stack.mT if rows > columns else stack
+    # The Frobenius norm is at least the largest singular value. Below the lower limit its squares underflow,
+    # so a smaller divisor could turn a vanishing gradient into an infinite one.
+    norms = torch.linalg.matrix_norm(wide, keepdim=True)
+    wide = wide / norms.clamp(min=torch.finfo(norms.dtype).tiny ** 0.5)
+    wide = wide if dtype is None else wide.to(dtype)
+    # Products of the small Gram matrix are cheaper if the matrix is at least twice as wide as high. They need
+    # float32, because the Gram matrix squares the singular values.
+    is_wide = 2 * wide.shape[1] <= wide.shape[2] and wide.dtype in (torch.float32, torch.float64)
+    result = (_iterate_gram if is_wide else _iterate)(wide, polynomials)
+    return (result.mT if rows > columns else result).reshape(*batch, rows, columns).to(matrices.dtype)
 
 
 def _iterate(wide: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:

@@ -121,6 +121,24 @@ def test_the_spectral_norm_scales_and_keeps_directions(strength: float) -> None:
     torch.testing.assert_close(ratios, torch.full_like(ratios, float(ratios.mean())))
 
 
+def test_a_lift_leaves_weak_directions_weak() -> None:
+    gradients = gradients_of(hidden=(24, 24))
+    left, _, right = torch.linalg.svd(matrix(gradients, "hidden"))
+    spectrum = torch.logspace(0, -4, 24)
+    matrix(gradients, "hidden").copy_(5 * left @ torch.diag(spectrum) @ right)
+    apart = copies(gradients)
+
+    SpectralNormalizer(lift=3.5).apply(gradients)
+    SpectralNormalizer(lift=3.5, block=12).apply(apart)
+
+    values = singular_values(matrix(gradients, "hidden"))
+    assert values[0] > 0.9
+    assert float(values[-1]) == pytest.approx(3.5e-4 / float(spectrum.norm()), rel=1e-3)
+    # Each block has a norm of its own.
+    for block in matrix(apart, "hidden").unflatten(0, (2, 12)):
+        assert 0.9 < torch.linalg.svdvals(block)[0] <= 1
+
+
 def normalized_together(normalizer: SpectralNormalizer, *gradients: Tensor) -> Tensor:
     """Give a normalizer the gradients of a matrix one by one, and return what it makes of the last."""
     last = torch.zeros(())
@@ -257,6 +275,7 @@ def test_gradients_of_several_dtypes_work_together() -> None:
         ({"strength": 1.5}, "strength"),
         ({"momentum": 1.0}, "momentum is 1.0; expected a number between 0 and 0.9999"),
         ({"block": 0}, "block"),
+        ({"lift": 0.5}, "lift is 0.5; expected a number between 1 and"),
         ({"steps": 0}, "steps"),
         ({"reference": "unit"}, "reference is 'unit'; expected"),
     ],

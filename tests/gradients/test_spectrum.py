@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gfs.gradients.spectrum import largest_singular_value, polar_factor
+from lit_gfs.gradients.spectrum import largest_singular_value, lifted_spectrum, polar_factor
 
 
 def exact(matrices: Tensor) -> Tensor:
@@ -90,6 +90,45 @@ def test_bfloat16_is_exact_to_a_tenth() -> None:
     assert result.dtype == torch.float32
     assert not torch.equal(result, polar_factor(matrix))
     assert (result - polar_factor(matrix)).norm() / polar_factor(matrix).norm() < 0.1
+
+
+@pytest.mark.parametrize("lift", [1.0, 1.5, 1.875, 3.5, 20.0])
+@pytest.mark.parametrize("columns", [6, 40])  # by products, and by Gram matrices
+def test_small_singular_values_are_lifted_and_large_ones_meet_at_1(lift: float, columns: int) -> None:
+    values = [1.0, 0.1, 1e-4, 1e-5]
+    matrix = with_singular_values(values, 6, columns)
+
+    result = torch.linalg.svdvals(lifted_spectrum(matrix, lift))
+
+    norm = matrix.norm()
+    assert (result[2:4] * norm).tolist() == pytest.approx([lift * 1e-4, lift * 1e-5], rel=1e-3)
+    assert result[0] < 1 + 1e-9
+    assert lift < 20 or float(result[1]) > 0.95
+    assert result[4:].max() < 1e-9
+
+
+@pytest.mark.parametrize("lift", [1.3, 3.5, 9.0])
+def test_lifted_singular_values_keep_their_order_and_directions(lift: float) -> None:
+    matrix = with_singular_values([0.8, 0.4, 0.3, 0.2, 0.1, 0.05], 6, 6)
+    left, _, right = torch.linalg.svd(matrix)
+
+    rotated = left.mT @ lifted_spectrum(matrix, lift) @ right.mT
+
+    assert (rotated - torch.diag(rotated.diagonal())).abs().max() < 1e-9
+    assert (rotated.diagonal().diff() < 0).all()
+
+
+def test_a_large_lift_comes_close_to_the_polar_factor() -> None:
+    matrix = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    torch.testing.assert_close(lifted_spectrum(matrix, 1e5), exact(matrix), atol=1e-6, rtol=0)
+
+
+def test_a_lift_of_1_only_divides_by_the_norm() -> None:
+    matrix = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
+
+    torch.testing.assert_close(lifted_spectrum(matrix, 1.0), matrix / matrix.norm())
+    assert torch.equal(lifted_spectrum(torch.zeros(3, 3), 3.5), torch.zeros(3, 3))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 5, 9), (9, 5)])
