@@ -15,7 +15,7 @@ from lit_gfs.datamodules.evaluated import EvaluatedDataModule
 from lit_gfs.envs.closing import close_env
 from lit_gfs.envs.task_stream import TaskStream
 from lit_gfs.envs.tensor import TensorEnv
-from lit_gfs.errors import UserError, require_positive
+from lit_gfs.errors import UserError, require_at_least, require_positive
 from lit_gfs.utils.memory import require_memory
 from lit_gfs.utils.ranks import gather
 
@@ -62,10 +62,7 @@ class EnvDataModule(EvaluatedDataModule):
         **options: Any,
     ) -> None:
         require_positive(num_envs=num_envs, checkpoint_every=checkpoint_every)
-        if remote_collectors < 0:
-            raise UserError(
-                f"remote_collectors is {remote_collectors}; expected a whole number of at least 0"
-            )
+        require_at_least(0, remote_collectors=remote_collectors)
         if ray_address is not None and not remote_collectors:
             raise UserError("ray_address is for remote collectors, but remote_collectors is 0; expected null")
         require_memory(f"simulators of {num_envs} environments", _SIMULATOR_BYTES * num_envs)

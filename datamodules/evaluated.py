@@ -103,8 +103,6 @@ class EvaluatedDataModule(LightningDataModule, RemembersArguments):
             eval_episodes=eval_episodes,
             eval_step_limit=eval_step_limit,
         )
-        if seed is not None and seed < 0:
-            raise UserError(f"seed is {seed}; expected a whole number of at least 0")
         if step_timeout is not None and not step_timeout > 0:
             raise UserError(
                 f"step_timeout is {step_timeout:g}; expected seconds above 0, or null to switch it off"
@@ -119,7 +117,7 @@ class EvaluatedDataModule(LightningDataModule, RemembersArguments):
         self.eval_every = eval_every
         self.eval_episodes = eval_episodes
         self.env_options = env_options or {}
-        self.seed = run_seed() if seed is None else seed
+        self.seed = run_seed(seed)
         self.video = video
         self.step_timeout = step_timeout
         self.checkpoint_is_due = False

@@ -87,14 +87,12 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
             samples=samples,
             shuffle_every=shuffle_every,
         )
-        if seed is not None and seed < 0:
-            raise UserError(f"seed is {seed}; expected a whole number of at least 0")
         self.dataset = dataset
         self.batch_size = batch_size
         self.epochs = epochs
         self.eval_every = eval_every
+        seed = run_seed(seed)
         images, labels = load_images(dataset, root, samples)
-        seed = run_seed() if seed is None else seed
         if changes not in _TASKS:
             raise UserError(
                 f"changes is {changes!r}; expected {' or '.join(map(repr, _TASKS))}{nearest(changes, _TASKS)}"

@@ -168,9 +168,18 @@ def require_positive(**values: int | None) -> None:
     Raises:
         UserError: If one of them is less than 1.
     """
+    require_at_least(1, **values)
+
+
+def require_at_least(least: int, /, **values: int | None) -> None:
+    """Check the user's whole numbers by their names; ``None`` means that an option is off.
+
+    Raises:
+        UserError: If one of them is smaller.
+    """
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; expected a whole number of at least 1")
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
 
 
 def require_between(least: float, most: float, **values: float | None) -> None:

@@ -24,7 +24,7 @@ from torchrl.data import ReplayBuffer
 from lit_gfs.buffers.n_step import last_real, outcome
 from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.buffers.writer import uniform_replay_buffer
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_positive
 
 _KEYS: dict[str, str | tuple[str, str]] = {
     "action": "action",
@@ -62,8 +62,7 @@ class FrameStackStorage(RingStorage):
     """
 
     def __init__(self, capacity: int, num_envs: int, episode_slack: float = 0.03, n_step: int = 1) -> None:
-        if num_envs < 1:
-            raise UserError(f"num_envs is {num_envs}; expected a whole number of at least 1")
+        require_positive(num_envs=num_envs)
         if capacity < num_envs:
             raise UserError(
                 f"capacity is {capacity}; expected at least one transition for each of {num_envs} envs"

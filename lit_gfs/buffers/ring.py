@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data.replay_buffers.storages import Storage
 
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_positive
 
 
 class RingStorage(Storage):
@@ -36,8 +36,7 @@ class RingStorage(Storage):
 
     def __init__(self, max_size: int, n_step: int = 1) -> None:
         super().__init__(max_size)
-        if n_step < 1:
-            raise UserError(f"n_step is {n_step}; expected a whole number of at least 1")
+        require_positive(n_step=n_step)
         self.n_step = n_step
         self.dropped_slots: NDArray[np.int64] = np.zeros(0, np.int64)
         """Slots whose transitions the last ``extend`` dropped, although it did not overwrite them."""

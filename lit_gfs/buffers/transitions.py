@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_gfs.buffers.n_step import last_real, outcome
 from lit_gfs.buffers.ring import RingStorage
-from lit_gfs.errors import UserError
+from lit_gfs.errors import require_positive
 
 _KEYS = ("observation", "action")
 _NEXT_KEYS = ("observation", "reward", "done", "terminated", "truncated")
@@ -37,8 +37,7 @@ class TransitionStorage(RingStorage):
     """
 
     def __init__(self, capacity: int, n_step: int = 1) -> None:
-        if capacity < 1:
-            raise UserError(f"capacity is {capacity}; expected a whole number of at least 1")
+        require_positive(capacity=capacity)
         super().__init__(capacity, n_step)
         self._empty()
 

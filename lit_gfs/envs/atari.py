@@ -14,7 +14,7 @@ from lit_gfs.envs.base import BatchedEnv
 from lit_gfs.envs.episodes import Arrays, Outcome
 from lit_gfs.envs.simulators import env_seeds
 from lit_gfs.envs.suites import Suite
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_at_least, require_positive
 
 FRAME_SKIP = 4
 SCREEN = (210, 160)
@@ -81,13 +81,8 @@ class AtariEnv(BatchedEnv):
             raise UserError(
                 f"repeat_action_probability is {repeat_action_probability}; expected a number from 0 to 1"
             )
-        for name, value, least in (
-            ("noop_max", noop_max, 0),
-            ("max_frames", max_frames, 1),
-            ("num_threads", num_threads, 0),
-        ):
-            if value < least:
-                raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
+        require_at_least(0, noop_max=noop_max, num_threads=num_threads)
+        require_positive(max_frames=max_frames)
         shared: dict[str, Any] = {
             "game": atari_games()[env_id],
             "num_envs": num_envs,

@@ -22,7 +22,7 @@ from lit_gfs.envs.action_specs import continuous_action, discrete_action
 from lit_gfs.envs.episodes import Outcome
 from lit_gfs.envs.serial import SerialEnv
 from lit_gfs.envs.suites import Suite
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, require_positive
 
 # Without a display, dm_control may fail to import unless rendering is disabled. The value "disable" does not
 # mean that the user decided against rendering: child processes inherit it from this line.
@@ -75,8 +75,7 @@ class DMControlEnv(SerialEnv):
         action_repeat: int = 1,
         values_per_actuator: int | None = None,
     ) -> None:
-        if action_repeat < 1:
-            raise UserError(f"action_repeat is {action_repeat}; expected a whole number of at least 1")
+        require_positive(action_repeat=action_repeat)
         if values_per_actuator is not None and values_per_actuator < 2:
             raise UserError(
                 f"values_per_actuator is {values_per_actuator}; expected null or a whole number of at least 2"

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_gfs.envs.auto_reset import AutoResetEnv
 from lit_gfs.envs.suites import all_ids, find_suite, has_prefix, id_forms
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import UserError, nearest, require_positive
 
 
 def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **options: Any) -> AutoResetEnv:
@@ -32,8 +32,7 @@ def make_env(env_id: str, num_envs: int = 1, *, seed: int | None = None, **optio
     Raises:
         UserError: If the id or an option is unknown, or the environment cannot be served.
     """
-    if num_envs < 1:
-        raise UserError(f"num_envs is {num_envs}; expected a whole number of at least 1")
+    require_positive(num_envs=num_envs)
     suite = find_suite(env_id)
     if not suite.has(env_id):
         raise _unknown(env_id, suite.ids() if has_prefix(env_id) else all_ids())

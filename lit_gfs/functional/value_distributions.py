@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import UserError, nearest, require_at_least
 from lit_gfs.functional.returns import td_target
 
 Regression = Literal["huber", "mse"]
@@ -137,8 +137,7 @@ class _Categorical:
             raise UserError(
                 f"v_min is {self.v_min:g} and v_max is {self.v_max:g}; expected v_min below v_max"
             )
-        if self.atoms < 2:
-            raise UserError(f"atoms is {self.atoms}; expected a whole number of at least 2")
+        require_at_least(2, atoms=self.atoms)
 
     @property
     def size(self) -> int:

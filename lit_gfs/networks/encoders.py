@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import UserError, require_between, require_positive
 from lit_gfs.networks.components import activation_gain, make_activation, require_choice, require_slope
 from lit_gfs.utils.memory import require_memory
 
@@ -189,8 +189,7 @@ class MinAtarCNN(PixelEncoder):
         negative_slope: float = 0.0,
     ) -> None:
         super().__init__(observation_shape, norm, negative_slope)
-        if channels < 1:
-            raise UserError(f"channels is {channels}; expected a whole number of at least 1")
+        require_positive(channels=channels)
         require_memory(
             f"weights of MinAtarCNN with {channels} channels", 36 * observation_shape[0] * channels
         )

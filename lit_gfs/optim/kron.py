@@ -103,7 +103,7 @@ class Kron(Optimizer):
             "precondition_init_scale": 1.0,
             "mu_dtype": getattr(torch, mu_dtype) if mu_dtype else None,
             "precondition_dtype": getattr(torch, precondition_dtype) if precondition_dtype else None,
-            "seed": run_seed() if seed is None else seed,
+            "seed": run_seed(seed),
         }
         super().__init__(params, defaults)
         self.balance_prob = balance_prob

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import UserError, nearest, require_positive
 from lit_gfs.networks import ConstantFactor
 from lit_gfs.networks.layers import own_parameters
 from lit_gfs.optim.layer_positions import Position, is_matrix
@@ -88,8 +88,7 @@ def check_rule(rule: str, hidden_factor: float, base_width: int, base_depth: int
         )
     if not 0 < hidden_factor < math.inf:
         raise UserError(f"hidden_factor is {hidden_factor}; expected a number above 0")
-    if base_width < 1:
-        raise UserError(f"base_width is {base_width}; expected a whole number of at least 1")
+    require_positive(base_width=base_width)
     if base_depth < 3:
         raise UserError(f"base_depth is {base_depth}; expected at least 3, the depth with one branch")
 

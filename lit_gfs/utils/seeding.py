@@ -12,10 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from lit_gfs.errors import require_at_least
 
-def run_seed() -> int:
-    """Return the seed of ``seed_everything``, or 0 without one."""
-    return chosen_seed() or 0
+
+def run_seed(seed: int | None = None) -> int:
+    """Return a seed that the user gave, or that of ``seed_everything``, or 0.
+
+    Raises:
+        UserError: If it is below 0.
+    """
+    require_at_least(0, seed=seed)
+    return (chosen_seed() or 0) if seed is None else seed
 
 
 def chosen_seed() -> int | None:
