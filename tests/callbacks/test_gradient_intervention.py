@@ -48,12 +48,13 @@ def train_by_hand(module: Net, algorithm: Any, steps: int) -> None:
             GradientNormalization(strength=1.0, reference="spectral", block=2, momentum=0.9),
             SpectralNormalizer(block=2, momentum=0.9),
         ),
+        (GradientNormalization(strength=1.0, reference="spectral", lift=3.5), SpectralNormalizer(lift=3.5)),
         (
             GradientNormalization(strength=0.5, reference="spectral_norm"),
             SpectralNormalizer(0.5, "spectral_norm"),
         ),
     ],
-    ids=["clipping", "normalization", "spectral", "blocks and momentum", "spectral norm"],
+    ids=["clipping", "normalization", "spectral", "blocks and momentum", "lift", "spectral norm"],
 )
 def test_the_callback_does_what_the_algorithm_does_without_lightning(callback, algorithm) -> None:
     module, by_hand, untouched = make_net(), make_net(), make_net()
