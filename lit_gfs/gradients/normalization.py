@@ -139,10 +139,8 @@ class SpectralNormalizer(LayerwiseScaling):
         require_between(0, 1, strength=strength)
         require_between(0, 0.9999, momentum=momentum)
         require_between(1, 99, steps=steps)
-        if block is not None:
-            require_between(1, float("inf"), block=block)
-        if lift is not None:
-            require_between(1, 1e6, lift=lift)
+        require_between(1, float("inf"), block=block)
+        require_between(1, 1e6, lift=lift)
         self.strength = strength
         self.reference = reference
         self.block = block

@@ -70,8 +70,8 @@ def lifted_spectrum(matrices: Tensor, lift: float, dtype: torch.dtype | None = N
     """
     # p(s) = a s + (2.5 - 2 a) s^3 + (a - 1.5) s^5 has p(1) = 1 and p'(1) = 0, and rises on [0, 1] for
     # 1 <= a <= 1.875. Its slope at zero is a, so that of n steps is a^n.
-    steps = math.ceil(math.log(lift) / math.log(1.875) - 1e-9)
-    slope = lift ** (1 / steps) if steps else 1.0
+    steps = math.ceil(math.log(lift, 1.875) - 1e-9)  # rounding must not add a step
+    slope = lift ** (1 / max(steps, 1))
     return _on_singular_values(matrices, [(slope, 2.5 - 2 * slope, slope - 1.5)] * steps, dtype)
 
 
