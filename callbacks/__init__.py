@@ -28,6 +28,7 @@ from lit_gfs.callbacks.spectral_normalization import SpectralNormalization
 from lit_gfs.callbacks.static_sparsity import StaticSparsity
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 from lit_gfs.callbacks.update_clipping import UpdateClipping
+from lit_gfs.callbacks.update_normalization import UpdateNormalization
 from lit_gfs.callbacks.weight_clipping import WeightClipping
 from lit_gfs.callbacks.weight_projection import WeightProjection
 from lit_gfs.callbacks.weights import WeightMonitor
@@ -59,6 +60,7 @@ __all__ = [
     "StaticSparsity",
     "TemporalGradientClipping",
     "UpdateClipping",
+    "UpdateNormalization",
     "WeightClipping",
     "WeightMonitor",
     "WeightProjection",

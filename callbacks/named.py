@@ -29,6 +29,7 @@ from lit_gfs.callbacks.spectral_normalization import SpectralNormalization
 from lit_gfs.callbacks.static_sparsity import StaticSparsity
 from lit_gfs.callbacks.temporal_clipping import TemporalGradientClipping
 from lit_gfs.callbacks.update_clipping import UpdateClipping
+from lit_gfs.callbacks.update_normalization import UpdateNormalization
 from lit_gfs.callbacks.weight_clipping import WeightClipping
 from lit_gfs.callbacks.weight_projection import WeightProjection
 from lit_gfs.callbacks.weights import WeightMonitor
@@ -47,6 +48,7 @@ INTERVENTIONS: dict[str, type[Callback]] = {
     "temporal_clipping": TemporalGradientClipping,
     "adaptive_gradient_clipping": AdaptiveGradientClipping,
     "gradient_normalization": GradientNormalization,
+    "update_normalization": UpdateNormalization,
     "update_clipping": UpdateClipping,
     "pull_to_init": PullToInit,
     "shrink_and_perturb": ShrinkAndPerturb,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning.pytorch import LightningModule
 from torch import nn
 from typing_extensions import override
 
-from lit_gfs.callbacks.weight_intervention import SteppedLayers
-from lit_gfs.callbacks.weight_rule import WeightRuleIntervention
+from lit_gfs.callbacks.update_rule import UpdateRuleIntervention
 from lit_gfs.plasticity import update_clipping as algorithm
 from lit_gfs.plasticity.update_clipping import Measure, Reference
 
 
-class UpdateClipping(WeightRuleIntervention):
+class UpdateClipping(UpdateRuleIntervention):
     """Shortens the update that an optimizer makes to a weight or bias if it is too large.
 
     See `lit_gfs.plasticity.update_clipping.UpdateClipping`. Clipping a gradient does not bound the update of
@@ -39,8 +37,6 @@ class UpdateClipping(WeightRuleIntervention):
         trainer = Trainer(callbacks=[UpdateClipping(threshold=1.0)])
     """
 
-    rule: algorithm.UpdateClipping
-
     def __init__(
         self,
         threshold: float = 1.0,
@@ -60,8 +56,3 @@ class UpdateClipping(WeightRuleIntervention):
     @override
     def chooses(self, name: str, weights: Mapping[str, nn.Parameter]) -> bool:
         return True
-
-    @override
-    def before_step(self, pl_module: LightningModule, part: SteppedLayers) -> None:
-        if weights := self._weights[id(part)]:
-            self.rule.remember(weights)

@@ -16,6 +16,7 @@ METHOD_NAMES = {
     "temporal_clipping": "clip",
     "adaptive_gradient_clipping": "agc",
     "gradient_normalization": "norm",
+    "update_normalization": "even",
     "update_clipping": "update",
     "pull_to_init": "pull",
     "shrink_and_perturb": "shrink",

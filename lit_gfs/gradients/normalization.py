@@ -10,7 +10,15 @@ from torch import Tensor
 
 from lit_gfs.errors import UserError, nearest, require_between
 from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
-from lit_gfs.gradients.spectrum import STEPS, largest_singular_value, lifted_spectrum, polar_factor
+from lit_gfs.gradients.spectrum import (
+    STEPS,
+    dtype_of_products,
+    in_blocks,
+    largest_singular_value,
+    lifted_spectrum,
+    polar_factor,
+)
+from lit_gfs.gradients.stacks import stacked, stacks_of, unstack_
 from lit_gfs.metrics.gradient_flow import LayerGradients, layer_norms
 from lit_gfs.networks.layers import is_hidden_matrix
 
@@ -163,8 +171,8 @@ class SpectralNormalizer(LayerwiseScaling):
         usable = (norms < torch.inf).all()
         if norms.device.type == "cpu" and not usable:
             return ScaledGradients(norms, torch.ones_like(norms))
-        for stack in _stacks(gradients):
-            matrices = torch.stack([gradient.flatten(1) for gradient in stack.values()])
+        for stack in stacks_of(_hidden(gradients)):
+            matrices = stacked(list(stack.values()))
             changes = usable
             if self.momentum:
                 changes = usable & (torch.linalg.vector_norm(matrices.flatten(1), dim=1) > 0)[:, None, None]
@@ -172,7 +180,7 @@ class SpectralNormalizer(LayerwiseScaling):
             mask = None if norms.device.type == "cpu" and changes.all() else changes
             means = self._averaged(stack, matrices, mask) if self.momentum else matrices
             even = self._normalized(means)
-            _copy_(list(stack.values()), even if mask is None else torch.where(mask, even, matrices))
+            unstack_(even if mask is None else torch.where(mask, even, matrices), list(stack.values()))
         changed = usable & (norms > 0)
         scales = torch.where(changed, layer_norms(gradients) / torch.where(changed, norms, 1.0), 1.0)
         return ScaledGradients(norms, scales)
@@ -223,7 +231,7 @@ class SpectralNormalizer(LayerwiseScaling):
             sizes = largest_singular_value(matrices)[:, None, None]
             factors = (1 / sizes).clamp(max=_MAX_FACTOR) ** self.strength
             return matrices * torch.where(sizes > 0, factors, 1.0)
-        blocks, dtype = _in_blocks(matrices, self.block), _dtype_of_products(matrices)
+        blocks, dtype = in_blocks(matrices, self.block), dtype_of_products(matrices)
         if self.lift is None:
             even = polar_factor(blocks, self.steps, dtype)
         else:
@@ -244,40 +252,11 @@ def require_reference(reference: str, choices: Sequence[str]) -> None:
         )
 
 
-def _dtype_of_products(matrices: Tensor) -> torch.dtype:
-    """Return bfloat16 where a device multiplies it much faster than float32, else the matrices' own dtype."""
-    is_fast = matrices.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if is_fast and matrices.dtype == torch.float32 else matrices.dtype
-
-
-def _in_blocks(matrices: Tensor, block: int | None) -> Tensor:
-    """View matrices ``(L, rows, columns)`` as ``(L, blocks, rows of a block, columns)``.
-
-    The number of blocks is the smallest that divides the rows and leaves at most ``block`` rows in each.
-    """
-    rows = matrices.shape[1]
-    limit = rows if block is None else block
-    count = next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= limit)
-    return matrices.unflatten(1, (count, rows // count))
-
-
-def _stacks(gradients: LayerGradients) -> list[dict[str, Tensor]]:
-    """Group the gradients of hidden matrices by shape, dtype and device, so that each group is one batch.
-
-    Returns:
-        The groups: gradients by layer and position in it.
-    """
-    stacks: dict[tuple[torch.Size, torch.dtype, torch.device], dict[str, Tensor]] = {}
-    for name, layer in gradients.items():
-        for position, gradient in enumerate(layer):
-            if gradient is not None and is_hidden_matrix(gradient):
-                key = (gradient.flatten(1).shape, gradient.dtype, gradient.device)
-                stacks.setdefault(key, {})[f"{name}.{position}"] = gradient
-    return list(stacks.values())
-
-
-def _copy_(tensors: list[Tensor], matrices: Tensor) -> None:
-    """Copy each of a batch of matrices into the tensor at its place."""
-    torch._foreach_copy_(
-        tensors, [new.view_as(old) for new, old in zip(matrices.unbind(), tensors, strict=True)]
-    )
+def _hidden(gradients: LayerGradients) -> dict[str, Tensor]:
+    """Return the gradients of hidden matrices, by layer and position in it."""
+    return {
+        f"{name}.{position}": gradient
+        for name, layer in gradients.items()
+        for position, gradient in enumerate(layer)
+        if gradient is not None and is_hidden_matrix(gradient)
+    }

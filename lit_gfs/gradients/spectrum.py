@@ -75,6 +75,25 @@ def lifted_spectrum(matrices: Tensor, lift: float, dtype: torch.dtype | None = N
     return _on_singular_values(matrices, [(slope, 2.5 - 2 * slope, slope - 1.5)] * steps, dtype)
 
 
+def in_blocks(matrices: Tensor, block: int | None) -> Tensor:
+    """View matrices ``(L, rows, columns)`` as ``(L, blocks, rows of a block, columns)``.
+
+    The number of blocks is the smallest that divides the rows and leaves at most ``block`` rows in each;
+    ``None`` is for one block of all rows. Blocks of b rows have a polar factor at a price that grows with b
+    instead of with the matrix.
+    """
+    rows = matrices.shape[1]
+    limit = rows if block is None else block
+    count = next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= limit)
+    return matrices.unflatten(1, (count, rows // count))
+
+
+def dtype_of_products(matrices: Tensor) -> torch.dtype:
+    """Return bfloat16 where a device multiplies it much faster than float32, else the matrices' own dtype."""
+    is_fast = matrices.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_fast and matrices.dtype == torch.float32 else matrices.dtype
+
+
 def largest_singular_value(matrices: Tensor, steps: int = 3) -> Tensor:
     """Estimate the spectral norms of matrices by a power iteration, from below.
 

@@ -145,17 +145,15 @@ def _split(params: ParamsT, smallest_side: int) -> tuple[list[dict[str, Any]], l
         members: Any = group["params"]
         parameters: list[Tensor] = [members] if isinstance(members, Tensor) else list(members)
         for chosen, part in ((True, hidden), (False, rest)):
-            if owned := [
-                p for p in parameters if (p.dim() == 2 and is_hidden_matrix(p, smallest_side)) == chosen
-            ]:
+            if owned := [p for p in parameters if _is_for_muon(p, smallest_side) == chosen]:
                 part.append({**group, "params": owned})
     return hidden, rest
+
+
+def _is_of_muon(group: dict[str, Any]) -> bool:
+    return "ns_steps" in group
 
 
 def _is_for_muon(parameter: Tensor, smallest_side: int) -> bool:
     # torch.optim.Muon takes nothing but matrices.
     return parameter.dim() == 2 and is_hidden_matrix(parameter, smallest_side)
-
-
-def _is_of_muon(group: dict[str, Any]) -> bool:
-    return "ns_steps" in group

@@ -6,6 +6,8 @@ from lit_gfs.plasticity.shrink_and_perturb import ShrinkAndPerturb
 from lit_gfs.plasticity.spectral_limit import SpectralLimit
 from lit_gfs.plasticity.static_sparsity import StaticSparsity, erdos_renyi_densities
 from lit_gfs.plasticity.update_clipping import UpdateClipping
+from lit_gfs.plasticity.update_normalization import UpdateNormalization
+from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_clipping import WeightClipping
 from lit_gfs.plasticity.weight_rule import WeightRule
 
@@ -16,6 +18,8 @@ __all__ = [
     "SpectralLimit",
     "StaticSparsity",
     "UpdateClipping",
+    "UpdateNormalization",
+    "UpdateRule",
     "WeightClipping",
     "WeightRule",
     "erdos_renyi_densities",

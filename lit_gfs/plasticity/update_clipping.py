@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lit_gfs.errors import UserError, nearest
+from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import (
     Rate,
-    WeightRule,
     Weights,
     norms,
     root_mean_squares,
@@ -27,7 +27,7 @@ Reference = Literal["rate", "weight"]
 """Unit of the threshold: the learning rate, or the root mean square of the weight before the step."""
 
 
-class UpdateClipping(WeightRule):
+class UpdateClipping(UpdateRule):
     """Shortens the update of a weight if it is larger than a threshold; its direction stays.
 
     For the update u = w - w_before, w <- w_before + u min(1, threshold * unit / size(u)). With the
@@ -63,15 +63,6 @@ class UpdateClipping(WeightRule):
         self.relative_to = relative_to
 
     @override
-    def first_sight(self, name: str, weights: Weights) -> Tensor:
-        """Return a buffer for the weight before each step."""
-        return weights[name].detach().clone()
-
-    def remember(self, weights: Weights) -> None:
-        """Copy weights before an optimizer step."""
-        torch._foreach_copy_([self.kept[name] for name in weights], list(weights.values()))
-
-    @override
     def apply(self, weights: Weights, rates: Sequence[Rate]) -> dict[str, Tensor]:
         """Shorten the updates; return the share of clipped tensors, and the mean factor."""
         tensors = list(weights.values())
@@ -101,7 +92,3 @@ class UpdateClipping(WeightRule):
         if self.measure == "rms":
             return root_mean_squares(updates, units)
         return norms(updates, math.inf, units)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"kept": {}}  # the buffers mean nothing between steps

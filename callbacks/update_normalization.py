@@ -1,0 +1,53 @@
+"""Callback for normalizing the updates of any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from typing_extensions import override
+
+from lit_gfs.callbacks.update_rule import UpdateRuleIntervention
+from lit_gfs.networks.layers import is_hidden_matrix
+from lit_gfs.plasticity import update_normalization as algorithm
+
+
+class UpdateNormalization(UpdateRuleIntervention):
+    """Evens out the spectrum of the update that an optimizer makes to a hidden matrix, and sets its size.
+
+    See `lit_gfs.plasticity.update_normalization.UpdateNormalization`. `GradientNormalization` with a spectral
+    reference does this to the gradient of one batch; an optimizer averages gradients before it makes an
+    update, so here noise has less weight. Hidden matrices are told by their shape
+    (`lit_gfs.networks.is_hidden_matrix`). First layers, layers that read a whole image, heads and vectors
+    keep the optimizer's updates.
+
+    Put it before all other callbacks that change weights, because their changes would count as the
+    optimizer's. It writes ``intervention/<name>/scale``, the mean factor on the norm of an update in a step.
+
+    Args:
+        size: Root mean square of the new update, in units of the learning rate.
+        block: Rows of a matrix that are orthogonalized together; ``None`` for all rows, at a higher price.
+        name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
+
+    Raises:
+        UserError: If an argument is out of range, or the module has no hidden matrix.
+
+    Example::
+
+        trainer = Trainer(callbacks=[UpdateNormalization(block=48)])
+    """
+
+    def __init__(
+        self, size: float = 0.2, block: int | None = None, name: str = "update_normalization"
+    ) -> None:
+        self.size = size
+        self.block = block
+        super().__init__(name)
+
+    @override
+    def make_rule(self) -> algorithm.UpdateNormalization:
+        return algorithm.UpdateNormalization(self.size, self.block)
+
+    @override
+    def chooses(self, name: str, weights: Mapping[str, nn.Parameter]) -> bool:
+        return is_hidden_matrix(weights[name])

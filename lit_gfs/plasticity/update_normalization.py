@@ -1,0 +1,81 @@
+"""Normalization of an optimizer's updates: even out the spectrum of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lit_gfs.errors import require_between
+from lit_gfs.gradients.spectrum import STEPS, dtype_of_products, in_blocks, polar_factor
+from lit_gfs.gradients.stacks import stacked, stacks_of, unstack_
+from lit_gfs.plasticity.update_rule import UpdateRule
+from lit_gfs.plasticity.weight_rule import Rate, Weights
+
+
+class UpdateNormalization(UpdateRule):
+    """Evens out the spectrum of an optimizer's update of a matrix, and sets its size.
+
+    For the update U = W - W_before of a matrix with n columns, at the learning rate eta,
+
+        W <- W_before + size eta sqrt(n) P,
+
+    where P is the polar factor of U (`lit_gfs.gradients.spectrum.polar_factor`): its rows are orthonormal,
+    so all directions of the update count alike. The root mean square of the update is ``size eta``. P depends
+    on the direction of U alone, so an update of any length becomes one of this size; an update of zero stays
+    zero, and one of a lower rank is shorter.
+
+    An optimizer averages gradients before it makes an update. So noise, which differs from batch to batch,
+    has less weight here than in a gradient whose spectrum is evened out. With SGD and momentum as the
+    optimizer, this is Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon); with Adam, the
+    update has been divided by the size of past gradients first.
+
+    Call `remember` before each step. All weights must be matrices or kernels; a kernel counts as the matrix
+    ``(out_channels, in_channels * kernel positions)``.
+
+    Args:
+        size: Root mean square of the new update, in units of the learning rate. Updates of Adam have a root
+            mean square of about 0.2 (Liu et al. 2025, arXiv 2502.16982).
+        block: Rows of a matrix whose polar factor is computed together; ``None`` for all rows. With b rows,
+            the price grows with b instead of with the matrix.
+        steps: Newton-Schulz steps of the polar factor.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    def __init__(self, size: float = 0.2, block: int | None = None, steps: int = STEPS) -> None:
+        super().__init__()
+        require_between(1e-6, 1e6, size=size)
+        require_between(1, math.inf, block=block)
+        require_between(1, 99, steps=steps)
+        self.size = size
+        self.block = block
+        self.steps = steps
+
+    @override
+    def apply(self, weights: Weights, rates: Sequence[Rate]) -> dict[str, Tensor]:
+        """Normalize the updates; return the mean of the factors on their norms."""
+        rate_of = dict(zip(weights, rates, strict=True))
+        factors = []
+        for stack in stacks_of(weights):
+            before = stacked([self.kept[name] for name in stack])
+            update = stacked(list(stack.values())) - before
+            even = self._even(update, [rate_of[name] for name in stack])
+            unstack_(before + even, list(stack.values()))
+            former, new = (torch.linalg.vector_norm(each.flatten(1), dim=1) for each in (update, even))
+            factors.append(torch.where(former > 0, new / former, 1.0).to(torch.float32).mean())
+        return {"scale": torch.stack([each.to(factors[0].device) for each in factors]).mean()}
+
+    def _even(self, update: Tensor, rates: Sequence[Rate]) -> Tensor:
+        """Return the new updates ``(L, rows, columns)`` in place of the former ones."""
+        blocks = in_blocks(update, self.block)
+        even = polar_factor(blocks, self.steps, dtype_of_products(update)).view_as(update)
+        # A block that is higher than wide has orthonormal columns instead of rows.
+        length = self.size * math.sqrt(max(blocks.shape[-2:]))
+        # Rates on the host go to the device as arguments of a kernel.
+        torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[arg-type]
+        return even
