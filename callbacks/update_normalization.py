@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
@@ -19,7 +21,7 @@ class UpdateNormalization(UpdateRuleIntervention):
     reference does this to the gradient of one batch; an optimizer averages gradients before it makes an
     update, so here noise has less weight. Hidden matrices are told by their shape
     (`lit_gfs.networks.is_hidden_matrix`). First layers, layers that read a whole image, heads and vectors
-    keep the optimizer's updates.
+    keep the optimizer's updates. A module with nothing else gets a warning.
 
     Put it before all other callbacks that change weights, because their changes would count as the
     optimizer's. It writes ``intervention/<name>/scale``, the mean factor on the norm of an update in a step.
@@ -30,7 +32,7 @@ class UpdateNormalization(UpdateRuleIntervention):
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
-        UserError: If an argument is out of range, or the module has no hidden matrix.
+        UserError: If an argument is out of range, or the module has no layers.
 
     Example::
 
@@ -51,3 +53,11 @@ class UpdateNormalization(UpdateRuleIntervention):
     @override
     def chooses(self, name: str, weights: Mapping[str, nn.Parameter]) -> bool:
         return is_hidden_matrix(weights[name])
+
+    @override
+    def found_none(self, pl_module: LightningModule) -> None:
+        # A recipe that is made for deep networks may also train the small one beside them.
+        rank_zero_warn(
+            f"UpdateNormalization has no effect: {type(pl_module).__name__} has no hidden matrix, only first "
+            "layers, heads or vectors"
+        )

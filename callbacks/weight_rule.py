@@ -65,10 +65,14 @@ class WeightRuleIntervention(WeightIntervention):
         for part in self._parts:
             self._choose(pl_module, part)
         if not any(self._weights.values()):
-            raise UserError(
-                f"{type(self).__name__} found no weight to work on in {type(pl_module).__name__}: expected a "
-                "trained layer with a matrix, at a position that is not left out"
-            )
+            self.found_none(pl_module)
+
+    def found_none(self, pl_module: LightningModule) -> None:
+        """React to a module with layers of which none is chosen: raise a `UserError`."""
+        raise UserError(
+            f"{type(self).__name__} found no weight to work on in {type(pl_module).__name__}: expected a "
+            "trained layer with a matrix, at a position that is not left out"
+        )
 
     @override
     def begin(self, trainer: Trainer, pl_module: LightningModule, parts: list[SteppedLayers]) -> None:

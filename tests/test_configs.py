@@ -81,7 +81,10 @@ def test_every_recipe_trains_on_top_of(name: str, recipe: str, empty_directory: 
 
 
 # What each recipe may change: these keys and those below them.
-INTERVENTIONS = {"gfs.path_init", "gfs.temporal_clipping", "gfs.gradient_normalization", "gfs.layer_rates"}
+INTERVENTIONS = {
+    *("gfs.path_init", "gfs.temporal_clipping", "gfs.gradient_normalization"),
+    *("gfs.update_normalization", "gfs.layer_rates"),
+}
 CHANGES = {
     "recipes/baseline": {f"gfs.{key}" for key in METHOD_NAMES},
     "recipes/gfs": {*INTERVENTIONS, "trainer.gradient_clip_val"},

@@ -15,7 +15,10 @@ from lit_gfs.main import main
 from support.command_line import stopped
 from support.event_files import read_scalars
 
-KEYS = ("path_init", "temporal_clipping", "gradient_normalization")
+KEYS = ("path_init", "temporal_clipping", "update_normalization")
+"""Those of recipes/gfs."""
+CLIPPING = ("temporal_clipping", "gradient_normalization")
+"""Those that replace the Trainer's clipping."""
 SUBSETS = [subset for size in range(4) for subset in combinations(KEYS, size)]
 QUICK = [
     "--data.eval_episodes=2",
@@ -70,7 +73,7 @@ CASES = [
 
 @pytest.mark.parametrize(("agent", "subset"), CASES)
 def test_every_subset_runs_resumes_and_writes_its_own_tags(agent: str, subset: tuple[str, ...]) -> None:
-    off = [f"--gfs.{key}=null" for key in (*KEYS, "layer_rates") if key not in subset]
+    off = [f"--gfs.{key}=null" for key in KEYS if key not in subset]
 
     run = fit(agent, "--config", "recipes/gfs", *off)
 
@@ -78,7 +81,7 @@ def test_every_subset_runs_resumes_and_writes_its_own_tags(agent: str, subset: t
     before = torch.load(run / "last.ckpt", weights_only=True)
     saved = {key.split("{")[0] for key in before["callbacks"]}
     assert ("TemporalGradientClipping" in saved) == ("temporal_clipping" in subset)
-    assert ("GradientNormalization" in saved) == ("gradient_normalization" in subset)
+    assert ("UpdateNormalization" in saved) == ("update_normalization" in subset)
 
     main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.total_steps=400"])
 
@@ -87,17 +90,17 @@ def test_every_subset_runs_resumes_and_writes_its_own_tags(agent: str, subset: t
     assert after["global_step"] > before["global_step"]
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", sorted({*KEYS, *CLIPPING}))
 def test_each_is_switched_on_by_one_flag(key: str, capfd: pytest.CaptureFixture[str]) -> None:
     run = fit("dqn", f"--gfs.{key}=true")
 
     assert who_wrote(run) == {key}
     told = f"lit_gfs: gfs.{key} replaces trainer.gradient_clip_val 10 of quickstart"
     ended = capfd.readouterr()
-    assert ended.err.splitlines().count(told) == (key != "path_init")
+    assert ended.err.splitlines().count(told) == (key in CLIPPING)
     assert re.search(rf"^gfs +.*\b{key}\b", ended.out, re.MULTILINE)
     trainer = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
-    assert trainer["gradient_clip_val"] == (10 if key == "path_init" else None)
+    assert trainer["gradient_clip_val"] == (None if key in CLIPPING else 10)
 
 
 def test_all_are_switched_off_by_one_flag(capfd: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +109,7 @@ def test_all_are_switched_off_by_one_flag(capfd: pytest.CaptureFixture[str]) -> 
     assert re.search(r"^gfs +path_init$", capfd.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("key", KEYS[1:])
+@pytest.mark.parametrize("key", CLIPPING)
 def test_a_threshold_of_the_users_own_beside_it_is_told_in_one_line(
     key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,11 +23,11 @@ from lit_gfs import make_trainer
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks import (
     GradientFlowMonitor,
-    GradientNormalization,
     NaNGuard,
     PathSensitiveInit,
     RepresentationMonitor,
     TemporalGradientClipping,
+    UpdateNormalization,
 )
 from lit_gfs.callbacks.named import INTERVENTIONS
 from lit_gfs.configuration.config_files import complete_arguments
@@ -170,13 +170,11 @@ def test_interventions_come_first_in_the_order_of_the_command_line() -> None:
     class Mine(Callback):
         pass
 
-    given = [Mine(), GradientNormalization(), TemporalGradientClipping(), GradientFlowMonitor()]
+    given = [Mine(), UpdateNormalization(), TemporalGradientClipping(), GradientFlowMonitor()]
 
     trainer = make_trainer(gfs={"path_init": True}, callbacks=given, **QUIET)
 
-    built = BuiltOnly(
-        complete_arguments(["fit", "--config=quickstart", "--config=recipes/gfs", "--gfs.layer_rates=null"])
-    )
+    built = BuiltOnly(complete_arguments(["fit", "--config=quickstart", "--config=recipes/gfs"]))
     expected = [each for each in names(callbacks_of(built.trainer)) if each in names_of_keys()]
     assert names(callbacks_of(trainer))[2:8] == [*expected, "Mine"]
     assert expected[:2] == ["GradientFlowMonitor", "NaNGuard"]
@@ -191,7 +189,7 @@ def test_keys_override_a_recipe_argument_by_argument() -> None:
         "gfs",
         gfs={
             "path_init": {"growth": 3.0},
-            "gradient_normalization": None,
+            "update_normalization": None,
             "nan_guard": False,
             "temporal_clipping": {"class_path": "TemporalGradientClipping", "init_args": {"warmup": 5}},
         },
@@ -204,7 +202,7 @@ def test_keys_override_a_recipe_argument_by_argument() -> None:
     assert (init.growth, init.first_bias) == (3.0, 0.5)
     assert isinstance(clipping, TemporalGradientClipping)
     assert clipping.warmup == 5
-    assert not chosen.keys() & {"NaNGuard", "GradientNormalization"}
+    assert not chosen.keys() & {"NaNGuard", "UpdateNormalization"}
     assert trainer.gradient_clip_val is None
 
 

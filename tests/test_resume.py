@@ -34,7 +34,12 @@ EVERYTHING = [
     *("--gfs.parseval={}", "--gfs.churn_penalty={}", "--gfs.churn_penalty.warmup=9"),
 ]
 ON_WEIGHTS = [
-    *("--gfs.update_clipping={}", "--gfs.pull_to_init={}", "--gfs.pull_to_init.strength=1.0"),
+    *(
+        "--gfs.update_normalization={}",
+        "--gfs.update_clipping={}",
+        "--gfs.pull_to_init={}",
+        "--gfs.pull_to_init.strength=1.0",
+    ),
     *("--gfs.shrink_and_perturb={}", "--gfs.shrink_and_perturb.every_n_steps=3"),
     *("--gfs.shrink_and_perturb.shrink=0.99", "--gfs.shrink_and_perturb.on_shift=true"),
     *("--gfs.static_sparsity={}", "--gfs.weight_clipping={}", "--gfs.spectral_normalization={}"),

@@ -91,7 +91,12 @@ LEARNERS = {
     ],
 }
 INTERVENED = [
-    *("--config=recipes/gfs", "--gfs.nan_guard=NaNGuard"),
+    *("--config=recipes/gfs", "--gfs.nan_guard=NaNGuard", "--gfs.layer_rates=LayerwiseLearningRates"),
+    *(
+        "--gfs.gradient_normalization=GradientNormalization",
+        "--gfs.gradient_normalization.reference=spectral",
+    ),
+    *("--gfs.gradient_normalization.strength=1.0", "--gfs.gradient_normalization.block=48"),
     *("--gfs.update_clipping=UpdateClipping", "--gfs.pull_to_init=PullToInit"),
     *("--gfs.shrink_and_perturb=ShrinkAndPerturb", "--gfs.static_sparsity=StaticSparsity"),
     *("--gfs.weight_clipping=WeightClipping", "--gfs.spectral_normalization=SpectralNormalization"),

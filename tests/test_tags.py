@@ -22,7 +22,12 @@ MONITORS = [
     *("--gfs.isotropic_features={}", "--gfs.churn_penalty={}", "--gfs.feature_regularization={}"),
     *("--gfs.l2_init={}", "--gfs.parseval={}"),
     *("--gfs.temporal_clipping={}", "--gfs.gradient_normalization={}"),
-    *("--gfs.update_clipping={}", "--gfs.pull_to_init={}", "--gfs.shrink_and_perturb={}"),
+    *(
+        "--gfs.update_normalization={}",
+        "--gfs.update_clipping={}",
+        "--gfs.pull_to_init={}",
+        "--gfs.shrink_and_perturb={}",
+    ),
     *("--gfs.static_sparsity={}", "--gfs.weight_clipping={}", "--gfs.spectral_normalization={}"),
     *("--gfs.weight_projection={}", "--gfs.weights={}"),
     *("--gfs.redo={}", "--gfs.redo.every_n_steps=4", "--gfs.grama={}", "--gfs.grama.every_n_steps=6"),

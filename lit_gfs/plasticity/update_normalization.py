@@ -77,5 +77,5 @@ class UpdateNormalization(UpdateRule):
         # A block that is higher than wide has orthonormal columns instead of rows.
         length = self.size * math.sqrt(max(blocks.shape[-2:]))
         # Rates on the host go to the device as arguments of a kernel.
-        torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[arg-type]
+        torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[misc]
         return even

@@ -95,7 +95,7 @@ def test_interventions_and_options_of_fit_reach_the_run(throughput: ModuleType) 
     )
 
     callbacks = {name for name, span in result["spans"].items() if span["part"] == "callbacks"}
-    assert {"TemporalGradientClipping", "GradientNormalization"} <= callbacks
+    assert {"TemporalGradientClipping", "UpdateNormalization"} <= callbacks
     assert "GradientFlowMonitor" not in callbacks
     assert result["num_envs"] == 4
     assert result["precision"] == "bf16-mixed"

@@ -277,25 +277,31 @@ def test_positions_need_an_example_input() -> None:
         fit(make_net(), [SpectralNormalization()], 1)
 
 
+class Shallow(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(3, 1)
+        self.example_input_array = torch.zeros(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.only(x)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 def test_a_module_without_a_chosen_weight_is_named() -> None:
-    class Shallow(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.only = nn.Linear(3, 1)
-            self.example_input_array = torch.zeros(1, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.only(x)
-
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            return self(batch[0]).square().mean()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
     with pytest.raises(UserError, match="SpectralNormalization found no weight to work on in Shallow"):
         fit(Shallow(), [SpectralNormalization()], 1)
     fit(Shallow(), [SpectralNormalization(first_layer=True)], 1)
+
+
+def test_a_small_network_trains_with_a_recipe_for_large_ones() -> None:
+    with pytest.warns(UserWarning, match="UpdateNormalization has no effect: Shallow has no hidden matrix"):
+        fit(Shallow(), [UpdateNormalization()], 1)
 
 
 @pytest.mark.parametrize("first", [True, False])
