@@ -30,8 +30,11 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.flatten(1) for tensor in tensors])
 
 
+def like(tensors: Sequence[Tensor], matrices: Tensor) -> list[Tensor]:
+    """View a batch of L matrices as tensors with the shapes of the L tensors of a group."""
+    return [matrix.view_as(tensor) for tensor, matrix in zip(tensors, matrices.unbind(), strict=True)]
+
+
 def unstack_(matrices: Tensor, tensors: Sequence[Tensor]) -> None:
     """Copy each of a batch of matrices into the tensor at its place."""
-    torch._foreach_copy_(
-        list(tensors), [new.view_as(old) for new, old in zip(matrices.unbind(), tensors, strict=True)]
-    )
+    torch._foreach_copy_(list(tensors), like(tensors, matrices))

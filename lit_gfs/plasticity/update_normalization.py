@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lit_gfs.errors import require_between
 from lit_gfs.gradients.spectrum import STEPS, dtype_of_products, in_blocks, polar_factor
-from lit_gfs.gradients.stacks import stacked, stacks_of, unstack_
+from lit_gfs.gradients.stacks import like, stacked, stacks_of
 from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import Rate, Weights
 
@@ -62,18 +62,22 @@ class UpdateNormalization(UpdateRule):
         rate_of = dict(zip(weights, rates, strict=True))
         factors = []
         for stack in stacks_of(weights):
-            before = stacked([self.kept[name] for name in stack])
-            update = stacked(list(stack.values())) - before
+            before = [self.kept[name] for name in stack]
+            # In place throughout: on a CPU, fresh memory takes as long as the matrix products.
+            update = stacked(list(stack.values()))
+            torch._foreach_sub_(like(before, update), before)
+            former = torch.linalg.vector_norm(update.flatten(1), dim=1)
             even = self._even(update, [rate_of[name] for name in stack])
-            unstack_(before + even, list(stack.values()))
-            former, new = (torch.linalg.vector_norm(each.flatten(1), dim=1) for each in (update, even))
+            new = torch.linalg.vector_norm(even.flatten(1), dim=1)
+            torch._foreach_add_(before, like(before, even))
+            torch._foreach_copy_(list(stack.values()), before)
             factors.append(torch.where(former > 0, new / former, 1.0).to(torch.float32).mean())
         return {"scale": torch.stack([each.to(factors[0].device) for each in factors]).mean()}
 
     def _even(self, update: Tensor, rates: Sequence[Rate]) -> Tensor:
-        """Return the new updates ``(L, rows, columns)`` in place of the former ones."""
+        """Return the new updates ``(L, rows, columns)``; the former ones are overwritten."""
         blocks = in_blocks(update, self.block)
-        even = polar_factor(blocks, self.steps, dtype_of_products(update)).view_as(update)
+        even = polar_factor(blocks, self.steps, dtype_of_products(update), overwrite=True).view_as(update)
         # A block that is higher than wide has orthonormal columns instead of rows.
         length = self.size * math.sqrt(max(blocks.shape[-2:]))
         # Rates on the host go to the device as arguments of a kernel.

@@ -66,6 +66,18 @@ def test_the_scale_does_not_matter(scale: float) -> None:
     torch.testing.assert_close(polar_factor(scale * matrix), polar_factor(matrix), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (6, 20), (20, 6)])
+def test_overwritten_matrices_have_the_same_factor(shape: tuple[int, int]) -> None:
+    matrices = torch.randn(3, *shape)
+    expected = polar_factor(matrices)
+    before = matrices.clone()
+
+    assert torch.equal(polar_factor(matrices), expected)
+    assert torch.equal(matrices, before)
+    assert torch.equal(polar_factor(matrices, overwrite=True), expected)
+    assert not torch.equal(matrices, before)
+
+
 @pytest.mark.parametrize("scale", [1e-22, 1e-30, 1e-40])
 @pytest.mark.parametrize("columns", [6, 40])
 def test_a_vanishing_matrix_stays_bounded(scale: float, columns: int) -> None:
