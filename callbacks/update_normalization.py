@@ -15,7 +15,7 @@ from lit_gfs.plasticity import update_normalization as algorithm
 
 
 class UpdateNormalization(UpdateRuleIntervention):
-    """Evens out the spectrum of the update that an optimizer makes to a hidden matrix, and sets its size.
+    """Evens out the spectrum of the update that an optimizer makes to a hidden matrix, and shortens it.
 
     See `lit_gfs.plasticity.update_normalization.UpdateNormalization`. `GradientNormalization` with a spectral
     reference does this to the gradient of one batch; an optimizer averages gradients before it makes an
@@ -27,7 +27,9 @@ class UpdateNormalization(UpdateRuleIntervention):
     optimizer's. It writes ``intervention/<name>/scale``, the mean factor on the norm of an update in a step.
 
     Args:
-        size: Root mean square of the new update, in units of the learning rate.
+        size: Length of the new update, in ``unit``.
+        unit: ``"update"`` for the length of the optimizer's update, or ``"rate"`` for the root mean square of
+            the new update in learning rates.
         block: Rows of a matrix that are orthogonalized together; ``None`` for all rows, at a higher price.
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
@@ -40,15 +42,20 @@ class UpdateNormalization(UpdateRuleIntervention):
     """
 
     def __init__(
-        self, size: float = 0.2, block: int | None = None, name: str = "update_normalization"
+        self,
+        size: float = 0.25,
+        unit: algorithm.Unit = "update",
+        block: int | None = None,
+        name: str = "update_normalization",
     ) -> None:
         self.size = size
+        self.unit: algorithm.Unit = unit
         self.block = block
         super().__init__(name)
 
     @override
     def make_rule(self) -> algorithm.UpdateNormalization:
-        return algorithm.UpdateNormalization(self.size, self.block)
+        return algorithm.UpdateNormalization(self.size, self.unit, self.block)
 
     @override
     def chooses(self, name: str, weights: Mapping[str, nn.Parameter]) -> bool:

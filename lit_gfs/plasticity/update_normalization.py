@@ -4,55 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gfs.errors import require_between
+from lit_gfs.errors import UserError, nearest, require_between
 from lit_gfs.gradients.spectrum import STEPS, dtype_of_products, in_blocks, polar_factor
 from lit_gfs.gradients.stacks import like, stacked, stacks_of
 from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import Rate, Weights
 
+Unit = Literal["update", "rate"]
+"""What the length of an update is measured in: the length of the optimizer's update, or the learning rate."""
+
 
 class UpdateNormalization(UpdateRule):
-    """Evens out the spectrum of an optimizer's update of a matrix, and sets its size.
+    """Evens out the spectrum of an optimizer's update of a matrix, and shortens it.
 
     For the update U = W - W_before of a matrix with n columns, at the learning rate eta,
 
-        W <- W_before + size eta sqrt(n) P,
+        W <- W_before + size ||U||_F P / ||P||_F    (unit "update"), or
+        W <- W_before + size eta sqrt(n) P          (unit "rate"),
 
     where P is the polar factor of U (`lit_gfs.gradients.spectrum.polar_factor`): its rows are orthonormal,
-    so all directions of the update count alike. The root mean square of the update is ``size eta``. P depends
-    on the direction of U alone, so an update of any length becomes one of this size; an update of zero stays
-    zero, and one of a lower rank is shorter.
+    so all directions of the update count alike. An update of zero stays zero.
+
+    In the first unit, the optimizer still decides how far to go. Adam takes shorter steps where gradients
+    disagree or have become small, as on a task that is solved. In the second, the root mean square of each
+    update is ``size eta``, whatever the gradients are. With SGD and momentum, this is Muon (Jordan et al.
+    2024, https://kellerjordan.github.io/posts/muon).
 
     An optimizer averages gradients before it makes an update. So noise, which differs from batch to batch,
-    has less weight here than in a gradient whose spectrum is evened out. With SGD and momentum as the
-    optimizer, this is Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon); with Adam, the
-    update has been divided by the size of past gradients first.
+    has less weight here than in a gradient whose spectrum is evened out.
 
     Call `remember` before each step. All weights must be matrices or kernels; a kernel counts as the matrix
     ``(out_channels, in_channels * kernel positions)``.
 
     Args:
-        size: Root mean square of the new update, in units of the learning rate. Updates of Adam have a root
-            mean square of about 0.2 (Liu et al. 2025, arXiv 2502.16982).
+        size: Length of the new update, in ``unit``.
+        unit: ``"update"`` for the Frobenius norm of the optimizer's update; ``"rate"`` for the root mean
+            square of the new update in learning rates. Updates of Adam have about 0.2 rates (Liu et al. 2025,
+            arXiv 2502.16982).
         block: Rows of a matrix whose polar factor is computed together; ``None`` for all rows. With b rows,
             the price grows with b instead of with the matrix.
         steps: Newton-Schulz steps of the polar factor.
 
     Raises:
-        UserError: If an argument is out of range.
+        UserError: If an argument is out of range, or ``unit`` is unknown.
     """
 
-    def __init__(self, size: float = 0.2, block: int | None = None, steps: int = STEPS) -> None:
+    def __init__(
+        self, size: float = 0.25, unit: Unit = "update", block: int | None = None, steps: int = STEPS
+    ) -> None:
         super().__init__()
         require_between(1e-6, 1e6, size=size)
         require_between(1, math.inf, block=block)
         require_between(1, 99, steps=steps)
+        if unit not in get_args(Unit):
+            choices = get_args(Unit)
+            raise UserError(f"unit is {unit!r}; expected {' or '.join(choices)}{nearest(str(unit), choices)}")
         self.size = size
+        self.unit = unit
         self.block = block
         self.steps = steps
 
@@ -67,19 +81,22 @@ class UpdateNormalization(UpdateRule):
             update = stacked(list(stack.values()))
             torch._foreach_sub_(like(before, update), before)
             former = torch.linalg.vector_norm(update.flatten(1), dim=1)
-            even = self._even(update, [rate_of[name] for name in stack])
-            new = torch.linalg.vector_norm(even.flatten(1), dim=1)
+            even, new = self._even(update, former, [rate_of[name] for name in stack])
             torch._foreach_add_(before, like(before, even))
             torch._foreach_copy_(list(stack.values()), before)
             factors.append(torch.where(former > 0, new / former, 1.0).to(torch.float32).mean())
         return {"scale": torch.stack([each.to(factors[0].device) for each in factors]).mean()}
 
-    def _even(self, update: Tensor, rates: Sequence[Rate]) -> Tensor:
-        """Return the new updates ``(L, rows, columns)``; the former ones are overwritten."""
+    def _even(self, update: Tensor, norms: Tensor, rates: Sequence[Rate]) -> tuple[Tensor, Tensor]:
+        """Return new updates ``(L, rows, columns)`` and their norms ``(L,)``; overwrite the former ones."""
         blocks = in_blocks(update, self.block)
         even = polar_factor(blocks, self.steps, dtype_of_products(update), overwrite=True).view_as(update)
-        # A block that is higher than wide has orthonormal columns instead of rows.
-        length = self.size * math.sqrt(max(blocks.shape[-2:]))
-        # Rates on the host go to the device as arguments of a kernel.
-        torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[misc]
-        return even
+        if self.unit == "rate":
+            # A block that is higher than wide has orthonormal columns instead of rows.
+            length = self.size * math.sqrt(max(blocks.shape[-2:]))
+            # Rates on the host go to the device as arguments of a kernel.
+            torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[misc]
+            return even, torch.linalg.vector_norm(even.flatten(1), dim=1)
+        length_of_even = torch.linalg.vector_norm(even.flatten(1), dim=1)
+        factors = torch.where(length_of_even > 0, self.size * norms / length_of_even, 0.0)
+        return even.mul_(factors[:, None, None]), self.size * norms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,12 @@ def polar(matrix: Tensor) -> Tensor:
 
 
 def moved(
-    updates: list[Tensor], rates: list[float] | list[Tensor] | None = None, **options: float
+    updates: list[Tensor], rates: list[float] | list[Tensor] | None = None, **options: Any
 ) -> list[Tensor]:
     """Return the new updates of weights that an optimizer has moved by some updates."""
     weights = {f"{index}.weight": random(*update.shape, seed=9) for index, update in enumerate(updates)}
     before = [weight.clone() for weight in weights.values()]
-    rule = UpdateNormalization(**options)  # type: ignore[arg-type]
+    rule = UpdateNormalization(**options)
     rule.meet(weights)
     rule.remember(weights)
     torch._foreach_add_(list(weights.values()), updates)
@@ -39,21 +40,32 @@ def moved(
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
-def test_the_new_update_is_the_polar_factor_at_the_size_asked_for(shape: tuple[int, int]) -> None:
+def test_the_new_update_is_the_polar_factor_with_a_share_of_the_length(shape: tuple[int, int]) -> None:
     update = random(*shape)
     (new,) = moved([update], size=0.5, steps=8)
+    factor = 0.5 * update.norm() / math.sqrt(min(shape))
+    torch.testing.assert_close(new, factor * polar(update), rtol=1e-3, atol=1e-5)
+    assert new.norm().item() == pytest.approx(0.5 * update.norm().item())
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+def test_in_rates_the_new_update_has_a_length_of_its_own(shape: tuple[int, int]) -> None:
+    update = random(*shape)
+    (new,) = moved([update], size=0.5, unit="rate", steps=8)
     torch.testing.assert_close(new, 0.5 * RATE * math.sqrt(max(shape)) * polar(update), rtol=1e-3, atol=1e-5)
     assert new.square().mean().sqrt().item() == pytest.approx(0.5 * RATE, rel=1e-3)
 
 
-def test_the_length_of_the_update_does_not_matter() -> None:
+def test_the_length_of_the_update_matters_in_its_own_unit_alone() -> None:
     update = random(5, 8)
-    (short,), (long,) = moved([1e-3 * update]), moved([10 * update])
-    torch.testing.assert_close(short, long, rtol=1e-2, atol=1e-5)
+    for unit, ratio in (("update", 100.0), ("rate", 1.0)):
+        (short,), (long,) = moved([1e-2 * update], unit=unit), moved([update], unit=unit)
+        torch.testing.assert_close(ratio * short, long, rtol=1e-2, atol=1e-5)
 
 
-def test_a_weight_that_has_not_moved_stays() -> None:
-    still, other = moved([torch.zeros(4, 4), random(4, 4)])
+@pytest.mark.parametrize("unit", ["update", "rate"])
+def test_a_weight_that_has_not_moved_stays(unit: str) -> None:
+    still, other = moved([torch.zeros(4, 4), random(4, 4)], unit=unit)
     assert not still.any()
     assert other.all()
 
@@ -62,7 +74,7 @@ def test_blocks_of_rows_are_even_by_themselves() -> None:
     update = random(6, 8)
     (new,) = moved([update], block=3, steps=8)
     by_hand = torch.cat([polar(update[:3]), polar(update[3:])])
-    torch.testing.assert_close(new, 0.2 * RATE * math.sqrt(8) * by_hand, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(new, 0.25 * update.norm() / math.sqrt(6) * by_hand, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(new, moved([update], steps=8)[0], rtol=0.1, atol=1e-4)
 
 
@@ -76,8 +88,8 @@ def test_a_kernel_counts_as_a_matrix() -> None:
 def test_each_weight_has_its_own_rate_and_rates_may_be_tensors() -> None:
     updates = [random(4, 4), random(4, 4, seed=1), random(3, 7, seed=2)]
     rates = [0.1, 0.4, 0.0]
-    numbers = moved(updates, rates)
-    tensors = moved(updates, [torch.tensor(rate) for rate in rates])
+    numbers = moved(updates, rates, size=0.2, unit="rate")
+    tensors = moved(updates, [torch.tensor(rate) for rate in rates], size=0.2, unit="rate")
     sizes = [new.square().mean().sqrt().item() for new in numbers]
     assert sizes[:2] == pytest.approx([0.02, 0.08], rel=0.13)
     assert sizes[2] == 0.0
@@ -87,7 +99,7 @@ def test_each_weight_has_its_own_rate_and_rates_may_be_tensors() -> None:
 
 def test_the_scale_is_the_mean_factor_on_the_norms() -> None:
     weights = {"a": torch.zeros(4, 4), "b": torch.zeros(4, 4), "c": torch.zeros(2, 3)}
-    rule = UpdateNormalization(size=1.0, steps=8)
+    rule = UpdateNormalization(size=1.0, unit="rate", steps=8)
     rule.meet(weights)
     rule.remember(weights)
     weights["a"].copy_(torch.eye(4))  # the new update is 0.2 I
@@ -116,7 +128,7 @@ def test_with_sgd_and_momentum_it_is_muon() -> None:
                 rule.apply(weights, [RATE])
         return weight.detach() - start
 
-    mine = learned(lambda p: torch.optim.SGD([p], lr=RATE, momentum=0.9), UpdateNormalization())
+    mine = learned(lambda p: torch.optim.SGD([p], lr=RATE, momentum=0.9), UpdateNormalization(0.2, "rate"))
     theirs = learned(
         lambda p: torch.optim.Muon(
             [p], lr=RATE, weight_decay=0.0, momentum=0.9, nesterov=False, adjust_lr_fn="match_rms_adamw"
@@ -131,8 +143,13 @@ def test_with_sgd_and_momentum_it_is_muon() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"size": 0.0}, "size is 0.0"), ({"block": 0}, "block is 0"), ({"steps": 0}, "steps is 0")],
+    [
+        ({"size": 0.0}, "size is 0.0"),
+        ({"unit": "updates"}, "unit is 'updates'; expected update or rate; did you mean 'update'"),
+        ({"block": 0}, "block is 0"),
+        ({"steps": 0}, "steps is 0"),
+    ],
 )
-def test_options_are_checked(options: dict[str, float], message: str) -> None:
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        UpdateNormalization(**options)  # type: ignore[arg-type]
+        UpdateNormalization(**options)
