@@ -15,7 +15,7 @@ from lit_gfs.plasticity import update_normalization as algorithm
 
 
 class UpdateNormalization(UpdateRuleIntervention):
-    """Evens out the spectrum of the update that an optimizer makes to a hidden matrix, and shortens it.
+    """Evens out the spectrum of the update that an optimizer makes to a hidden matrix, and sets its length.
 
     See `lit_gfs.plasticity.update_normalization.UpdateNormalization`. `GradientNormalization` with a spectral
     reference does this to the gradient of one batch; an optimizer averages gradients before it makes an
@@ -27,9 +27,8 @@ class UpdateNormalization(UpdateRuleIntervention):
     optimizer's. It writes ``intervention/<name>/scale``, the mean factor on the norm of an update in a step.
 
     Args:
-        size: Length of the new update, in ``unit``.
-        unit: ``"update"`` for the length of the optimizer's update, or ``"rate"`` for the root mean square of
-            the new update in learning rates.
+        size: Root mean square of the new update, in units of the learning rate, at most.
+        lengthen: Whether the new update may be longer than the optimizer's.
         block: Rows of a matrix that are orthogonalized together; ``None`` for all rows, at a higher price.
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
@@ -43,19 +42,19 @@ class UpdateNormalization(UpdateRuleIntervention):
 
     def __init__(
         self,
-        size: float = 0.25,
-        unit: algorithm.Unit = "update",
+        size: float = 0.1,
+        lengthen: bool = False,
         block: int | None = None,
         name: str = "update_normalization",
     ) -> None:
         self.size = size
-        self.unit: algorithm.Unit = unit
+        self.lengthen = lengthen
         self.block = block
         super().__init__(name)
 
     @override
     def make_rule(self) -> algorithm.UpdateNormalization:
-        return algorithm.UpdateNormalization(self.size, self.unit, self.block)
+        return algorithm.UpdateNormalization(self.size, self.lengthen, self.block)
 
     @override
     def chooses(self, name: str, weights: Mapping[str, nn.Parameter]) -> bool:

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gfs.errors import UserError, nearest, require_between
+from lit_gfs.errors import require_between
 from lit_gfs.gradients.spectrum import STEPS, dtype_of_products, in_blocks, polar_factor
 from lit_gfs.gradients.stacks import like, stacked, stacks_of
 from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import Rate, Weights
 
-Unit = Literal["update", "rate"]
-"""What the length of an update is measured in: the length of the optimizer's update, or the learning rate."""
-
 
 class UpdateNormalization(UpdateRule):
-    """Evens out the spectrum of an optimizer's update of a matrix, and shortens it.
+    """Evens out the spectrum of an optimizer's update of a matrix, and sets its length.
 
     For the update U = W - W_before of a matrix with n columns, at the learning rate eta,
 
-        W <- W_before + size ||U||_F P / ||P||_F    (unit "update"), or
-        W <- W_before + size eta sqrt(n) P          (unit "rate"),
+        E = size eta sqrt(n) P,   W <- W_before + min(1, ||U|| / ||E||) E,
 
     where P is the polar factor of U (`lit_gfs.gradients.spectrum.polar_factor`): its rows are orthonormal,
-    so all directions of the update count alike. An update of zero stays zero.
+    so all directions of the update count alike. The root mean square of E is ``size eta``, so an outlier
+    among updates becomes one of this length. An update of zero stays zero.
 
-    In the first unit, the optimizer still decides how far to go. Adam takes shorter steps where gradients
-    disagree or have become small, as on a task that is solved. In the second, the root mean square of each
-    update is ``size eta``, whatever the gradients are. With SGD and momentum, this is Muon (Jordan et al.
-    2024, https://kellerjordan.github.io/posts/muon).
+    No update becomes longer than the optimizer's. Adam takes short steps where gradients have become small,
+    as on a task that is solved, and there a step of a fixed length would undo what was learned. With
+    ``lengthen`` the update is E in all cases; with SGD and momentum, this is Muon (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon).
 
     An optimizer averages gradients before it makes an update. So noise, which differs from batch to batch,
     has less weight here than in a gradient whose spectrum is evened out.
@@ -43,30 +39,26 @@ class UpdateNormalization(UpdateRule):
     ``(out_channels, in_channels * kernel positions)``.
 
     Args:
-        size: Length of the new update, in ``unit``.
-        unit: ``"update"`` for the Frobenius norm of the optimizer's update; ``"rate"`` for the root mean
-            square of the new update in learning rates. Updates of Adam have about 0.2 rates (Liu et al. 2025,
-            arXiv 2502.16982).
+        size: Root mean square of the new update, in units of the learning rate, at most. Updates of Adam have
+            a root mean square of about 0.2 (Liu et al. 2025, arXiv 2502.16982).
+        lengthen: Whether the new update may be longer than the optimizer's, by the Frobenius norm.
         block: Rows of a matrix whose polar factor is computed together; ``None`` for all rows. With b rows,
             the price grows with b instead of with the matrix.
         steps: Newton-Schulz steps of the polar factor.
 
     Raises:
-        UserError: If an argument is out of range, or ``unit`` is unknown.
+        UserError: If an argument is out of range.
     """
 
     def __init__(
-        self, size: float = 0.25, unit: Unit = "update", block: int | None = None, steps: int = STEPS
+        self, size: float = 0.1, lengthen: bool = False, block: int | None = None, steps: int = STEPS
     ) -> None:
         super().__init__()
         require_between(1e-6, 1e6, size=size)
         require_between(1, math.inf, block=block)
         require_between(1, 99, steps=steps)
-        if unit not in get_args(Unit):
-            choices = get_args(Unit)
-            raise UserError(f"unit is {unit!r}; expected {' or '.join(choices)}{nearest(str(unit), choices)}")
         self.size = size
-        self.unit = unit
+        self.lengthen = lengthen
         self.block = block
         self.steps = steps
 
@@ -91,12 +83,13 @@ class UpdateNormalization(UpdateRule):
         """Return new updates ``(L, rows, columns)`` and their norms ``(L,)``; overwrite the former ones."""
         blocks = in_blocks(update, self.block)
         even = polar_factor(blocks, self.steps, dtype_of_products(update), overwrite=True).view_as(update)
-        if self.unit == "rate":
-            # A block that is higher than wide has orthonormal columns instead of rows.
-            length = self.size * math.sqrt(max(blocks.shape[-2:]))
-            # Rates on the host go to the device as arguments of a kernel.
-            torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[misc]
-            return even, torch.linalg.vector_norm(even.flatten(1), dim=1)
-        length_of_even = torch.linalg.vector_norm(even.flatten(1), dim=1)
-        factors = torch.where(length_of_even > 0, self.size * norms / length_of_even, 0.0)
-        return even.mul_(factors[:, None, None]), self.size * norms
+        # A block that is higher than wide has orthonormal columns instead of rows.
+        length = self.size * math.sqrt(max(blocks.shape[-2:]))
+        # Rates on the host go to the device as arguments of a kernel.
+        torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[misc]
+        new = torch.linalg.vector_norm(even.flatten(1), dim=1)
+        if self.lengthen:
+            return even, new
+        shorter = torch.minimum(new, norms)
+        even.mul_(torch.where(new > 0, shorter / new, 1.0)[:, None, None])
+        return even, shorter

@@ -40,32 +40,35 @@ def moved(
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
-def test_the_new_update_is_the_polar_factor_with_a_share_of_the_length(shape: tuple[int, int]) -> None:
+def test_the_new_update_is_the_polar_factor_at_the_size_asked_for(shape: tuple[int, int]) -> None:
     update = random(*shape)
     (new,) = moved([update], size=0.5, steps=8)
-    factor = 0.5 * update.norm() / math.sqrt(min(shape))
-    torch.testing.assert_close(new, factor * polar(update), rtol=1e-3, atol=1e-5)
-    assert new.norm().item() == pytest.approx(0.5 * update.norm().item())
-
-
-@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
-def test_in_rates_the_new_update_has_a_length_of_its_own(shape: tuple[int, int]) -> None:
-    update = random(*shape)
-    (new,) = moved([update], size=0.5, unit="rate", steps=8)
     torch.testing.assert_close(new, 0.5 * RATE * math.sqrt(max(shape)) * polar(update), rtol=1e-3, atol=1e-5)
     assert new.square().mean().sqrt().item() == pytest.approx(0.5 * RATE, rel=1e-3)
 
 
-def test_the_length_of_the_update_matters_in_its_own_unit_alone() -> None:
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+def test_a_short_update_stays_as_short(shape: tuple[int, int]) -> None:
+    update = 1e-5 * random(*shape)
+    (new,) = moved([update], size=0.5, steps=8)
+    factor = update.norm() / math.sqrt(min(shape))
+    torch.testing.assert_close(new, factor * polar(update), rtol=1e-2, atol=1e-6)
+    assert new.norm().item() == pytest.approx(update.norm().item(), rel=1e-2)
+
+
+def test_only_if_it_may_lengthen_the_length_of_the_update_does_not_matter() -> None:
     update = random(5, 8)
-    for unit, ratio in (("update", 100.0), ("rate", 1.0)):
-        (short,), (long,) = moved([1e-2 * update], unit=unit), moved([update], unit=unit)
-        torch.testing.assert_close(ratio * short, long, rtol=1e-2, atol=1e-5)
+    for lengthen, ratio in ((True, 1.0), (False, 100.0)):
+        (short,) = moved([1e-4 * update], size=0.5, lengthen=lengthen)
+        (long,) = moved([1e-2 * update], size=0.5, lengthen=lengthen)
+        assert long.norm().item() == pytest.approx(
+            min(ratio * short.norm().item(), 0.5 * RATE * math.sqrt(40)), rel=0.13
+        )
 
 
-@pytest.mark.parametrize("unit", ["update", "rate"])
-def test_a_weight_that_has_not_moved_stays(unit: str) -> None:
-    still, other = moved([torch.zeros(4, 4), random(4, 4)], unit=unit)
+@pytest.mark.parametrize("lengthen", [False, True])
+def test_a_weight_that_has_not_moved_stays(lengthen: bool) -> None:
+    still, other = moved([torch.zeros(4, 4), random(4, 4)], lengthen=lengthen)
     assert not still.any()
     assert other.all()
 
@@ -74,7 +77,7 @@ def test_blocks_of_rows_are_even_by_themselves() -> None:
     update = random(6, 8)
     (new,) = moved([update], block=3, steps=8)
     by_hand = torch.cat([polar(update[:3]), polar(update[3:])])
-    torch.testing.assert_close(new, 0.25 * update.norm() / math.sqrt(6) * by_hand, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(new, 0.1 * RATE * math.sqrt(8) * by_hand, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(new, moved([update], steps=8)[0], rtol=0.1, atol=1e-4)
 
 
@@ -88,8 +91,8 @@ def test_a_kernel_counts_as_a_matrix() -> None:
 def test_each_weight_has_its_own_rate_and_rates_may_be_tensors() -> None:
     updates = [random(4, 4), random(4, 4, seed=1), random(3, 7, seed=2)]
     rates = [0.1, 0.4, 0.0]
-    numbers = moved(updates, rates, size=0.2, unit="rate")
-    tensors = moved(updates, [torch.tensor(rate) for rate in rates], size=0.2, unit="rate")
+    numbers = moved(updates, rates, size=0.2)
+    tensors = moved(updates, [torch.tensor(rate) for rate in rates], size=0.2)
     sizes = [new.square().mean().sqrt().item() for new in numbers]
     assert sizes[:2] == pytest.approx([0.02, 0.08], rel=0.13)
     assert sizes[2] == 0.0
@@ -99,7 +102,7 @@ def test_each_weight_has_its_own_rate_and_rates_may_be_tensors() -> None:
 
 def test_the_scale_is_the_mean_factor_on_the_norms() -> None:
     weights = {"a": torch.zeros(4, 4), "b": torch.zeros(4, 4), "c": torch.zeros(2, 3)}
-    rule = UpdateNormalization(size=1.0, unit="rate", steps=8)
+    rule = UpdateNormalization(size=1.0, lengthen=True, steps=8)
     rule.meet(weights)
     rule.remember(weights)
     weights["a"].copy_(torch.eye(4))  # the new update is 0.2 I
@@ -128,7 +131,9 @@ def test_with_sgd_and_momentum_it_is_muon() -> None:
                 rule.apply(weights, [RATE])
         return weight.detach() - start
 
-    mine = learned(lambda p: torch.optim.SGD([p], lr=RATE, momentum=0.9), UpdateNormalization(0.2, "rate"))
+    mine = learned(
+        lambda p: torch.optim.SGD([p], lr=RATE, momentum=0.9), UpdateNormalization(0.2, lengthen=True)
+    )
     theirs = learned(
         lambda p: torch.optim.Muon(
             [p], lr=RATE, weight_decay=0.0, momentum=0.9, nesterov=False, adjust_lr_fn="match_rms_adamw"
@@ -145,7 +150,6 @@ def test_with_sgd_and_momentum_it_is_muon() -> None:
     ("options", "message"),
     [
         ({"size": 0.0}, "size is 0.0"),
-        ({"unit": "updates"}, "unit is 'updates'; expected update or rate; did you mean 'update'"),
         ({"block": 0}, "block is 0"),
         ({"steps": 0}, "steps is 0"),
     ],
