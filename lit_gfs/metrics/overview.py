@@ -21,6 +21,7 @@ OVERVIEW = {
     "gradient_flow/shortened_layers": "Overview/7_shortened_layers",
     "intervention/temporal_clipping/clipped_layers": "Overview/8_clipped_layers",
     "intervention/gradient_normalization/scale": "Overview/9_normalization_scale",
+    "intervention/update_normalization/scale": "Overview/9_update_scale",
 }
 """Copies by the tags of their originals."""
 
