@@ -21,8 +21,12 @@ WIDTH = 96
 TITLES = {"pqn_acrobot": "PQN on Acrobot", "pqn_cartpole": "PQN on CartPole"}
 """The tasks that have runs at every depth."""
 # Okabe & Ito's palette: safe for colour-blind readers.
-COLOURS = {"baseline": "#d55e00", "gfs": "#0072b2"}
-LABELS = {"baseline": "baseline", "gfs": "recipes/gfs"}
+COLOURS = {"baseline": "#d55e00", "gradient_spectrum": "#0072b2", "gfs": "#009e73"}
+LABELS = {
+    "baseline": "baseline",
+    "gradient_spectrum": "the spectrum of each gradient",
+    "gfs": "recipes/gfs",
+}
 
 
 def read_scores(tables: Path) -> dict[tuple[str, str, str], list[float]]:
@@ -49,6 +53,7 @@ def draw_panel(axis: Axes, task: str, scores: dict[tuple[str, str, str], list[fl
         linewidth=1,
         label="baseline, 3 layers of 32 units",
     )
+    ticks = set[int]()
     for recipe, colour in COLOURS.items():
         by_depth = {
             int(scale.partition("x")[0]): runs
@@ -56,12 +61,15 @@ def draw_panel(axis: Axes, task: str, scores: dict[tuple[str, str, str], list[fl
             if (its_task, its_recipe) == (task, recipe) and scale.endswith(f"x{WIDTH}")
         }
         depths = sorted(by_depth)
+        if not depths:
+            continue  # not run yet
+        ticks.update(depths)
         dots = [(depth, score) for depth in depths for score in by_depth[depth]]
         axis.plot(*zip(*dots, strict=True), "o", color=colour, alpha=0.35, markersize=5)
         means = [interquartile_mean(by_depth[depth]) for depth in depths]
         axis.plot(depths, means, color=colour, label=f"{LABELS[recipe]}, layers of {WIDTH} units")
     axis.set_xscale("log", base=2)
-    axis.set_xticks(depths, [str(depth) for depth in depths])
+    axis.set_xticks(sorted(ticks), [str(depth) for depth in sorted(ticks)])
     axis.set_title(TITLES[task], fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.3)

@@ -27,7 +27,7 @@ def test_dots_are_the_runs_of_every_depth() -> None:
             for run in runs
             if run["task"] == task
             and run["scale"] in {"4x96", "8x96", "16x96", "32x96", "64x96"}
-            and run["recipe"] in {"baseline", "gfs"}
+            and run["recipe"] in {"baseline", "gradient_spectrum", "gfs"}
         ]
         assert sorted(dots) == sorted(expected)
         assert {depth for depth, _ in dots} == {4, 8, 16, 32, 64}
