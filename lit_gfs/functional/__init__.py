@@ -1,1 +1,1 @@
-"""Pure functions of tensors: returns, losses, exploration, and action distributions."""
+"""Pure functions of tensors: returns, losses, exploration, action distributions, and spectra of matrices."""

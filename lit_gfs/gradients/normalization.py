@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_gfs.errors import UserError, nearest, require_between
-from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
-from lit_gfs.gradients.spectrum import (
+from lit_gfs.functional.spectrum import (
     STEPS,
     dtype_of_products,
     in_blocks,
@@ -18,7 +17,8 @@ from lit_gfs.gradients.spectrum import (
     lifted_spectrum,
     polar_factor,
 )
-from lit_gfs.gradients.stacks import stacked, stacks_of, unstack_
+from lit_gfs.functional.stacks import stacked, stacks_of, unstack_
+from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
 from lit_gfs.metrics.gradient_flow import LayerGradients, layer_norms
 from lit_gfs.networks.layers import is_hidden_matrix
 
@@ -102,7 +102,7 @@ class SpectralNormalizer(LayerwiseScaling):
 
     The gradient of a deep layer usually points in few directions: a few singular values are orders of
     magnitude larger than the others. A step then learns from those directions alone. With ``spectral`` the
-    gradient G becomes its polar factor U V' (see `lit_gfs.gradients.spectrum.polar_factor`); at a strength
+    gradient G becomes its polar factor U V' (see `lit_gfs.functional.spectrum.polar_factor`); at a strength
     below 1 it becomes the mixture (1 - strength) G + strength U V'. With ``spectral_norm`` it becomes
     G / ||G||_2^strength, whose largest singular value is 1 at full strength.
 
@@ -114,7 +114,7 @@ class SpectralNormalizer(LayerwiseScaling):
     batches agree on. Two options keep noise small:
 
     - With ``lift``, small singular values of G / ||G||_F grow by at most that factor, and the order of all of
-      them stays; see `lit_gfs.gradients.spectrum.lifted_spectrum`. It takes fewer steps.
+      them stays; see `lit_gfs.functional.spectrum.lifted_spectrum`. It takes fewer steps.
     - With ``momentum``, the running mean of the gradients, M <- momentum M + (1 - momentum) G, takes the
       place of G, as in Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). M begins at
       zero. Where a gradient is zero, it stays so, and M does not change.

@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gfs.errors import require_between
-from lit_gfs.gradients.spectrum import STEPS, dtype_of_products, in_blocks, polar_factor
-from lit_gfs.gradients.stacks import like, stacked, stacks_of
+from lit_gfs.functional.spectrum import STEPS, dtype_of_products, in_blocks, polar_factor
+from lit_gfs.functional.stacks import like, stacked, stacks_of
 from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import Rate, Weights
 
@@ -23,7 +23,7 @@ class UpdateNormalization(UpdateRule):
 
         E = size eta sqrt(n) P,   W <- W_before + min(1, ||U|| / ||E||) E,
 
-    where P is the polar factor of U (`lit_gfs.gradients.spectrum.polar_factor`): its rows are orthonormal,
+    where P is the polar factor of U (`lit_gfs.functional.spectrum.polar_factor`): its rows are orthonormal,
     so all directions of the update count alike. The root mean square of E is ``size eta``, so an outlier
     among updates becomes one of this length. An update of zero stays zero.
 

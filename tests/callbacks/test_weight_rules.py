@@ -88,7 +88,7 @@ def test_it_writes_its_own_tags_and_changes_what_is_learned(key: str) -> None:
     fit(plain, [], 10)
     tags = {tag for row in rows.values() for tag in row}
     assert tags
-    assert all(tag.startswith(f"intervention/{key}/") for tag in tags)
+    assert all(tag.startswith((f"intervention/{key}/", "Overview/")) for tag in tags)
     assert all(math.isfinite(value) for row in rows.values() for value in row.values())
     assert not torch.equal(weights(net), weights(plain))
     assert torch.equal(net.frozen.weight, plain.frozen.weight)

@@ -1,4 +1,4 @@
-"""The spectrum of a gradient matrix: its polar factor by Newton-Schulz steps, its largest singular value.
+"""The spectrum of a matrix: its polar factor by Newton-Schulz steps, its largest singular value.
 
 Let a matrix have the singular value decomposition U S V'. Its *polar factor* is U V': the directions stay,
 and every singular value becomes 1. Among all steps of spectral norm 1 it is the steepest (Bernstein and

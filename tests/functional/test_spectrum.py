@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gfs.gradients.spectrum import largest_singular_value, lifted_spectrum, polar_factor
+from lit_gfs.functional.spectrum import largest_singular_value, lifted_spectrum, polar_factor
 
 
 def exact(matrices: Tensor) -> Tensor:
