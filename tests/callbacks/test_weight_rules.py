@@ -299,6 +299,11 @@ def test_a_module_without_a_chosen_weight_is_named() -> None:
     fit(Shallow(), [SpectralNormalization(first_layer=True)], 1)
 
 
+def test_the_options_of_update_normalization_reach_the_rule() -> None:
+    rule = UpdateNormalization(size=0.3, lengthen=True, block=5).make_rule()
+    assert (rule.size, rule.lengthen, rule.block) == (0.3, True, 5)
+
+
 def test_a_small_network_trains_with_a_recipe_for_large_ones() -> None:
     with pytest.warns(UserWarning, match="UpdateNormalization has no effect: Shallow has no hidden matrix"):
         fit(Shallow(), [UpdateNormalization()], 1)
