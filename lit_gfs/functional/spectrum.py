@@ -31,6 +31,9 @@ _COEFFICIENTS = (
 )
 """Polynomials whose composition is closest to 1 on [0.001, 1] (Amsel et al. 2025, arXiv 2505.16932)."""
 
+_CACHED_ELEMENTS = 2**17
+"""Elements of a product that stays in a core's cache."""
+
 
 def polar_factor(
     matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None, overwrite: bool = False
@@ -46,7 +49,7 @@ def polar_factor(
         steps: Number of polynomial steps.
         dtype: Type of the products; ``None`` for that of the matrices. In bfloat16 the result differs by a
             few percent, less than five steps leave of the differences between singular values.
-        overwrite: Whether the matrices may be overwritten; that saves a copy.
+        overwrite: Whether the matrices may be overwritten; that saves memory, and time on a CPU.
 
     Returns:
         Matrices of the same shape and dtype; a zero matrix stays zero.
@@ -55,7 +58,9 @@ def polar_factor(
     return _on_singular_values(matrices, polynomials, dtype, overwrite)
 
 
-def lifted_spectrum(matrices: Tensor, lift: float, dtype: torch.dtype | None = None) -> Tensor:
+def lifted_spectrum(
+    matrices: Tensor, lift: float, dtype: torch.dtype | None = None, overwrite: bool = False
+) -> Tensor:
     """Divide matrices by their Frobenius norms, then lift small singular values by a limited factor.
 
     A singular value s of X / ||X||_F ends near ``lift`` s if that is far below 1, and at most at 1. Larger
@@ -67,6 +72,7 @@ def lifted_spectrum(matrices: Tensor, lift: float, dtype: torch.dtype | None = N
         lift: Factor on the smallest singular values, at least 1. The number of steps is its logarithm to the
             base 1.875: two at 3.5.
         dtype: Type of the products; ``None`` for that of the matrices.
+        overwrite: As in `polar_factor`.
 
     Returns:
         Matrices of the same shape and dtype; a zero matrix stays zero.
@@ -75,7 +81,7 @@ def lifted_spectrum(matrices: Tensor, lift: float, dtype: torch.dtype | None = N
     # 1 <= a <= 1.875. Its slope at zero is a, so that of n steps is a^n.
     steps = math.ceil(math.log(lift, 1.875) - 1e-9)  # rounding must not add a step
     slope = lift ** (1 / max(steps, 1))
-    return _on_singular_values(matrices, [(slope, 2.5 - 2 * slope, slope - 1.5)] * steps, dtype)
+    return _on_singular_values(matrices, [(slope, 2.5 - 2 * slope, slope - 1.5)] * steps, dtype, overwrite)
 
 
 def in_blocks(matrices: Tensor, block: int | None) -> Tensor:
@@ -128,7 +134,7 @@ def _on_singular_values(
     matrices: Tensor,
     polynomials: list[tuple[float, float, float]],
     dtype: torch.dtype | None,
-    overwrite: bool = False,
+    overwrite: bool,
 ) -> Tensor:
     """Divide matrices by their Frobenius norms, and apply polynomials to their singular values."""
     *batch, rows, columns = matrices.shape
@@ -143,7 +149,7 @@ def _on_singular_values(
     # Products of the small Gram matrix are cheaper if the matrix is at least twice as wide as high. They need
     # float32, because the Gram matrix squares the singular values.
     is_wide = 2 * wide.shape[1] <= wide.shape[2] and wide.dtype in (torch.float32, torch.float64)
-    result = (_iterate_gram if is_wide else _iterate)(wide, polynomials)
+    result = _iterate_gram(wide, polynomials, overwrite) if is_wide else _iterate(wide, polynomials)
     return (result.mT if rows > columns else result).reshape(*batch, rows, columns).to(matrices.dtype)
 
 
@@ -156,7 +162,7 @@ def _iterate(wide: Tensor, polynomials: list[tuple[float, float, float]]) -> Ten
     return wide
 
 
-def _iterate_gram(wide: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+def _iterate_gram(wide: Tensor, polynomials: list[tuple[float, float, float]], overwrite: bool) -> Tensor:
     """Do the same on the Gram matrices, ``(batch, rows, rows)``: p(X) = q(XX') X, so X is needed once."""
     gram = wide @ wide.mT
     total: Tensor | None = None
@@ -166,4 +172,13 @@ def _iterate_gram(wide: Tensor, polynomials: list[tuple[float, float, float]]) -
         total = even if total is None else even @ total
         if index + 1 < len(polynomials):
             gram = even @ gram @ even
-    return wide if total is None else total @ wide
+    if total is None:
+        return wide
+    if not overwrite:
+        return total @ wide
+    # A few matrices at a time, so that a product fits in the cache: on a CPU, fresh memory for all products
+    # takes as long as the products.
+    chunk = max(1, _CACHED_ELEMENTS // wide[0].numel())
+    for some, factors in zip(wide.split(chunk), total.split(chunk), strict=True):
+        some.copy_(factors @ some)
+    return wide

@@ -179,7 +179,9 @@ class SpectralNormalizer(LayerwiseScaling):
             # A host need not wait for a device if masks decide there.
             mask = None if norms.device.type == "cpu" and changes.all() else changes
             means = self._averaged(stack, matrices, mask) if self.momentum else matrices
-            even = self._normalized(means)
+            if self.momentum and mask is None:
+                means = matrices.copy_(means)  # nobody needs the gradients any more, so their memory is free
+            even = self._normalized(means, overwrite=mask is None)
             unstack_(even if mask is None else torch.where(mask, even, matrices), list(stack.values()))
         changed = usable & (norms > 0)
         scales = torch.where(changed, layer_norms(gradients) / torch.where(changed, norms, 1.0), 1.0)
@@ -226,16 +228,18 @@ class SpectralNormalizer(LayerwiseScaling):
         self.means = {name: mean.clone() for name, mean in means.items()}
         self._stacked = {}
 
-    def _normalized(self, matrices: Tensor) -> Tensor:
+    def _normalized(self, matrices: Tensor, overwrite: bool) -> Tensor:
+        """Return normalized matrices, which may take the place of the given ones."""
         if self.reference == "spectral_norm":
             sizes = largest_singular_value(matrices)[:, None, None]
             factors = (1 / sizes).clamp(max=_MAX_FACTOR) ** self.strength
             return matrices * torch.where(sizes > 0, factors, 1.0)
         blocks, dtype = in_blocks(matrices, self.block), dtype_of_products(matrices)
+        overwrite = overwrite and self.strength == 1  # otherwise the mixture needs them once more
         if self.lift is None:
-            even = polar_factor(blocks, self.steps, dtype)
+            even = polar_factor(blocks, self.steps, dtype, overwrite)
         else:
-            even = lifted_spectrum(blocks, self.lift, dtype)
+            even = lifted_spectrum(blocks, self.lift, dtype, overwrite)
         even = even.view_as(matrices)
         return even if self.strength == 1 else matrices.lerp(even, self.strength)
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -76,6 +79,15 @@ def test_overwritten_matrices_have_the_same_factor(shape: tuple[int, int]) -> No
     assert torch.equal(matrices, before)
     assert torch.equal(polar_factor(matrices, overwrite=True), expected)
     assert not torch.equal(matrices, before)
+
+
+@pytest.mark.parametrize("factor_of", [polar_factor, partial(lifted_spectrum, lift=3.5)])
+def test_many_wide_matrices_are_overwritten_in_parts(factor_of: Callable[..., Tensor]) -> None:
+    # More elements than one part holds, and a last part that is smaller than the others.
+    matrices = torch.randn(19, 16, 1024, generator=torch.Generator().manual_seed(4))
+    expected = factor_of(matrices)
+
+    torch.testing.assert_close(factor_of(matrices, overwrite=True), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-22, 1e-30, 1e-40])
