@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -334,14 +336,15 @@ def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     lines = [
         "# Cost of interventions and monitors",
         "",
-        "As a share of a training step of DQN without them: median over pairs of steps, and quartiles.",
-        "Interventions act in every step. Monitors are counted at the intervals that they choose in a run of "
-        "24,500 optimizer steps for 2 x 256 (the quickstart), of 250,000 for others (10^6 steps of DQN).",
+        "As a share of a training step of DQN without them: median over pairs of steps, and quartiles. Those "
+        "that act in every step count in full. A reset is divided by the steps between two resets: "
+        f"{', '.join(f'{period:,} for {name}' for name, period in PERIODS.items())}. Monitors are counted at "
+        "the intervals that they choose in a run of 24,500 optimizer steps for 2 x 256 (the quickstart), of "
+        "250,000 for others (10^6 steps of DQN).",
         "",
-        f"`python benchmarks/step_cost.py --pairs {arguments.pairs} --clock {arguments.clock}`, "
-        f"{arguments.threads} thread(s), PyTorch {torch.__version__} on {arguments.accelerator}, "
-        f"{arguments.precision}. A step with and one without take turns, so that other work of the machine "
-        "slows both: shares count, milliseconds do not.",
+        f"`python benchmarks/step_cost.py {shlex.join(arguments.given)}`: {arguments.threads} thread(s), "
+        f"PyTorch {torch.__version__} on {arguments.accelerator}, {arguments.precision}. A step with and "
+        "one without take turns, so other work of the machine slows both: shares count, milliseconds do not.",
         "",
         "| network | what | share of a step | step, ms |",
         "|---|---|---|---|",
@@ -365,6 +368,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
     arguments = parser.parse_args(args)
+    arguments.given = sys.argv[1:] if args is None else list(args)
     silence_library_noise()
     torch.set_num_threads(arguments.threads)
     rows = [row for network in arguments.networks for row in measure(network, arguments)]

@@ -75,7 +75,7 @@ def test_the_table_says_how_it_was_measured(step_cost: ModuleType, tmp_path: Pat
     step_cost.main([*options, "--markdown", str(page)])
 
     text = page.read_text()
-    assert "`python benchmarks/step_cost.py --pairs 4 --clock cpu`" in text
+    assert f"`python benchmarks/step_cost.py {' '.join(options)} --markdown {page}`: 1 thread" in text
     assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith(f"| {NETWORK}")] == [
         "both",
         "nan_guard",
