@@ -58,7 +58,7 @@ class Report(Callback):
 
 
 @pytest.mark.usefixtures("counting_envs")
-@pytest.mark.parametrize("name", ["DQN", "PPO", "PPO with a divergence limit", "PQN"])
+@pytest.mark.parametrize("name", ["DQN", "Rainbow", "PPO", "PPO with a divergence limit", "PQN"])
 def test_two_processes_count_together_and_learn_alike(
     name: str, make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -69,6 +69,18 @@ def test_two_processes_count_together_and_learn_alike(
     if name == "DQN":
         data = ReplayDataModule("Counting-v0", learning_starts=32, batch_size=8, seed=1, **arguments)
         agent = DQN(data.env_spec)
+    elif name == "Rainbow":
+        data = ReplayDataModule(
+            "Counting-v0",
+            learning_starts=32,
+            batch_size=8,
+            n_step=3,
+            priority_exponent=0.5,
+            importance_exponent=0.4,
+            seed=1,
+            **arguments,
+        )
+        agent = DQN(data.env_spec, double=True, dueling=True, noisy=True, loss="c51", v_min=0, v_max=9)
     else:
         data = RolloutDataModule("Counting-v0", rollout_steps=8, epochs=2, minibatches=2, seed=1, **arguments)
         if name == "PQN":

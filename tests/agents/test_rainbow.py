@@ -164,6 +164,36 @@ def test_weights_multiply_losses_and_priorities_are_without_them(parts: tuple[st
         torch.testing.assert_close(found["replay/priority"], found["loss/td_error"])
 
 
+@pytest.mark.parametrize("parts", [("c51",), ("hl_gauss",), ("double", "dueling", "c51")], ids="+".join)
+def test_probabilities_and_priorities_keep_their_precision_under_autocast(parts: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    agent, batch = make_agent(*parts), make_batch(8, weight=torch.ones(8))
+    exact = recorded(agent, batch)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = recorded(agent, batch)
+
+    assert found["returned"].dtype == found["replay/priority"].dtype == torch.float32
+    # The networks' outputs are rounded to 8 bits; sums and logarithms of probabilities are not.
+    torch.testing.assert_close(found["returned"], exact["returned"], atol=0, rtol=0.01)
+    torch.testing.assert_close(found["replay/priority"], exact["replay/priority"], atol=0, rtol=0.02)
+    assert not torch.equal(found["returned"], exact["returned"])
+
+
+@pytest.mark.usefixtures("counting_envs")
+def test_all_parts_train_together_in_mixed_precision(make_trainer: MakeTrainer) -> None:
+    data = replay_data(total_steps=60, **options_of(OF_THE_DATA, RAINBOW))
+    agent = make_agent(*RAINBOW, target_sync_every=20)
+    before = weights(agent)
+
+    make_trainer(precision="bf16-mixed").fit(agent, data)
+
+    now = weights(agent)
+    assert now.dtype == torch.float32
+    assert now.isfinite().all()
+    assert not torch.equal(now, before)
+
+
 class Told:
     """Stands in for the datamodule, and keeps the priorities that it is told."""
 
