@@ -8,8 +8,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
+from lit_gfs.errors import require_one_of
 from lit_gfs.gradients import GradientNormalizer, SpectralNormalizer
-from lit_gfs.gradients.normalization import Reference, SpectralReference, require_reference
+from lit_gfs.gradients.normalization import Reference, SpectralReference
 
 REFERENCES = (*get_args(Reference), *get_args(SpectralReference))
 
@@ -61,7 +62,7 @@ class GradientNormalization(GradientIntervention):
         name: str = "gradient_normalization",
     ) -> None:
         super().__init__(name)
-        require_reference(reference, REFERENCES)
+        require_one_of(REFERENCES, reference=reference)
         self.strength = strength
         self.reference = reference
         self.decay = decay

@@ -9,7 +9,7 @@ from torch import nn
 from typing_extensions import override
 
 from lit_gfs.callbacks.weight_rule import WeightRuleIntervention
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import require_one_of
 from lit_gfs.plasticity import pull_to_init as algorithm
 
 Parameters = Literal["all", "matrices", "vectors"]
@@ -39,11 +39,7 @@ class PullToInit(WeightRuleIntervention):
     def __init__(
         self, strength: float = 0.01, parameters: Parameters = "all", name: str = "pull_to_init"
     ) -> None:
-        if parameters not in (choices := get_args(Parameters)):
-            raise UserError(
-                f"parameters is {parameters!r}; expected one of {', '.join(choices)}"
-                f"{nearest(str(parameters), choices)}"
-            )
+        require_one_of(get_args(Parameters), parameters=parameters)
         self.strength = strength
         self.parameters: Parameters = parameters
         super().__init__(name)

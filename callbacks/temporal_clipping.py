@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import require_one_of
 from lit_gfs.gradients import PercentileClipper, TemporalClipper, ZScoreClipper
 
 SCOPES = ("layer", "global")
@@ -67,10 +67,8 @@ class TemporalGradientClipping(GradientIntervention):
     ) -> None:
         super().__init__(name)
         self.per_layer = per_layer
-        for option, value, choices in (("scope", scope, SCOPES), ("mode", mode, MODES)):
-            if value not in choices:
-                expected = " or ".join(map(repr, choices))
-                raise UserError(f"{option} is {value!r}; expected {expected}{nearest(value, choices)}")
+        require_one_of(SCOPES, scope=scope)
+        require_one_of(MODES, mode=mode)
         self.scope = scope
         self.mode = mode
         self.z_threshold = z_threshold

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import UserError, require_one_of
 
 CLASSES = 10
 """Number of labels of each data set."""
@@ -32,15 +32,8 @@ def load_images(dataset: str, root: str, samples: int | None) -> tuple[Tensor, T
     Raises:
         UserError: If the data set is unknown, a file is missing or damaged, or there are fewer images.
     """
-    if dataset == "digits":
-        images, labels = load_digits()
-    elif dataset == "cifar10":
-        images, labels = load_cifar10(Path(root), samples)
-    else:
-        expected = ("digits", "cifar10")
-        raise UserError(
-            f"dataset is {dataset!r}; expected {' or '.join(map(repr, expected))}{nearest(dataset, expected)}"
-        )
+    require_one_of(("digits", "cifar10"), dataset=dataset)
+    images, labels = load_digits() if dataset == "digits" else load_cifar10(Path(root), samples)
     if samples is not None and samples > len(images):
         raise UserError(f"samples is {samples}; expected at most {len(images)}, as many as {dataset!r} has")
     return images[:samples], labels[:samples]

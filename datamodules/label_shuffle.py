@@ -18,7 +18,7 @@ from lit_gfs.datamodules.shuffled_labels import (
     ShuffledLabels,
 )
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError, nearest, require_positive
+from lit_gfs.errors import UserError, require_one_of, require_positive
 from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.runs.trainer_checks import (
     require_evaluation_between_epochs,
@@ -93,10 +93,7 @@ class LabelShuffleDataModule(LightningDataModule, RemembersArguments):
         self.eval_every = eval_every
         seed = run_seed(seed)
         images, labels = load_images(dataset, root, samples)
-        if changes not in _TASKS:
-            raise UserError(
-                f"changes is {changes!r}; expected {' or '.join(map(repr, _TASKS))}{nearest(changes, _TASKS)}"
-            )
+        require_one_of(_TASKS, changes=changes)
         self.changes = changes
         self.task = _TASKS[changes](images, labels, shuffle_every, seed, starts_true)
         self._loader = self._make_loader()

@@ -182,6 +182,30 @@ def require_at_least(least: int, /, **values: int | None) -> None:
             raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
 
 
+def require_above(limit: float, /, **values: float | None) -> None:
+    """Check the user's numbers by their names; ``None`` means that an option is off.
+
+    Raises:
+        UserError: If a number is not above the limit, or not finite.
+    """
+    for name, value in values.items():
+        if value is not None and not limit < value < float("inf"):
+            raise UserError(f"{name} is {value}; expected a number above {limit:g}")
+
+
+def require_one_of(choices: Iterable[str], /, **values: str) -> None:
+    """Check the user's words by their names.
+
+    Raises:
+        UserError: If a word is none of the choices.
+    """
+    known = tuple(choices)
+    for name, value in values.items():
+        if value not in known:
+            expected = ", ".join(map(repr, known))
+            raise UserError(f"{name} is {value!r}; expected one of {expected}{nearest(str(value), known)}")
+
+
 def require_between(least: float, most: float, **values: float | None) -> None:
     """Check the user's numbers by their names; ``None`` means that an option is off.
 

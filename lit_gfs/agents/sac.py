@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lit_gfs.agents.off_policy_actor_critic import OffPolicyActorCritic, parameter_group
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import require_above, require_between
 from lit_gfs.functional.actor_critic import critic_loss, soft_policy_loss, soft_value, temperature_loss
 from lit_gfs.functional.returns import n_step_return, td_target
 from lit_gfs.functional.squashed_gaussian import SquashedGaussian, bounded_log_std
@@ -91,8 +91,7 @@ class SAC(OffPolicyActorCritic):
         super().__init__(env_spec, **options)
         require_between(-math.inf, math.log(2), target_entropy=target_entropy)
         require_between(0, math.inf, temperature_learning_rate=temperature_learning_rate)
-        if not 0 < initial_temperature < math.inf:
-            raise UserError(f"initial_temperature is {initial_temperature:g}; expected a number above 0")
+        require_above(0, initial_temperature=initial_temperature)
         self.actor: GaussianActor = GaussianActor(
             env_spec, self.build_encoder, self.build_trunk, self.initialization
         )

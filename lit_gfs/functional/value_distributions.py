@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gfs.errors import UserError, nearest, require_at_least
+from lit_gfs.errors import UserError, require_at_least, require_one_of
 from lit_gfs.functional.returns import td_target
 
 Regression = Literal["huber", "mse"]
@@ -285,14 +285,12 @@ def value_distribution(loss: ValueLoss, v_min: float, v_max: float, atoms: int) 
     Raises:
         UserError: If the name is unknown, or the support is none.
     """
+    require_one_of(get_args(ValueLoss), loss=loss)
     if loss == "c51":
         return C51(v_min, v_max, atoms)
     if loss == "hl_gauss":
         return HLGauss(v_min, v_max, atoms)
-    if loss in ("huber", "mse"):
-        return Scalar(loss)
-    choices = get_args(ValueLoss)
-    raise UserError(f"loss is {loss!r}; expected one of {', '.join(choices)}{nearest(str(loss), choices)}")
+    return Scalar(loss)
 
 
 def _check_shapes(outputs: Tensor, target: Tensor) -> None:

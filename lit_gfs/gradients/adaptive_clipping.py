@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import require_above, require_between
 from lit_gfs.gradients.layerwise import LayerwiseScaling, ScaledGradients
 from lit_gfs.metrics.gradient_flow import LayerGradients, layer_norms
 
@@ -33,8 +33,7 @@ class AdaptiveClipper(LayerwiseScaling):
     def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
         super().__init__()
         require_between(0, float("inf"), eps=eps)
-        if clip_factor <= 0:
-            raise UserError(f"clip_factor is {clip_factor}; expected a number above 0")
+        require_above(0, clip_factor=clip_factor)
         self.clip_factor = clip_factor
         self.eps = eps
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lit_gfs.errors import UserError, nearest, require_between
+from lit_gfs.errors import require_between, require_one_of
 from lit_gfs.functional.spectrum import (
     STEPS,
     dtype_of_products,
@@ -60,7 +60,7 @@ class GradientNormalizer(LayerwiseScaling):
     def __init__(self, strength: float = 0.5, reference: Reference = "running", decay: float = 0.99) -> None:
         super().__init__()
         require_between(0, 1, strength=strength, decay=decay)
-        require_reference(reference, get_args(Reference))
+        require_one_of(get_args(Reference), reference=reference)
         self.strength = strength
         self.reference = reference
         self.decay = decay
@@ -143,7 +143,7 @@ class SpectralNormalizer(LayerwiseScaling):
         lift: float | None = None,
     ) -> None:
         super().__init__()
-        require_reference(reference, get_args(SpectralReference))
+        require_one_of(get_args(SpectralReference), reference=reference)
         require_between(0, 1, strength=strength)
         require_between(0, 0.9999, momentum=momentum)
         require_between(1, 99, steps=steps)
@@ -242,18 +242,6 @@ class SpectralNormalizer(LayerwiseScaling):
             even = lifted_spectrum(blocks, self.lift, dtype, overwrite)
         even = even.view_as(matrices)
         return even if self.strength == 1 else matrices.lerp(even, self.strength)
-
-
-def require_reference(reference: str, choices: Sequence[str]) -> None:
-    """Check a reference.
-
-    Raises:
-        UserError: If it is none of the choices.
-    """
-    if reference not in choices:
-        raise UserError(
-            f"reference is {reference!r}; expected one of {', '.join(choices)}{nearest(reference, choices)}"
-        )
 
 
 def _hidden(gradients: LayerGradients) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import UserError, require_above, require_between, require_one_of
 from lit_gfs.init.mirrored import can_mirror, first_layers, mirror_, mirrored_slopes
 from lit_gfs.init.path_network import modules_run
 from lit_gfs.init.paths import LAYERS, Chain, Paths, branch_scales, layer_weights, measure_paths
@@ -124,10 +124,8 @@ def path_sensitive_(
             f"first_bias is {first_bias}, but mirrored is False: biases are drawn in mirrored chains alone; "
             "expected first_bias=0, mirrored=True or mirrored='auto'"
         )
-    if branches not in get_args(Branching):
-        raise UserError(f"branches is {branches!r}; expected 'path' or 'zero'")
-    if growth <= 1:
-        raise UserError(f"growth is {growth}; expected a number above 1")
+    require_one_of(get_args(Branching), branches=branches)
+    require_above(1, growth=growth)
     with plain_weights(module, LAYERS) as fixed:
         return _initialize_(module, example_input, fixed, mirrored, head_gain, growth, first_bias, branches)
 

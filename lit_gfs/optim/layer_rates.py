@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_gfs.errors import UserError, nearest, require_positive
+from lit_gfs.errors import UserError, require_above, require_one_of, require_positive
 from lit_gfs.networks import ConstantFactor
 from lit_gfs.networks.layers import own_parameters
 from lit_gfs.optim.layer_positions import Position, is_matrix
@@ -81,13 +80,8 @@ def check_rule(rule: str, hidden_factor: float, base_width: int, base_depth: int
     Raises:
         UserError: If an option is out of range.
     """
-    if rule not in get_args(Rule):
-        choices = get_args(Rule)
-        raise UserError(
-            f"rule is {rule!r}; expected one of {', '.join(choices)}{nearest(str(rule), choices)}"
-        )
-    if not 0 < hidden_factor < math.inf:
-        raise UserError(f"hidden_factor is {hidden_factor}; expected a number above 0")
+    require_one_of(get_args(Rule), rule=rule)
+    require_above(0, hidden_factor=hidden_factor)
     require_positive(base_width=base_width)
     if base_depth < 3:
         raise UserError(f"base_depth is {base_depth}; expected at least 3, the depth with one branch")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adam, Adamax, AdamW, Muon, NAdam, Optimizer, RAdam, RMSprop
 
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import UserError, require_one_of
 from lit_gfs.optim.kron import Kron
 from lit_gfs.optim.muon import MuonWithAdam
 from lit_gfs.optim.parameter_stack import initial_state
@@ -117,9 +117,7 @@ def require_reset(mode: str) -> None:
     Raises:
         UserError: If there is no such mode.
     """
-    choices = get_args(AdamReset)
-    if mode not in choices:
-        raise UserError(f"mode is {mode!r}; expected one of {', '.join(choices)}{nearest(mode, choices)}")
+    require_one_of(get_args(AdamReset), mode=mode)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from typing_extensions import override
 
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import require_above, require_between
 from lit_gfs.networks.layers import as_matrix
 from lit_gfs.plasticity.weight_rule import Rate, WeightRule, Weights, scale_each_
 from lit_gfs.utils.seeding import derive_seed
@@ -39,8 +38,7 @@ class SpectralLimit(WeightRule):
 
     def __init__(self, limit: float = 1.0, iterations: int = 1, seed: int = 0) -> None:
         super().__init__()
-        if not 0 < limit < math.inf:
-            raise UserError(f"limit is {limit}; expected a number above 0")
+        require_above(0, limit=limit)
         require_between(1, 99, iterations=iterations)
         self.limit = limit
         self.iterations = iterations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gfs.errors import UserError, nearest
+from lit_gfs.errors import require_above, require_one_of
 from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import (
     Rate,
@@ -49,15 +49,9 @@ class UpdateClipping(UpdateRule):
         self, threshold: float = 1.0, measure: Measure = "rms", relative_to: Reference = "rate"
     ) -> None:
         super().__init__()
-        if not 0 < threshold < math.inf:
-            raise UserError(f"threshold is {threshold}; expected a number above 0")
-        for option, value, literal in (
-            ("measure", measure, Measure),
-            ("relative_to", relative_to, Reference),
-        ):
-            if value not in (choices := get_args(literal)):
-                expected = " or ".join(map(repr, choices))
-                raise UserError(f"{option} is {value!r}; expected {expected}{nearest(str(value), choices)}")
+        require_above(0, threshold=threshold)
+        require_one_of(get_args(Measure), measure=measure)
+        require_one_of(get_args(Reference), relative_to=relative_to)
         self.threshold = threshold
         self.measure = measure
         self.relative_to = relative_to

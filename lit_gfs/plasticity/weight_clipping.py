@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gfs.errors import UserError
+from lit_gfs.errors import require_above
 from lit_gfs.networks.layers import as_matrix
 from lit_gfs.plasticity.weight_rule import (
     Rate,
@@ -40,8 +40,7 @@ class WeightClipping(WeightRule):
 
     def __init__(self, kappa: float = 1.0) -> None:
         super().__init__()
-        if not 0 < kappa < math.inf:
-            raise UserError(f"kappa is {kappa}; expected a number above 0")
+        require_above(0, kappa=kappa)
         self.kappa = kappa
         self._limits: dict[str, float] = {}
 

@@ -122,7 +122,7 @@ def test_other_optimizers_and_pointless_arguments_are_refused() -> None:
         fit(Chain(sgd(0.1)), [AdamResets()], 1)
     with pytest.raises(UserError, match="nothing would be reset; expected one of them"):
         AdamResets(on_shift=False)
-    with pytest.raises(UserError, match="mode is 'all'; expected one of step, moments"):
+    with pytest.raises(UserError, match="mode is 'all'; expected one of 'step', 'moments'"):
         AdamResets(mode="all")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="every_n_steps is 0"):
         AdamResets(every_n_steps=0)

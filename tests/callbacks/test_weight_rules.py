@@ -423,5 +423,5 @@ def test_a_clipped_update_is_the_optimizers_alone() -> None:
 
 @pytest.mark.parametrize("parameters", ["matrix", ""])
 def test_choices_are_checked(parameters: Any) -> None:
-    with pytest.raises(UserError, match="expected one of all, matrices, vectors"):
+    with pytest.raises(UserError, match="expected one of 'all', 'matrices', 'vectors'"):
         PullToInit(parameters=parameters)

@@ -87,7 +87,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_set_names_the_nearest() -> None:
     with pytest.raises(
-        UserError, match="dataset is 'digit'; expected 'digits' or 'cifar10'; did you mean 'digits'"
+        UserError, match="dataset is 'digit'; expected one of 'digits', 'cifar10'; did you mean 'digits'"
     ):
         load_images("digit", "", None)
 

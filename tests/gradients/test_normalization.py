@@ -111,7 +111,10 @@ def test_a_factor_is_at_most_1e8() -> None:
     [
         ({"strength": 1.1}, "strength is 1.1; expected a number between 0 and 1"),
         ({"decay": -0.1}, "decay is -0.1"),
-        ({"reference": "runing"}, "reference is 'runing'; expected one of running, .*did you mean 'running'"),
+        (
+            {"reference": "runing"},
+            "reference is 'runing'; expected one of 'running', .*did you mean 'running'",
+        ),
     ],
 )
 def test_arguments_are_checked(arguments, message) -> None:

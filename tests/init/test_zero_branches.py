@@ -154,5 +154,5 @@ def test_modules_without_branches_are_as_before() -> None:
 
 
 def test_an_unknown_start_of_branches_is_told() -> None:
-    with pytest.raises(UserError, match="branches is 'zeros'; expected 'path' or 'zero'"):
+    with pytest.raises(UserError, match="branches is 'zeros'; expected one of 'path', 'zero'"):
         path_sensitive_(nn.Linear(8, 8), torch.zeros(1, 8), branches="zeros")  # type: ignore[arg-type]

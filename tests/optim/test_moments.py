@@ -201,6 +201,6 @@ def test_another_optimizer_or_mode_is_refused_in_one_line() -> None:
     ):
         require_adam(OPTIMIZERS["SGD"](parameters()), "AdamResets")
     with pytest.raises(
-        UserError, match=r"mode is 'steps'; expected one of step, moments; did you mean 'step'"
+        UserError, match=r"mode is 'steps'; expected one of 'step', 'moments'; did you mean 'step'"
     ):
         require_reset("steps")

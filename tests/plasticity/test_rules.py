@@ -371,7 +371,7 @@ def test_changes_are_in_place(make: Callable[[], WeightRule]) -> None:
         (lambda: UpdateClipping(0.0), "threshold is 0.0"),
         (
             lambda: UpdateClipping(measure="rsm"),
-            "measure is 'rsm'; expected 'rms'",
+            "measure is 'rsm'; expected one of 'rms'",
         ),  # type: ignore
         (lambda: UpdateClipping(relative_to="weights"), "relative_to is 'weights'"),  # type: ignore
         (lambda: StaticSparsity(1.0), "sparsity is 1.0"),
