@@ -135,11 +135,22 @@ def test_every_shipped_config_is_listed() -> None:
     assert [name for name, folder in folders.items() if f"`{name}`" not in LISTS[folder]] == []
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the names that links may give to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.M)
+    shown = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in shown}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in link]
 
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link.split("#")[0]).exists()] == []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent.joinpath(path) if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or target.suffix != ".md" or anchor in anchors(target), link
 
 
 def test_every_intervention_has_its_key_on_a_page() -> None:

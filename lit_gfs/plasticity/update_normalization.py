@@ -19,7 +19,7 @@ from lit_gfs.plasticity.weight_rule import Rate, Weights
 class UpdateNormalization(UpdateRule):
     """Evens out the spectrum of an optimizer's update of a matrix, and sets its length.
 
-    For the update U = W - W_before of a matrix with n columns, at the learning rate eta,
+    For the update U = W - W_before of a matrix whose longer side is n, at the learning rate eta,
 
         E = size eta sqrt(n) P,   W <- W_before + min(1, ||U|| / ||E||) E,
 
