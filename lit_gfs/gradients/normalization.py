@@ -240,7 +240,7 @@ class SpectralNormalizer(LayerwiseScaling):
             even = polar_factor(blocks, self.steps, dtype, overwrite)
         else:
             even = lifted_spectrum(blocks, self.lift, dtype, overwrite)
-        even = even.view_as(matrices)
+        even = even.reshape(matrices.shape)
         return even if self.strength == 1 else matrices.lerp(even, self.strength)
 
 

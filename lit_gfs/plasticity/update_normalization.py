@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,10 @@ class UpdateNormalization(UpdateRule):
 
         E = size eta sqrt(n) P,   W <- W_before + min(1, ||U|| / ||E||) E,
 
-    where P is the polar factor of U (`lit_gfs.functional.spectrum.polar_factor`): its rows are orthonormal,
-    so all directions of the update count alike. The root mean square of E is ``size eta``, so an outlier
-    among updates becomes one of this length. An update of zero stays zero.
+    where P is the polar factor of U (`lit_gfs.functional.spectrum.polar_factor`): its rows, or the columns of
+    a matrix that is higher than wide, are orthonormal. So all directions of the update count alike. The root
+    mean square of E is ``size eta``, so an outlier among updates becomes one of this length. An update of
+    zero stays zero.
 
     No update becomes longer than the optimizer's. Adam takes short steps where gradients have become small,
     as on a task that is solved, and there a step of a fixed length would undo what was learned. With
@@ -82,11 +84,15 @@ class UpdateNormalization(UpdateRule):
     def _even(self, update: Tensor, norms: Tensor, rates: Sequence[Rate]) -> tuple[Tensor, Tensor]:
         """Return new updates ``(L, rows, columns)`` and their norms ``(L,)``; overwrite the former ones."""
         blocks = in_blocks(update, self.block)
-        even = polar_factor(blocks, self.steps, dtype_of_products(update), overwrite=True).view_as(update)
+        even = polar_factor(blocks, self.steps, dtype_of_products(update), overwrite=True)
+        even = even.reshape(update.shape)
         # A block that is higher than wide has orthonormal columns instead of rows.
         length = self.size * math.sqrt(max(blocks.shape[-2:]))
-        # Rates on the host go to the device as arguments of a kernel.
-        torch._foreach_mul_(list(even.unbind()), [rate * length for rate in rates])  # type: ignore[misc]
+        # Numbers go to the device as arguments of a kernel, but not in one list with tensors.
+        factors: list[Any] = [rate * length for rate in rates]
+        if any(isinstance(factor, Tensor) for factor in factors):
+            factors = [torch.as_tensor(factor, device=even.device) for factor in factors]
+        torch._foreach_mul_(list(even.unbind()), factors)
         new = torch.linalg.vector_norm(even.flatten(1), dim=1)
         if self.lengthen:
             return even, new

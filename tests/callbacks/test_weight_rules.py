@@ -35,6 +35,7 @@ from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.module_protocol import layers_of
 from lit_gfs.plasticity.pull_to_init import PullToInit as PullRule
+from lit_gfs.plasticity.update_normalization import UpdateNormalization as NormalizationRule
 from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import named_weights
 from support.intervened import Net, fit, make_net
@@ -425,3 +426,9 @@ def test_a_clipped_update_is_the_optimizers_alone() -> None:
 def test_choices_are_checked(parameters: Any) -> None:
     with pytest.raises(UserError, match="expected one of 'all', 'matrices', 'vectors'"):
         PullToInit(parameters=parameters)
+
+
+def test_update_normalization_has_the_defaults_of_its_rule() -> None:
+    mine, rule = UpdateNormalization().make_rule(), NormalizationRule()
+
+    assert vars(mine) == vars(rule)

@@ -90,6 +90,22 @@ def test_many_wide_matrices_are_overwritten_in_parts(factor_of: Callable[..., Te
     torch.testing.assert_close(factor_of(matrices, overwrite=True), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (8, 8), (48, 64), (64, 64), (64, 48)])
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_half_precision_leaves_no_large_singular_value(
+    shape: tuple[int, int], noise: float, kind: torch.dtype
+) -> None:
+    rows, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((200, rows, 1), (200, 1, columns), (200, rows, columns))
+    left, right, other = (torch.randn(size, generator=generator) for size in sizes)
+
+    factors = polar_factor((left @ right + noise * other).to(kind), dtype=torch.bfloat16)
+
+    assert torch.linalg.matrix_norm(factors.float(), 2).max() < 1.2
+
+
 @pytest.mark.parametrize("scale", [1e-22, 1e-30, 1e-40])
 @pytest.mark.parametrize("columns", [6, 40])
 def test_a_vanishing_matrix_stays_bounded(scale: float, columns: int) -> None:
@@ -176,3 +192,25 @@ def test_the_spectral_norm_of_one_row_is_exact() -> None:
 
     assert float(largest_singular_value(row)) == pytest.approx(5.0)
     assert float(largest_singular_value(row.mT)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e10])
+def test_the_scale_does_not_matter_to_the_largest_singular_value(scale: float) -> None:
+    matrix = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+
+    found = largest_singular_value(scale * matrix)
+
+    torch.testing.assert_close(found, scale * largest_singular_value(matrix), rtol=1e-4, atol=0)
+
+
+def test_the_largest_singular_value_is_at_least_the_largest_norm_of_a_row() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 3.0, 2.0]))
+
+    assert largest_singular_value(matrix).item() == pytest.approx(3.0)
+
+
+def test_three_steps_are_the_default() -> None:
+    matrix = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(largest_singular_value(matrix), largest_singular_value(matrix, steps=3))
+    assert not torch.equal(largest_singular_value(matrix), largest_singular_value(matrix, steps=2))

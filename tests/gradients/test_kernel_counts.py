@@ -48,7 +48,7 @@ WORK: dict[str, tuple[Callable[[Gradients], object], int, int]] = {
     "normalization, running": (scaled_by(GradientNormalizer(reference="running")), 38, 2),
     "normalization, weight": (scaled_by(GradientNormalizer(reference="weight")), 29, 2),
     "normalization, spectral": (scaled_by(SpectralNormalizer(block=4)), 47, 0),
-    "normalization, spectral norm": (scaled_by(SpectralNormalizer(1.0, "spectral_norm")), 47, 0),
+    "normalization, spectral norm": (scaled_by(SpectralNormalizer(1.0, "spectral_norm")), 53, 0),
     "search for NaN": (lambda gradients: nonfinite_tensors(flat(gradients)).any(), 5, 0),
     "norms": (layer_norms, 5, 0),
     "cosines": (lambda gradients: layer_cosines(gradients, gradients), 28, 2),

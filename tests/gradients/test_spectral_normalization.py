@@ -73,6 +73,16 @@ def test_blocks_are_orthogonalized_by_themselves() -> None:
     assert singular_values(matrix(gradients, "hidden")).max() > 1.1
 
 
+def test_blocks_that_are_higher_than_wide_have_even_columns() -> None:
+    for options in ({}, {"lift": 1e3}, {"momentum": 0.5}):
+        gradients = gradients_of(a=(96, 40))
+
+        SpectralNormalizer(block=48, steps=8, **options).apply(gradients)
+
+        values = torch.linalg.svdvals(matrix(gradients, "a").unflatten(0, (2, 48)))
+        torch.testing.assert_close(values, torch.ones_like(values), atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize(("block", "size"), [(100, 24), (24, 24), (23, 12), (7, 6), (5, 4), (1, 1)])
 def test_blocks_are_equal_and_at_most_as_large_as_asked_for(block: int, size: int) -> None:
     gradients = gradients_of(hidden=(24, 24))
@@ -203,6 +213,60 @@ def test_a_layer_that_grew_begins_a_new_running_mean() -> None:
     torch.testing.assert_close(normalizer.means["hidden.0"], 0.1 * large)
 
 
+def used(momentum: float = 0.9, seed: int = 0) -> SpectralNormalizer:
+    normalizer = SpectralNormalizer(momentum=momentum)
+    normalizer.apply({"a": [torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))]})
+    return normalizer
+
+
+def test_a_used_normalizer_goes_on_with_the_means_that_it_loads() -> None:
+    saver, loader = used(seed=0), used(seed=5)
+    loader.load_state_dict(saver.state_dict())
+    gradient = torch.randn(8, 8, generator=torch.Generator().manual_seed(9))
+    one, other = gradient.clone(), gradient.clone()
+
+    saver.apply({"a": [one]})
+    loader.apply({"a": [other]})
+
+    assert torch.equal(one, other)
+
+
+def test_without_momentum_no_mean_is_loaded() -> None:
+    normalizer = SpectralNormalizer()
+
+    normalizer.load_state_dict(used().state_dict())
+
+    assert normalizer.state_dict()["means"] == {}
+
+
+def test_a_saved_mean_does_not_change_with_later_steps() -> None:
+    normalizer = used()
+    state = normalizer.state_dict()
+    before = state["means"]["a.0"].clone()
+
+    normalizer.apply({"a": [torch.randn(8, 8)]})
+
+    assert torch.equal(state["means"]["a.0"], before)
+
+
+def test_a_matrix_that_turned_begins_a_new_running_mean() -> None:
+    normalizer = SpectralNormalizer(momentum=0.9)
+    normalizer.apply({"a": [torch.randn(32, 64)]})
+    gradient = torch.randn(64, 32)
+
+    normalizer.apply({"a": [gradient.clone()]})
+
+    torch.testing.assert_close(normalizer.means["a.0"], 0.1 * gradient)
+
+
+def test_the_factor_on_a_vanishing_gradient_is_limited() -> None:
+    gradient = 1e-10 * torch.eye(8)
+
+    SpectralNormalizer(reference="spectral_norm").apply({"a": [gradient]})
+
+    assert gradient.max().item() == pytest.approx(1e-2, rel=1e-3)
+
+
 def test_a_gradient_that_is_zero_or_not_finite_leaves_the_running_mean() -> None:
     first, second = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = normalized_together(SpectralNormalizer(momentum=0.9), first, second)
@@ -260,7 +324,9 @@ def test_factors_are_the_ratios_of_the_norms() -> None:
 
 
 def test_gradients_of_several_dtypes_work_together() -> None:
-    gradients: Gradients = {"a": [torch.randn(8, 8, dtype=torch.float64)], "b": [torch.randn(8, 8)]}
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, 8, 8, generator=generator).unbind()
+    gradients: Gradients = {"a": [a.double()], "b": [b]}
 
     SpectralNormalizer(steps=7).apply(gradients)
 
@@ -276,6 +342,7 @@ def test_gradients_of_several_dtypes_work_together() -> None:
         ({"momentum": 1.0}, "momentum is 1.0; expected a number between 0 and 0.9999"),
         ({"block": 0}, "block"),
         ({"lift": 0.5}, "lift is 0.5; expected a number between 1 and"),
+        ({"lift": 1e7}, "lift is 10000000.0; expected a number between 1 and"),
         ({"steps": 0}, "steps"),
         ({"reference": "unit"}, "reference is 'unit'; expected"),
     ],

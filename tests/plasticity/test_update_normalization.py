@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ def polar(matrix: Tensor) -> Tensor:
 
 
 def moved(
-    updates: list[Tensor], rates: list[float] | list[Tensor] | None = None, **options: Any
+    updates: list[Tensor], rates: Sequence[float | Tensor] | None = None, **options: Any
 ) -> list[Tensor]:
     """Return the new updates of weights that an optimizer has moved by some updates."""
     weights = {f"{index}.weight": random(*update.shape, seed=9) for index, update in enumerate(updates)}
@@ -81,6 +81,51 @@ def test_blocks_of_rows_are_even_by_themselves() -> None:
     assert not torch.allclose(new, moved([update], steps=8)[0], rtol=0.1, atol=1e-4)
 
 
+@pytest.mark.parametrize(("shape", "block"), [((96, 40), 48), ((12, 4), 6), ((10, 4), 5), ((16, 4), 8)])
+def test_blocks_that_are_higher_than_wide_have_even_columns(shape: tuple[int, int], block: int) -> None:
+    (new,) = moved([random(*shape)], block=block, steps=8)
+
+    assert new.square().mean().sqrt().item() == pytest.approx(0.1 * RATE, rel=1e-3)
+    blocks = new.unflatten(0, (-1, block)) / (0.1 * RATE * math.sqrt(block))
+    torch.testing.assert_close(
+        blocks.mT @ blocks, torch.eye(shape[1]).expand(len(blocks), -1, -1), atol=1e-2, rtol=0
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 64])
+def test_weights_in_half_precision_stay_finite(rank: int) -> None:
+    for seed in range(50):
+        update = (random(64, rank, seed=seed) @ random(rank, 64, seed=100 + seed)).bfloat16()
+        weights = {"a": torch.zeros(64, 64, dtype=torch.bfloat16)}
+        rule = UpdateNormalization(lengthen=True)
+        rule.meet(weights)
+        rule.remember(weights)
+        weights["a"].add_(update)
+        rule.apply(weights, [RATE])
+
+        assert weights["a"].float().square().mean().sqrt().item() <= 1.2 * 0.1 * RATE
+
+
+def test_products_have_the_type_that_suits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = random(64, 64)
+    (exact,) = moved([update])
+    monkeypatch.setattr(
+        "lit_gfs.plasticity.update_normalization.dtype_of_products", lambda matrices: torch.bfloat16
+    )
+
+    (rounded,) = moved([update])
+
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).norm() < 0.25 * exact.norm()
+
+
+def test_nothing_is_saved_between_steps() -> None:
+    rule = UpdateNormalization()
+    rule.meet({"a": torch.zeros(4, 4)})
+
+    assert rule.state_dict() == {"kept": {}}
+
+
 def test_a_kernel_counts_as_a_matrix() -> None:
     kernel = random(4, 3, 2, 2)
     (new,) = moved([kernel], steps=8)
@@ -98,6 +143,15 @@ def test_each_weight_has_its_own_rate_and_rates_may_be_tensors() -> None:
     assert sizes[2] == 0.0
     for number, tensor in zip(numbers, tensors, strict=True):
         torch.testing.assert_close(number, tensor)
+
+
+def test_rates_may_be_numbers_and_tensors_at_once() -> None:
+    updates = [random(6, 6, seed=seed) for seed in (1, 2)]
+
+    mixed = moved([*updates], [RATE, torch.tensor(2 * RATE)])
+
+    for new, expected in zip(mixed, moved([*updates], [RATE, 2 * RATE]), strict=True):
+        torch.testing.assert_close(new, expected)
 
 
 def test_the_scale_is_the_mean_factor_on_the_norms() -> None:
