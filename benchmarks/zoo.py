@@ -3,9 +3,10 @@
     python benchmarks/zoo.py
 
 Methods are ranked by the mean of their normalized scores on all tasks: 0 is the floor of a task, 1 its
-reference. Scores are interquartile means over seeds with 95% bootstrap intervals. Stability gain and speed-up
-are against the baseline of the same network. The price is processor time as a ratio to the baseline, the
-geometric mean over tasks of medians over seeds. docs/statistics.md defines all of these.
+reference. Scores are interquartile means over seeds with 95% bootstrap intervals. Stability gain, speed-up
+and price are against the baseline of the same network, in the first of the studies. The price is processor
+time as a ratio to the baseline: means over seeds, and their geometric mean over tasks. docs/statistics.md
+defines all of these.
 """
 
 from __future__ import annotations
@@ -58,16 +59,19 @@ def read_rows(tables: list[Path], scales: tuple[str, ...] = ("deep", "12x192")) 
     """Return the rows, the best first; methods without runs on all of the tasks are left out.
 
     Args:
-        tables: Tables of studies/zoo, studies/zoo_labels, or both; stability and speed are of the first.
+        tables: Tables of studies/zoo, studies/zoo_labels, or both; stability, speed, price are of the first.
         scales: The deep networks' names.
     """
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    first: set[str] = set()  # the tasks of the first table
     aggregates: dict[str, Any] = {}
     for directory in tables:
         summary = json.loads((directory / "summary.json").read_text())
         for group in summary["groups"]:
             if group["scale"] in scales and group["normalized_score"]["value"] is not None:
                 groups[group["recipe"]][group["stratum"]] = group
+                if directory == tables[0]:
+                    first.add(group["stratum"])
         for each in summary["aggregates"]:
             if each["scale"] in scales and each["set"] == "all tasks":
                 aggregates.setdefault(each["recipe"], each)
@@ -79,7 +83,7 @@ def read_rows(tables: list[Path], scales: tuple[str, ...] = ("deep", "12x192")) 
             {task: with_interval(by_task[task]["final_score"], DIGITS[task]) for task in tasks},
             with_interval(aggregates[recipe]["stability_gain"], 0, 100, "%"),
             with_interval(aggregates[recipe].get("speed_up"), 1),
-            price_of(by_task, groups["baseline"]),
+            price_of({task: by_task[task] for task in tasks if task in first}, groups["baseline"]),
             sum(each["failed"] for each in by_task.values()),
         )
         for recipe, by_task in groups.items()
