@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.reset_intervention import ResetIntervention
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import UserError, require_between, require_one_of
 from lit_gfs.metrics.module_protocol import write_scalars
-from lit_gfs.optim.moments import AdamReset, require_adam, require_reset, reset_adam_
+from lit_gfs.optim.moments import AdamReset, require_adam, reset_adam_
 
 
 class AdamResets(ResetIntervention):
@@ -51,7 +51,7 @@ class AdamResets(ResetIntervention):
         name: str = "adam_resets",
     ) -> None:
         super().__init__(name)
-        require_reset(mode)
+        require_one_of(get_args(AdamReset), mode=mode)
         require_between(1, float("inf"), every_n_steps=every_n_steps)
         if not on_shift and every_n_steps is None:
             raise UserError(

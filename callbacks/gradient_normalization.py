@@ -38,7 +38,7 @@ class GradientNormalization(GradientIntervention):
             grows with it.
         momentum: Decay of a running mean of the gradients, whose spectrum is evened out in the place of each
             step's own; 0 takes each gradient alone (``spectral``, ``spectral_norm``).
-        lift: Largest factor on a small singular value, relative to the gradient's size, at least 1; ``null``
+        lift: Factor on the smallest singular values, relative to the gradient's size, at least 1; ``null``
             makes all singular values 1 (``spectral``). The price grows with it.
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 

@@ -113,7 +113,7 @@ class SpectralNormalizer(LayerwiseScaling):
     If the gradient of a small batch is mostly noise, an even spectrum gives noise the weight of what the
     batches agree on. Two options keep noise small:
 
-    - With ``lift``, small singular values of G / ||G||_F grow by at most that factor, and the order of all of
+    - With ``lift``, the smallest singular values of G / ||G||_F grow by that factor, and the order of all of
       them stays; see `lit_gfs.functional.spectrum.lifted_spectrum`. It takes fewer steps.
     - With ``momentum``, the running mean of the gradients, M <- momentum M + (1 - momentum) G, takes the
       place of G, as in Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). M begins at
@@ -126,7 +126,7 @@ class SpectralNormalizer(LayerwiseScaling):
             price grows with b instead of with the matrix.
         steps: Newton-Schulz steps of ``spectral`` without ``lift``.
         momentum: Decay of the running mean of gradients, below 1; 0 takes each gradient alone.
-        lift: Largest factor on a small singular value of ``spectral``, at least 1; ``None`` makes all of them
+        lift: Factor on the smallest singular values with ``spectral``, at least 1; ``None`` makes all of them
             1.
 
     Raises:

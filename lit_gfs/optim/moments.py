@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adadelta, Adam, Adamax, AdamW, Muon, NAdam, Optimizer, RAdam, RMSprop
 
-from lit_gfs.errors import UserError, require_one_of
+from lit_gfs.errors import UserError
 from lit_gfs.optim.kron import Kron
 from lit_gfs.optim.muon import MuonWithAdam
 from lit_gfs.optim.parameter_stack import initial_state
@@ -109,15 +109,6 @@ def require_adam(optimizer: Optimizer, owner: str) -> None:
             f"{owner} resets the state of Adam, but the optimizer is {type(optimizer).__name__}; expected "
             f"one of {expected}"
         )
-
-
-def require_reset(mode: str) -> None:
-    """Check a mode of `reset_adam_`.
-
-    Raises:
-        UserError: If there is no such mode.
-    """
-    require_one_of(get_args(AdamReset), mode=mode)
 
 
 @torch.no_grad()

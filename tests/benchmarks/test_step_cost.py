@@ -114,7 +114,7 @@ def test_slow_steps_are_those_with_the_callback(step_cost: ModuleType, clock: st
     switch, _ = step_cost.run(NETWORK, [Slow()], arguments(clock=clock))
 
     assert sorted(switch.off)[2] < 0.2  # one of four may be slow for another reason
-    assert (sorted(switch.on)[1] > 0.2) == (clock == "wall"), "a process that sleeps takes no time of its own"
+    assert (sorted(switch.on)[1] > 0.2) == (clock == "wall"), "only the wall clock counts sleep"
 
 
 def test_weights_are_remembered_in_every_other_step(

@@ -124,5 +124,9 @@ def test_other_optimizers_and_pointless_arguments_are_refused() -> None:
         AdamResets(on_shift=False)
     with pytest.raises(UserError, match="mode is 'all'; expected one of 'step', 'moments'"):
         AdamResets(mode="all")  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"mode is 'steps'; expected one of 'step', 'moments'; did you mean 'step'"
+    ):
+        AdamResets(mode="steps")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="every_n_steps is 0"):
         AdamResets(every_n_steps=0)

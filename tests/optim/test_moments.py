@@ -16,7 +16,6 @@ from lit_gfs.optim.moments import (
     forget_,
     kept_memory,
     require_adam,
-    require_reset,
     reset_adam_,
     reset_moments_,
 )
@@ -195,12 +194,8 @@ def test_adam_rel_limits_the_update_after_a_jump_of_the_gradient() -> None:
     assert longest("step") == pytest.approx(max(relative)) == pytest.approx(1.04, abs=0.005)
 
 
-def test_another_optimizer_or_mode_is_refused_in_one_line() -> None:
+def test_another_optimizer_is_refused_in_one_line() -> None:
     with pytest.raises(
         UserError, match=r"AdamResets resets the state of Adam, but the optimizer is SGD; exp"
     ):
         require_adam(OPTIMIZERS["SGD"](parameters()), "AdamResets")
-    with pytest.raises(
-        UserError, match=r"mode is 'steps'; expected one of 'step', 'moments'; did you mean 'step'"
-    ):
-        require_reset("steps")
