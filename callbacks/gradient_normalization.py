@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
-from lit_gfs.errors import require_one_of
+from lit_gfs.errors import require_one_of, require_unused
 from lit_gfs.gradients import GradientNormalizer, SpectralNormalizer
 from lit_gfs.gradients.normalization import Reference, SpectralReference
 
@@ -43,7 +43,8 @@ class GradientNormalization(GradientIntervention):
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
-        UserError: If an argument is out of range, or the module has no layers.
+        UserError: If an argument is out of range, or has no effect with this reference, or the module has no
+            layers.
         MisconfigurationException: If the Trainer clips gradients too.
 
     Example::
@@ -63,6 +64,9 @@ class GradientNormalization(GradientIntervention):
     ) -> None:
         super().__init__(name)
         require_one_of(REFERENCES, reference=reference)
+        if reference not in get_args(SpectralReference):
+            why = f"it has no effect with reference {reference!r}; leave it out, or take reference 'spectral'"
+            require_unused(why, block=block, momentum=momentum, lift=lift)
         self.strength = strength
         self.reference = reference
         self.decay = decay

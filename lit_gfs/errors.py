@@ -216,3 +216,18 @@ def require_between(least: float, most: float, **values: float | None) -> None:
         if value is not None and not least <= value <= most:
             expected = f"at least {least:g}" if most == float("inf") else f"between {least:g} and {most:g}"
             raise UserError(f"{name} is {value}; expected a number {expected}")
+
+
+def require_unused(why: str, /, **values: object) -> None:
+    """Check that the user left options alone that would have no effect.
+
+    Args:
+        why: The rest of the line, such as ``"it has no effect with reference 'unit'"``.
+        **values: Options by their names.
+
+    Raises:
+        UserError: If a value is neither ``None`` nor 0.
+    """
+    for name, value in values.items():
+        if value:
+            raise UserError(f"{name} is {value}, but {why}")

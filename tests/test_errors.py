@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lit_gfs.errors import UserError, require_above, require_one_of
+from lit_gfs.errors import UserError, require_above, require_one_of, require_unused
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
@@ -28,3 +28,8 @@ def test_a_word_that_is_no_choice_is_refused_with_the_nearest() -> None:
 
 def test_choices_may_be_an_iterator() -> None:
     require_one_of(iter(("a", "b")), x="b", y="a")
+
+
+def test_an_option_that_would_have_no_effect_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^x is 3, but y is off$"):
+        require_unused("y is off", w=None, v=0.0, x=3)

@@ -69,12 +69,12 @@ LEARNERS = {
     ],
     "ppo": [
         *("--config=ppo_cartpole", "--model.normalize_observation=true", *ROLLOUTS),
-        "--gfs.gradient_normalization.reference=running",
+        *("--gfs.gradient_normalization.block=null", "--gfs.gradient_normalization.reference=running"),
     ],
     "continuous ppo": [
         *("--config=ppo_cartpole_swingup", *ROLLOUTS, SWINGUP),
-        *("--gfs.gradient_normalization.reference=weight", "--gfs.temporal_clipping.scope=global"),
-        "--model.target_kl=1000",
+        *("--gfs.gradient_normalization.block=null", "--gfs.gradient_normalization.reference=weight"),
+        *("--gfs.temporal_clipping.scope=global", "--model.target_kl=1000"),
     ],
     "sac": [
         *("--config=sac_pendulum", *STEPS, "--data.learning_starts=40", "--data.steps_per_update=4"),

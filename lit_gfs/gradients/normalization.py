@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lit_gfs.errors import require_between, require_one_of
+from lit_gfs.errors import require_between, require_one_of, require_unused
 from lit_gfs.functional.spectrum import (
     STEPS,
     dtype_of_products,
@@ -130,7 +130,7 @@ class SpectralNormalizer(LayerwiseScaling):
             1.
 
     Raises:
-        UserError: If an argument is out of range.
+        UserError: If an argument is out of range, or has no effect with this reference.
     """
 
     def __init__(
@@ -144,6 +144,11 @@ class SpectralNormalizer(LayerwiseScaling):
     ) -> None:
         super().__init__()
         require_one_of(get_args(SpectralReference), reference=reference)
+        if reference == "spectral_norm":
+            why = (
+                "it has no effect with reference 'spectral_norm'; leave it out, or take reference 'spectral'"
+            )
+            require_unused(why, block=block, lift=lift)
         require_between(0, 1, strength=strength)
         require_between(0, 0.9999, momentum=momentum)
         require_between(1, 99, steps=steps)

@@ -383,6 +383,14 @@ def test_choices_are_checked(arguments: dict[str, Any]) -> None:
         TemporalGradientClipping(**arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"block": 48}, {"momentum": 0.8}, {"lift": 3.5}])
+def test_arguments_without_effect_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match="it has no effect with reference 'unit'; leave it out, or take reference 'spectral'"
+    ):
+        GradientNormalization(reference="unit", **arguments)
+
+
 @both_interventions
 def test_an_optimizer_with_a_line_search_is_refused(make) -> None:
     with pytest.raises(UserError, match="does not suit LBFGS"):

@@ -345,6 +345,11 @@ def test_gradients_of_several_dtypes_work_together() -> None:
         ({"lift": 1e7}, "lift is 10000000.0; expected a number between 1 and"),
         ({"steps": 0}, "steps"),
         ({"reference": "unit"}, "reference is 'unit'; expected"),
+        (
+            {"reference": "spectral_norm", "block": 48},
+            "block is 48, but it has no effect with reference 'spectral_norm'",
+        ),
+        ({"reference": "spectral_norm", "lift": 3.5}, "lift is 3.5, but it has no effect"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, object], words: str) -> None:
