@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import distributed
 from typing_extensions import override
 
 from lit_gfs.callbacks.summary import logger_directory
@@ -58,6 +59,8 @@ class GracefulStop(Callback):
         self._agreed_signal = 0
         """The signal that stopped the run, agreed on by all processes; 0 for none."""
         self._handlers: dict[int, Any] = {}
+        self._processes: distributed.ProcessGroup | None = None
+        """A group of all processes that exchange tensors of the CPU; ``None`` for a single process."""
         self._trainer: Trainer | None = None
 
     @override
@@ -70,6 +73,9 @@ class GracefulStop(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
+        self._processes = None
+        if trainer.world_size > 1:
+            self._processes = distributed.new_group(backend="gloo")
         for number in self._handlers:
             signal.signal(number, self._on_signal)
 
@@ -79,9 +85,11 @@ class GracefulStop(Callback):
     ) -> None:
         trainer = cast(Any, trainer)
         self._agreed_signal = self.signal or 0
-        if trainer.world_size > 1:
-            signals = torch.tensor(self._agreed_signal, device=trainer.strategy.root_device)
-            self._agreed_signal = int(trainer.strategy.reduce(signals, reduce_op="max"))
+        if self._processes is not None:
+            # Between CPUs, because the host would wait for a device in every step.
+            signals = torch.tensor(self._agreed_signal)
+            distributed.all_reduce(signals, distributed.ReduceOp.MAX, group=self._processes)
+            self._agreed_signal = int(signals)
         # A checkpoint does not contain accumulated gradients, so finish the accumulation first.
         if self._agreed_signal and not trainer.fit_loop.epoch_loop._should_accumulate():
             # Lightning's own SIGTERM handler sets this flag. The run ends after this step is logged.

@@ -21,7 +21,7 @@ from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
 from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
 from lit_gfs.metrics.layer_scalars import write_measurement
-from lit_gfs.metrics.module_protocol import layers_of, x_axis
+from lit_gfs.metrics.module_protocol import layers_of, trains_policy, x_axis
 from lit_gfs.metrics.norm_history import NormHistory
 from lit_gfs.metrics.pace import Interval, Pace, interval_in
 from lit_gfs.metrics.unit_gradients import total_share
@@ -154,7 +154,8 @@ class GradientFlowMonitor(Callback):
         self._witness.see()
         # Unscale on all ranks, because the loss scaler must have the same state on all of them.
         if unscale_gradients(trainer, optimizer) and trainer.is_global_zero:
-            self._probes[trainer.optimizers.index(optimizer)].observe(self.interval)
+            probe = self._probes[trainer.optimizers.index(optimizer)]
+            probe.observe(self.interval, trains_all=trains_policy(pl_module))
 
     @override
     def on_train_batch_end(

@@ -22,6 +22,7 @@ from lit_gfs.errors import UserError, require_between
 from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.metrics.module_protocol import layers_of, unit_of, x_axis
+from lit_gfs.optim.kron import Kron
 from lit_gfs.optim.layer_positions import last_layers
 from lit_gfs.optim.moments import forget_
 from lit_gfs.plasticity.fresh_weights import can_redraw
@@ -81,12 +82,17 @@ class LayerResets(ResetIntervention):
         unfit = [name for name, layer in self.chosen.items() if not can_redraw(layer)]
         if unfit and self.layers != "all":
             raise UserError(
-                f"LayerResets cannot draw {listed(unfit)} anew; expected layers with reset_parameters() and "
-                "without parametrizations"
+                f"LayerResets cannot draw {listed(unfit)} anew; expected layers with reset_parameters() for "
+                "all parameters, and without parametrizations"
             )
         if unfit:
-            rank_zero_warn(f"LayerResets leaves {listed(unfit)} as they are: they have no reset_parameters()")
+            rank_zero_warn(
+                f"LayerResets leaves {listed(unfit)} as they are: they have no reset_parameters() for all of "
+                "their parameters"
+            )
             self.chosen = {name: layer for name, layer in self.chosen.items() if name not in unfit}
+        if any(isinstance(part.optimizer, Kron) for part in parts):
+            rank_zero_warn("LayerResets draws weights anew, but Kron keeps its preconditioners of them")
         how = "their own initialization" if path_init_of(trainer) is None else "PathSensitiveInit"
         rank_zero_info(
             f"LayerResets draws {listed(list(self.chosen))} anew every {self.every:,} "

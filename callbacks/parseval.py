@@ -14,6 +14,7 @@ from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.auxiliary_losses import parseval_penalty
 from lit_gfs.metrics.module_protocol import optimized_parameters
 from lit_gfs.networks.layers import own_parameters
+from lit_gfs.networks.noise import sigmas_of
 from lit_gfs.optim.layer_positions import is_matrix, layer_positions
 
 
@@ -91,8 +92,9 @@ class ParsevalRegularization(AuxiliaryLoss):
 
 
 def _matrices_of(layer: nn.Module) -> list[str]:
-    """Return the names of a layer's attributes that are matrices."""
-    names = [name for name, parameter in layer.named_parameters(recurse=False) if is_matrix(parameter)]
+    """Return the names of a layer's attributes that are weight matrices."""
+    sigmas = set(sigmas_of(layer))
+    names = [name for name, p in layer.named_parameters(recurse=False) if is_matrix(p) and p not in sigmas]
     if is_parametrized(layer):
         computed: nn.ModuleDict = layer.parametrizations  # type: ignore[assignment]
         names += [name for name in computed if is_matrix(getattr(layer, name))]

@@ -20,6 +20,7 @@ from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.action_distributions import logits_by_part
 from lit_gfs.metrics.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
 from lit_gfs.metrics.layer_scalars import write_measurement
+from lit_gfs.metrics.module_protocol import trains_policy
 from lit_gfs.metrics.pace import Interval, Pace, interval_in
 from lit_gfs.metrics.representation import (
     dormant_share,
@@ -165,7 +166,7 @@ class RepresentationMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if not self._is_due(trainer):
+        if not self._is_due(trainer) or not trains_policy(pl_module):
             return
         agent = _agent_of(pl_module)
         if agent is None:

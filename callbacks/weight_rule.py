@@ -12,6 +12,7 @@ from typing_extensions import override
 from lit_gfs.callbacks.weight_intervention import SteppedLayers, WeightIntervention
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.module_protocol import layers_of
+from lit_gfs.networks.noise import sigmas_of
 from lit_gfs.optim.layer_positions import layer_positions
 from lit_gfs.plasticity.weight_rule import Rate, WeightRule, layer_of, named_weights
 
@@ -19,7 +20,8 @@ from lit_gfs.plasticity.weight_rule import Rate, WeightRule, layer_of, named_wei
 class WeightRuleIntervention(WeightIntervention):
     """Base of the callbacks that apply a rule to chosen weights after each optimizer step.
 
-    A weight that a parametrization computes (weight or spectral normalization of PyTorch) is left alone.
+    A weight that a parametrization computes (weight or spectral normalization of PyTorch) is left alone. So
+    are the sigmas of noisy layers.
 
     Args:
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
@@ -107,6 +109,7 @@ class WeightRuleIntervention(WeightIntervention):
             name: weight
             for name, weight in named_weights(layers, part.parameters).items()
             if id(layers[layer_of(name)]) not in self._left
+            and not any(weight is sigma for sigma in sigmas_of(layers[layer_of(name)]))
         }
         chosen = {name: weight for name, weight in weights.items() if self.chooses(name, weights)}
         groups = part.optimizer.param_groups

@@ -282,8 +282,10 @@ class EvaluatedDataModule(LightningDataModule, RemembersArguments):
             return self._evaluate()
         frames: list[Tensor] = []
         env = self._watched(self._make_env(1, render=True))
-        self._play(env, 1, frames)
-        close_env(env)
+        try:
+            self._play(env, 1, frames)
+        finally:
+            close_env(env)
         checkpoint = cast(Any, self.trainer).ckpt_path
         directory = Path(checkpoint).parent if checkpoint else working_directory()
         write_video(directory / "episode.mp4", torch.stack(frames), fps=30)

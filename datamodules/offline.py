@@ -176,6 +176,7 @@ class OfflineDataModule(EvaluatedDataModule):
             assert self._transitions is not None
             probe = self._transitions.sample(256, torch.Generator().manual_seed(self.seed))
             agent.show_observations(probe["observation"].unsqueeze(0))
+            agent.take_statistics(self._transitions.observations())
         self._restored = {}
 
     def _end_pass(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from lit_gfs.utils.checksummed_files import read_checksummed
 
 MINARI = "minari:"
 """Beginning of the sources that are data sets of Minari."""
+
+_PART = 4096
+"""Transitions that are read at a time, where all of them are."""
 
 
 class Transitions:
@@ -66,6 +70,12 @@ class Transitions:
             if (owner == index).any()
         ]
         return torch.cat(parts)
+
+    def observations(self) -> Iterator[Tensor]:
+        """Yield the observations of all transitions, in parts ``(part, *shape)``."""
+        for storage in self._storages:
+            for first in range(0, len(storage), _PART):
+                yield storage.get(slice(first, first + _PART))["observation"]
 
 
 def load_transitions(source: str, spec: EnvSpec) -> Transitions:

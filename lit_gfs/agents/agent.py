@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
@@ -69,7 +69,7 @@ class Agent(Learner):
         options: Networks and optimizer, see `Learner`.
 
     Raises:
-        UserError: If the discount is not between 0 and 1, or the support of values is none.
+        UserError: If the discount is not between 0 and 1, or the support of values is empty.
     """
 
     score: ClassVar[str] = "eval/episode_return"
@@ -136,6 +136,13 @@ class Agent(Learner):
             self._episodes.extend(zip(returns, lengths, strict=True))
             self.latest_return = sum(returns) / len(returns)
         self.show_observations(rollout["observation"])
+
+    def take_statistics(self, observations: Iterable[Tensor]) -> None:
+        """Learn running statistics of observations, if the agent has them, from experience that is complete.
+
+        Args:
+            observations: Parts of the experience, ``(part, *shape)`` each.
+        """
 
     def show_observations(self, observation: Tensor) -> None:
         """Note observations ``(num_envs, T, *shape)`` with which monitors probe the networks."""

@@ -98,7 +98,7 @@ class Classifier(Learner):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(*batch, *shape)`` to logits ``(*batch, classes)``, in float32 under any precision."""
-        return self.head(self.network.features(images)).float()
+        return self.head(self.network(images)).float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of images ``(batch, *shape)`` and labels ``(batch,)``."""

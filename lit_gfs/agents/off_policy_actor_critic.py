@@ -205,9 +205,15 @@ class OffPolicyActorCritic(Agent):
     def on_collection_end(self, rollout: TensorDictBase) -> None:
         """Note episodes and observations, and take the observations into their statistics, once each."""
         super().on_collection_end(rollout)
-        if self.observation_norm is not None:
-            self.observation_norm.observe(send(rollout["observation"], self.device).flatten(0, 1))
-            self.observation_norm.commit()
+        self.take_statistics([rollout["observation"].flatten(0, 1)])
+
+    def take_statistics(self, observations: Iterable[Tensor]) -> None:
+        """Take parts of the experience into the statistics of observations, if there are any."""
+        if self.observation_norm is None:
+            return
+        for part in observations:
+            self.observation_norm.observe(send(part, self.device))
+        self.observation_norm.commit()
 
     # -- learning ----------------------------------------------------------------------------------------
 

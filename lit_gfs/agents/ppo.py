@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lit_gfs.agents.agent import Agent
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import UserError, require_between
+from lit_gfs.errors import UserError, require_between, require_one_of
 from lit_gfs.functional.action_distributions import (
     ActionDistribution,
     Categorical,
@@ -174,6 +174,7 @@ class PPO(Agent):
         **options: Any,
     ) -> None:
         super().__init__(env_spec, anneal_learning_rate=anneal_learning_rate, **options)
+        require_one_of(("mse", "c51", "hl_gauss"), value_loss=value_loss)
         require_between(0, 1, lambda_=lambda_)
         require_between(0, math.inf, clip=clip, clip_value=clip_value, target_kl=target_kl)
         require_between(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_gfs.envs import EnvSpec, make_env
+from lit_gfs.envs.closing import close_env
 from lit_gfs.errors import EnvironmentFault, UserError
 
 
@@ -46,4 +47,4 @@ def _has_vectors(env_id: str) -> bool:
     try:
         return not EnvSpec.from_env(env).is_pixels
     finally:
-        env.close()
+        close_env(env)

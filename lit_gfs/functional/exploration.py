@@ -22,7 +22,7 @@ def linear_schedule(step: int, start: float, end: float, duration: int) -> float
         The value at ``step``.
     """
     if step >= duration:
-        return end
+        return float(end)  # a CUDA graph takes numbers as float tensors
     return start + (end - start) * step / duration
 
 

@@ -25,6 +25,7 @@ from torchrl.objectives.value.functional import (
     td_lambda_return_estimate,
 )
 
+from lit_gfs.errors import UserError
 from lit_gfs.utils.transfers import send
 
 
@@ -49,6 +50,9 @@ def learner_reward(
 
     Returns:
         Reward, done and terminated, ``(*batch,)`` each.
+
+    Raises:
+        UserError: If lost lives are to end episodes, and the environment reports none.
     """
     reward, done, terminated = (next_[key].squeeze(-1) for key in ("reward", "done", "terminated"))
     if scale != 1:
@@ -56,6 +60,11 @@ def learner_reward(
     if clip:
         reward = reward.clamp(-1, 1)
     if end_of_life_is_terminal:
+        if "end_of_life" not in next_.keys():  # noqa: SIM118 - a TensorDict has no `in`
+            raise UserError(
+                "end_of_life_is_terminal is true, but the environment reports no lives; expected false, or "
+                "an Atari game"
+            )
         lost = next_["end_of_life"].squeeze(-1)
         done, terminated = done | lost, terminated | lost
     return reward, done, terminated

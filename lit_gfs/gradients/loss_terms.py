@@ -22,6 +22,7 @@ from lit_gfs.metrics.module_protocol import (
     policy_head,
     require_policy_features,
     trained_parameters,
+    trains_policy,
 )
 
 INPUTS = ("module", "batch", "outputs", "parameters", "features", "pre_activations")
@@ -97,8 +98,8 @@ class LossTerms:
     # ----------------------------------------------------------------------------------------------------
 
     def _training_step(self, *arguments: Any, **options: Any) -> Any:
-        # TD3 trains its policy in some steps alone; in the others there is nothing to regularize.
-        if getattr(self._module, "is_probed", False) or not getattr(self._module, "policy_is_due", True):
+        # TD3 trains its policy in some steps alone. Terms belong to these, those about all weights too.
+        if getattr(self._module, "is_probed", False) or not trains_policy(self._module):
             return self._ordinary(*arguments, **options)
         with self._recording():
             outputs = self._ordinary(*arguments, **options)

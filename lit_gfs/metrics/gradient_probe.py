@@ -58,6 +58,8 @@ class GradientProbe:
         self.tau = tau
         self.steps = 0
         """Number of observed steps."""
+        self.is_due = True
+        """Whether the next step is to be measured that trains all layers."""
         self.previous: LayerGradients | None = None
         """Copy of the raw gradients of the step before the next measured one."""
         self.raw: Tensor | None = None
@@ -72,14 +74,21 @@ class GradientProbe:
         """The number of units of each layer; 0 for a layer without a weight."""
         return [sum(len(p) for p in owned if p.ndim >= 2) for owned in self.parameters.values()]
 
-    def observe(self, every_n_steps: int) -> None:
-        """Measure the gradients before each n-th step, and copy those of the step before it."""
+    def observe(self, every_n_steps: int, trains_all: bool = True) -> None:
+        """Measure the gradients before each n-th step, and copy those of the step before it.
+
+        Args:
+            every_n_steps: Steps between two measurements.
+            trains_all: Whether the step trains all layers; a measurement waits for such a step.
+        """
         if not self.parameters:
             return
-        if self.steps % every_n_steps == 0:
+        self.is_due = self.is_due or self.steps % every_n_steps == 0
+        if self.is_due and trains_all:
             self._measure()
+            self.is_due = False
         self.steps += 1
-        if self.steps % every_n_steps == 0:
+        if self.is_due or self.steps % every_n_steps == 0:
             self.previous = _copied(gradients_by_layer(self.parameters))
 
     def collect(self) -> Tensor:
@@ -98,13 +107,13 @@ class GradientProbe:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps and the gradients for the next cosine."""
+        """Return the number of steps, whether a measurement waits, and the gradients for the next cosine."""
         previous = None if self.previous is None else {name: list(g) for name, g in self.previous.items()}
-        return {"steps": self.steps, "previous": previous}
+        return {"steps": self.steps, "is_due": self.is_due, "previous": previous}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state; gradients are discarded if the layers have changed."""
-        self.steps = state["steps"]
+        self.steps, self.is_due = state["steps"], state["is_due"]
         previous = state["previous"]
         if previous is not None and list(previous) == list(self.parameters):
             self.previous = {

@@ -2,8 +2,9 @@
 
 A callback that reads features needs ``policy_head``, the layer that reads them. One that runs the network
 again also needs ``policy_features(observation)``, which maps observations ``(batch, *shape)`` to the input of
-that layer. A module that asks its own ``training_step`` for a loss aside of training sets ``is_probed``
-meanwhile.
+that layer. A module that asks its own ``training_step`` for a loss outside training sets ``is_probed``
+meanwhile. A module whose policy learns in some optimizer steps alone, such as TD3, says so by
+``policy_is_due``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ def layers_of(pl_module: LightningModule) -> dict[str, nn.Module]:
     own = getattr(pl_module, "named_layers", None)
     layers = own() if callable(own) else named_layers(pl_module)
     return {name or type(pl_module).__name__: layer for name, layer in layers.items()}
+
+
+def trains_policy(pl_module: LightningModule) -> bool:
+    """Return whether the policy learns in this optimizer step; always, without ``policy_is_due``."""
+    return getattr(pl_module, "policy_is_due", True)
 
 
 def trained_parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
-from lit_gfs.networks.noise import factorized_noise, initial_sigmas
+from lit_gfs.networks.noise import factorized_noise, initial_sigmas, reset_sigmas_
 
 
 class LinearHead(nn.Linear):
@@ -54,6 +54,11 @@ class ActionValueHead(LinearHead):
         self.bias_sigma: nn.Parameter | None = None
         if noisy:
             self.weight_sigma, self.bias_sigma = initial_sigmas(self)
+
+    def reset_parameters(self) -> None:
+        """Draw the weight and the bias as PyTorch does, and give the sigmas their initial values."""
+        super().reset_parameters()
+        reset_sigmas_(self)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(*batch, in_features)`` to ``(*batch, num_actions)``, or ``(*batch, num_actions, size)``."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from lit_gfs.errors import require_one_of
 from lit_gfs.networks.encoders import Encoder, default_encoder
 from lit_gfs.networks.orthogonal import orthogonal_
 from lit_gfs.networks.trunks import Trunk
@@ -29,6 +30,9 @@ class Network(nn.Module):
         encoder: Builds the encoder; ``None`` uses `lit_gfs.networks.default_encoder`.
         trunk: Builds the trunk.
         initialization: Initialization of the weights.
+
+    Raises:
+        UserError: If there is no such initialization.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Network(nn.Module):
         initialization: Initialization,
     ) -> None:
         super().__init__()
+        require_one_of(get_args(Initialization), initialization=initialization)
         self.initialization: Initialization = initialization
         self.encoder = (encoder or default_encoder)(observation_shape)
         self.trunk = trunk(self.encoder.out_features)

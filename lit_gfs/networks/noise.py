@@ -26,6 +26,23 @@ def initial_sigmas(layer: nn.Linear) -> tuple[nn.Parameter, nn.Parameter]:
     )
 
 
+def sigmas_of(layer: nn.Module) -> list[nn.Parameter]:
+    """Return the sigmas of a noisy layer, also of TorchRL's; other modules have none.
+
+    A sigma has the shape of a weight or of a bias, but it scales noise and must be free to shrink to zero. So
+    whatever acts on weights leaves it alone.
+    """
+    named = dict(layer.named_parameters(recurse=False))
+    return [named[name] for name in ("weight_sigma", "bias_sigma") if name in named]
+
+
+@torch.no_grad()
+def reset_sigmas_(layer: nn.Linear) -> None:
+    """Give the sigmas of a layer, if it has them, their initial values, in place."""
+    for sigma in sigmas_of(layer):
+        sigma.fill_(SIGMA / math.sqrt(layer.in_features))
+
+
 def factorized_noise(features: Tensor, weight_sigma: Tensor, bias_sigma: Tensor) -> Tensor:
     """Draw the term that noise adds to the output of a linear layer.
 
@@ -57,6 +74,11 @@ class NoisyLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
         self.weight_sigma, self.bias_sigma = initial_sigmas(self)
+
+    def reset_parameters(self) -> None:
+        """Draw the weight and the bias as PyTorch does, and give the sigmas their initial values."""
+        super().reset_parameters()
+        reset_sigmas_(self)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""

@@ -58,7 +58,10 @@ def _choose_implementation(optimizer: Optimizer) -> None:
     """Pick the quickest implementation of one of PyTorch's optimizers, unless the user picked one.
 
     The update is the same to rounding. On a CPU, PyTorch loops over tensors in Python unless told otherwise.
+    An optimizer that has state already, as Adagrad, has made it for the implementation that it chose itself.
     """
+    if optimizer.state:
+        return
     for group in optimizer.param_groups:
         if group.get("differentiable") or group.get("foreach") is not None:
             continue

@@ -12,7 +12,6 @@ from torch.optim import SGD, Adadelta, Adam, Adamax, AdamW, Muon, NAdam, Optimiz
 from lit_gfs.errors import UserError
 from lit_gfs.optim.kron import Kron
 from lit_gfs.optim.muon import MuonWithAdam
-from lit_gfs.optim.parameter_stack import initial_state
 
 AdamReset = Literal["step", "moments"]
 """What `reset_adam_` resets: the step count alone, or the moments with it."""
@@ -75,11 +74,13 @@ def forget_(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     Tensors keep their place in memory, so fused and capturable optimizers work on. The state of an optimizer
     that is not known is deleted.
 
+    `lit_gfs.optim.Kron` keeps its preconditioners. It counts steps for all parameters together, and late in a
+    run it rarely updates its factors: from the identity they would need hundreds of steps.
+
     Args:
         optimizer: The optimizer.
         parameters: Parameters; those of other optimizers are ignored.
     """
-    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in parameters:
         state: dict[str, Any] = optimizer.state.get(parameter, {})
         if not state:
@@ -90,11 +91,6 @@ def forget_(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         for moment in _moments(optimizer, parameter):
             moment.zero_()
         _restart_count(state)
-        if isinstance(optimizer, Kron):
-            for factor, start in zip(
-                state["Q"], initial_state(parameter, groups[parameter])["Q"], strict=True
-            ):
-                factor.copy_(start)
 
 
 def require_adam(optimizer: Optimizer, owner: str) -> None:

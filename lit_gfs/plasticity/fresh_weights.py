@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.networks import LinearHead, Network
+from lit_gfs.networks.noise import reset_sigmas_
 from lit_gfs.networks.orthogonal import orthogonal_
 from lit_gfs.utils.transfers import send
 
@@ -19,8 +21,11 @@ Fresh = dict[nn.Parameter, Tensor]
 
 
 def can_redraw(layer: nn.Module) -> bool:
-    """Return whether `draw_layers` can draw a layer: it has PyTorch's ``reset_parameters``."""
-    return callable(getattr(layer, "reset_parameters", None)) and not hasattr(layer, "parametrizations")
+    """Return whether `draw_layers` can draw a layer: its ``reset_parameters`` sets all of its parameters."""
+    if hasattr(layer, "parametrizations") or not callable(getattr(layer, "reset_parameters", None)):
+        return False
+    with _seeded(0):
+        return not any(value.isnan().any() for value in _redrawn(layer).parameters())
 
 
 def orthogonal_gains(module: nn.Module) -> dict[nn.Module, float]:
@@ -58,15 +63,24 @@ def draw_layers(layers: Iterable[nn.Module], gains: Mapping[nn.Module, float], s
     fresh: Fresh = {}
     with _seeded(seed):
         for layer in layers:
-            # In float32, because an orthogonal matrix needs the precision; nothing is read from the device.
-            twin: Any = copy.deepcopy(layer).to_empty(device="cpu").float()
-            twin.reset_parameters()
+            twin = _redrawn(layer)
             if layer in gains:
                 orthogonal_(twin, gains[layer])
             pairs = zip(layer.parameters(), twin.parameters(), strict=True)
             for parameter, value in pairs:
                 fresh[parameter] = send(value.detach().to(parameter.dtype), parameter.device)
     return fresh
+
+
+@torch.no_grad()
+def _redrawn(layer: nn.Module) -> nn.Module:
+    """Return a copy on the CPU with new weights; those that ``reset_parameters`` does not set are NaN."""
+    # In float32, because an orthogonal matrix needs the precision; nothing is read from the device.
+    twin: Any = copy.deepcopy(layer).to_empty(device="cpu").float()
+    for parameter in twin.parameters():
+        parameter.fill_(math.nan)
+    twin.reset_parameters()
+    return twin
 
 
 @torch.no_grad()
@@ -85,6 +99,9 @@ def draw_by(initialize: Callable[[], object], module: nn.Module, seed: int) -> F
     try:
         with _seeded(seed):
             initialize()
+            for each in module.modules():
+                if isinstance(each, nn.Linear):
+                    reset_sigmas_(each)
         return {parameter: parameter.detach().clone() for parameter in module.parameters()}
     finally:
         for tensor, value in zip(tensors, kept, strict=True):

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from lit_gfs.agents import DQN, PPO, PQN, SAC, TD3
+from lit_gfs.agents.classifier import Classifier
 from lit_gfs.agents.learner import Learner
 from lit_gfs.callbacks import CurvatureMonitor, RepresentationMonitor
-from lit_gfs.datamodules import ReplayDataModule, RolloutDataModule
+from lit_gfs.datamodules import LabelShuffleDataModule, ReplayDataModule, RolloutDataModule
 from lit_gfs.errors import UserError
 from lit_gfs.networks import PlainTrunk
 from lit_gfs.utils.torch_setup import require_compiler
@@ -95,6 +97,16 @@ def test_monitors_measure_a_compiled_agent(compiled: list[nn.Module], make_train
     assert compiled
     # What hooks have seen; differentiating a compiled network twice would have raised.
     assert len(representation._recorder.scores) == 2
+
+
+def test_a_compiled_classifier_runs_what_was_compiled(
+    compiled: list[nn.Module], make_trainer: MakeTrainer
+) -> None:
+    data = LabelShuffleDataModule("digits", samples=64, batch_size=32, epochs=1, shuffle_every=1)
+    model, graphs = Classifier(data.env_spec, trunk=trunk, compile=True), counters["stats"]["unique_graphs"]
+    trained(make_trainer, model, data)
+    assert compiled == [model.network]
+    assert counters["stats"]["unique_graphs"] > graphs
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

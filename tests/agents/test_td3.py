@@ -10,9 +10,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lit_gfs.agents import TD3
+from lit_gfs.callbacks import GradientFlowMonitor, RepresentationMonitor
 from lit_gfs.datamodules import ReplayDataModule
 from lit_gfs.errors import UserError
 from lit_gfs.networks import PlainTrunk
+from support.fakes import Records
 from support.specs import continuous_spec, discrete_spec
 from support.training import MakeTrainer, weights
 from support.transitions import continuous_batch
@@ -205,3 +207,18 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UserError, match=name):
         make_agent(**options)
+
+
+@pytest.mark.parametrize("interval", [2, 3, 4])
+def test_monitors_measure_steps_in_which_the_policy_learns(interval: int, make_trainer: MakeTrainer) -> None:
+    source, records = pendulum(total_steps=120), Records()
+    monitors = [
+        GradientFlowMonitor(every_n_steps=interval, per_layer=True),
+        RepresentationMonitor(every_n_steps=interval),
+    ]
+    agent = TD3(source.env_spec, trunk=small, policy_delay=2)
+    make_trainer(callbacks=monitors, logger=records, log_every_n_steps=1).fit(agent, source)
+    for tag in ("gradient_flow/norm/head", "policy/churn"):
+        measured = [row[tag] for row in records.rows.values() if tag in row]
+        assert len(measured) > 2
+        assert all(value > 0 for value in measured), tag

@@ -15,6 +15,7 @@ from lit_gfs.agents import DQN
 from lit_gfs.callbacks import EMAWeights, LayerResets, PathSensitiveInit, TemporalGradientClipping
 from lit_gfs.errors import UserError
 from lit_gfs.networks import PlainTrunk, ResidualTrunk
+from lit_gfs.networks.noise import sigmas_of
 from lit_gfs.optim.layer_positions import last_layers
 from support.intervened import fit
 from support.probed import Chain, sgd
@@ -149,6 +150,27 @@ def test_dqn_copies_its_target_network(counting_envs: Any, make_trainer: MakeTra
     assert torch.equal(heads[reset][1], heads[reset][2])
     gram = heads[reset][1] @ heads[reset][1].T
     torch.testing.assert_close(gram, torch.eye(len(gram)).to(gram))  # a LinearHead of gain 1
+
+
+@pytest.mark.parametrize("first", [[], [PathSensitiveInit()]], ids=["own initialization", "path init"])
+def test_noisy_layers_explore_again_after_a_reset(
+    counting_envs: Any, first: list[Any], make_trainer: MakeTrainer
+) -> None:
+    source = replay_data(total_steps=60, eval_every=60)
+    agent = DQN(source.env_spec, trunk=lambda features: PlainTrunk(features, 2, 8), noisy=True)
+    sigmas = [sigma for layer in agent.q_network.modules() for sigma in sigmas_of(layer)]
+    initial = [sigma.detach().clone() for sigma in sigmas]
+    seen: list[list[bool]] = []
+
+    class Sigmas(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: DQN, *batch: Any) -> None:
+            seen.append([torch.equal(*pair) for pair in zip(sigmas, initial, strict=True)])
+
+    make_trainer(callbacks=[*first, LayerResets(every=30, layers="all"), Sigmas()]).fit(agent, source)
+
+    assert all(parameter.isfinite().all() for parameter in agent.parameters())
+    assert not all(seen[0])
+    assert any(all(equal) for equal in seen)
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from lit_gfs.errors import UserError
 from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.module_protocol import layers_of
+from lit_gfs.networks import NoisyLinear
+from lit_gfs.networks.noise import sigmas_of
 from lit_gfs.plasticity.pull_to_init import PullToInit as PullRule
 from lit_gfs.plasticity.update_normalization import UpdateNormalization as NormalizationRule
 from lit_gfs.plasticity.update_rule import UpdateRule
@@ -432,3 +434,24 @@ def test_update_normalization_has_the_defaults_of_its_rule() -> None:
     mine, rule = UpdateNormalization().make_rule(), NormalizationRule()
 
     assert vars(mine) == vars(rule)
+
+
+class SigmasThatShrink(Net):
+    """A net with a noisy layer, whose sigmas have a constant gradient of 1."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda parameters: torch.optim.SGD(parameters, lr=0.01))
+        self.shared = self.again = NoisyLinear(8, 8)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.shared.eval()  # without noise
+        return super().training_step(batch, batch_idx) + sum(sigma.sum() for sigma in sigmas_of(self.shared))
+
+
+@each_one
+def test_the_sigmas_of_noisy_layers_are_left_to_the_optimizer(key: str) -> None:
+    module = SigmasThatShrink()
+    before = [sigma.detach().clone() for sigma in sigmas_of(module.shared)]
+    fit(module, [MAKERS[key]()], 8)
+    for sigma, at_first in zip(sigmas_of(module.shared), before, strict=True):
+        torch.testing.assert_close(sigma.detach(), at_first - 8 * 0.01)

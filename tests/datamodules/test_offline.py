@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from lit_gfs.agents import SAC
 from lit_gfs.buffers.transitions import TransitionStorage
+from lit_gfs.datamodules import OfflineDataModule
 from lit_gfs.datamodules.offline import OfflineLoader
 from lit_gfs.datamodules.replay import make_replay_buffer
-from lit_gfs.datamodules.transition_sources import Transitions, load_transitions
+from lit_gfs.datamodules.transition_sources import Transitions, load_transitions, read_run
 from lit_gfs.envs import EnvSpec, make_env
 from lit_gfs.errors import UserError
 from lit_gfs.main import main
 from support.command_line import Finished, stopped
 from support.comparison import run_differences, scalars
+from support.training import MakeTrainer
 
 pytestmark = pytest.mark.usefixtures("empty_directory")
 
@@ -235,6 +238,27 @@ def test_a_run_takes_no_step_and_counts_batches(online: Path) -> None:
     assert logged["loss/conservative"][0][0] == 5
     assert "train/episode_return" not in logged
     assert "representation/effective_rank" in logged  # monitors see observations of the data
+
+
+def test_observations_are_standardized_by_all_transitions(
+    finished: Finished, make_trainer: MakeTrainer
+) -> None:
+    short = ["--data.total_steps=100", "--data.learning_starts=50", "--data.eval_every=100", *SMALL]
+    named = ["--run.root=runs", "--run.name=online", "--run.version=run"]
+    finished(["fit", "--config=sac_pendulum", "--data.batch_size=8", *short, *named])
+    last = Path("runs/online/run/last.ckpt")
+    options: dict[str, Any] = {"batch_size": 8, "eval_every": 100, "eval_episodes": 1}
+
+    data = OfflineDataModule("Pendulum-v1", source=str(last), total_steps=5, **options)
+    agent = SAC(data.env_spec, normalize_observation=True)
+    make_trainer(limit_val_batches=0).fit(agent, data)
+
+    (memory,) = read_run(last, data.env_spec)
+    observations = memory.get(slice(None))["observation"].double()
+    assert agent.observation_norm is not None
+    assert int(agent.observation_norm.count) == len(observations)
+    torch.testing.assert_close(agent.observation_norm.mean, observations.mean(0))
+    torch.testing.assert_close(agent.observation_norm.variance, observations.var(0, correction=0))
 
 
 def test_a_resumed_run_ends_as_the_uninterrupted_one(online: Path) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
-from lit_gfs.functional.returns import generalized_advantage, lambda_return, td_target
+from lit_gfs.errors import UserError
+from lit_gfs.functional.returns import generalized_advantage, lambda_return, learner_reward, td_target
 
 GAMMA, LAMBDA = 0.9, 0.8
 
@@ -193,3 +195,13 @@ def test_shapes_must_agree() -> None:
         lambda_return(**without_value(rollout), gamma=GAMMA, lambda_=LAMBDA)
     with pytest.raises(ValueError, match="one shape"):
         td_target(torch.zeros(4, 1), torch.zeros(4), torch.zeros(4, dtype=torch.bool), GAMMA)
+
+
+def test_lives_that_an_environment_does_not_report_cannot_end_episodes() -> None:
+    keys = ("reward", "done", "terminated")
+    next_ = TensorDict({key: torch.zeros(3, 1, dtype=torch.bool) for key in keys}, [3])
+    learner_reward(next_)
+    with pytest.raises(
+        UserError, match="end_of_life_is_terminal is true, but the environment reports no lives"
+    ):
+        learner_reward(next_, end_of_life_is_terminal=True)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lit_gfs.networks import LinearHead, NoisyLinear, PlainTrunk
-from lit_gfs.networks.noise import make_noisy
+from lit_gfs.networks.heads import ActionValueHead
+from lit_gfs.networks.noise import make_noisy, sigmas_of
 
 C = math.sqrt(2 / math.pi)
 """The variance of f(e) = sign(e) sqrt(|e|) of a standard normal number: the mean of |e|."""
@@ -45,6 +46,18 @@ def test_the_noise_is_that_of_a_noisy_weight_and_bias() -> None:
         weight = layer.weight + layer.weight_sigma * out[row][:, None] * into[row]
         bias = layer.bias + layer.bias_sigma * out[row]
         torch.testing.assert_close(output[row], weight @ x[row] + bias)
+
+
+@pytest.mark.parametrize("layer", [NoisyLinear(4, 3), ActionValueHead(4, 3, noisy=True)])
+def test_a_layer_that_is_reset_has_its_initial_sigmas_again(layer: NoisyLinear | ActionValueHead) -> None:
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(math.nan)
+    layer.reset_parameters()
+    weight_sigma, bias_sigma = sigmas_of(layer)
+    assert torch.equal(weight_sigma, torch.full_like(layer.weight, 0.25))
+    assert torch.equal(bias_sigma, torch.full_like(layer.bias, 0.25))
+    assert layer.weight.isfinite().all()
 
 
 def test_rows_and_calls_have_noise_of_their_own() -> None:

@@ -170,6 +170,14 @@ def test_layers_without_an_initialization_of_their_own_cannot_be_drawn() -> None
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
+    class Partly(nn.Linear):
+        """It inherits a ``reset_parameters`` that does not know the scale."""
+
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.scale = nn.Parameter(torch.ones(2))
+
     assert can_redraw(nn.LayerNorm(3))
     assert not can_redraw(Own())
+    assert not can_redraw(Partly())
     assert not can_redraw(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
