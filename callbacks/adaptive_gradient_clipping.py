@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_gfs.callbacks.gradient_intervention import GradientIntervention
-from lit_gfs.callbacks.reset_intervention import example_of
 from lit_gfs.gradients.adaptive_clipping import AdaptiveClipper
-from lit_gfs.metrics.module_protocol import layers_of
+from lit_gfs.metrics.module_protocol import example_of, layers_of
 from lit_gfs.optim.layer_positions import last_layers
 
 

@@ -35,7 +35,7 @@ class AuxiliaryLoss(NamedCallback):
     From the start of fitting to its end, ``training_step`` returns the sum of the module's own loss and
     ``coefficient`` times the term, for each such callback. So the term belongs to the same backward pass as
     the loss: loss scales, accumulated gradients, DDP, guards and interventions treat it as any part of the
-    loss. The loss that monitors ask for aside of training is the module's own, without terms.
+    loss. The loss that monitors ask for outside training is the module's own, without terms.
 
     It writes ``loss/<name>``, the mean of the term without its coefficient, every
     ``Trainer(log_every_n_steps)`` steps: through ``record`` of a learner of this package; otherwise directly

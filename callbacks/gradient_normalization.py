@@ -43,8 +43,8 @@ class GradientNormalization(GradientIntervention):
         name: Name in tags and in the checkpoint; must differ between two callbacks of the same class.
 
     Raises:
-        UserError: If an argument is out of range, or has no effect with this reference, or the module has no
-            layers.
+        UserError: If an argument is out of range, or the module has no layers; if ``block``, ``momentum`` or
+            ``lift`` is set and has no effect with this reference.
         MisconfigurationException: If the Trainer clips gradients too.
 
     Example::

@@ -6,9 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lit_gfs.errors import UserError
 from lit_gfs.gradients.skipped_steps import listed
-from lit_gfs.metrics.module_protocol import trained_parameters, write_scalars
+from lit_gfs.metrics.module_protocol import example_of, trained_parameters, write_scalars
 from lit_gfs.networks.layers import own_parameters
 from lit_gfs.optim.layer_positions import is_matrix, layer_positions
 from lit_gfs.optim.layer_rates import Rule, check_rule, rate_factors, scale_rates_
@@ -63,16 +62,9 @@ class LayerwiseLearningRates(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning restores the optimizers after this hook, so a checkpoint finds the groups that it holds.
-        example = pl_module.example_input_array
-        if example is None:
-            raise UserError(
-                f"LayerwiseLearningRates runs {type(pl_module).__name__}'s forward, but its "
-                "example_input_array is None; expected an example of what forward takes, such as "
-                "torch.zeros(1, 8)"
-            )
-        precision = trainer.precision_plugin
-        with precision.forward_context():
-            positions = layer_positions(pl_module, precision.convert_input(example))
+        example = example_of(trainer, pl_module, "LayerwiseLearningRates")
+        with trainer.precision_plugin.forward_context():
+            positions = layer_positions(pl_module, example)
         factors = rate_factors(
             pl_module, positions, self.rule, self.hidden_factor, self.base_width, self.base_depth
         )

@@ -13,15 +13,14 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.reset_intervention import (
     ResetIntervention,
-    example_of,
     path_init_of,
     tell_averages,
 )
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.gradients.objective_shift import announce_objective_shift
+from lit_gfs.gradients.objective_shift import announce_initialization, announce_objective_shift
 from lit_gfs.gradients.skipped_steps import listed
-from lit_gfs.metrics.module_protocol import layers_of, unit_of, x_axis
+from lit_gfs.metrics.module_protocol import example_of, layers_of, unit_of, x_axis
 from lit_gfs.optim.kron import Kron
 from lit_gfs.optim.layer_positions import last_layers
 from lit_gfs.optim.moments import forget_
@@ -144,9 +143,7 @@ class LayerResets(ResetIntervention):
         forget_(part.optimizer, parameters)
         every = {parameter: torch.ones_like(parameter, dtype=torch.bool) for parameter in parameters}
         tell_averages(trainer, pl_module, every)
-        after = getattr(pl_module, "on_weights_initialized", None)
-        if callable(after):
-            after()
+        announce_initialization(pl_module)
         announce_objective_shift(trainer, pl_module, "layer_reset")
         return {"layers": torch.tensor(float(len(layers)))}
 

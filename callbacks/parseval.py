@@ -12,7 +12,7 @@ from typing_extensions import override
 from lit_gfs.callbacks.auxiliary_loss import AuxiliaryLoss
 from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.auxiliary_losses import parseval_penalty
-from lit_gfs.metrics.module_protocol import optimized_parameters
+from lit_gfs.metrics.module_protocol import example_of, optimized_parameters
 from lit_gfs.networks.layers import own_parameters
 from lit_gfs.networks.noise import sigmas_of
 from lit_gfs.optim.layer_positions import is_matrix, layer_positions
@@ -67,15 +67,9 @@ class ParsevalRegularization(AuxiliaryLoss):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        example, name = pl_module.example_input_array, type(pl_module).__name__
-        if example is None:
-            raise UserError(
-                f"{type(self).__name__} runs {name}'s forward, but its example_input_array is None; expected "
-                "an example of what forward takes, such as torch.zeros(1, 8)"
-            )
-        precision = trainer.precision_plugin
-        with precision.forward_context():
-            positions = layer_positions(pl_module, precision.convert_input(example))
+        example = example_of(trainer, pl_module, type(self).__name__)
+        with trainer.precision_plugin.forward_context():
+            positions = layer_positions(pl_module, example)
         kinds = {"hidden"} | ({"first"} if self.first else set()) | ({"last"} if self.last else set())
         held = set(optimized_parameters(trainer, pl_module).values())
         self._matrices = [
@@ -86,8 +80,8 @@ class ParsevalRegularization(AuxiliaryLoss):
         ]
         if not self._matrices:
             raise UserError(
-                f"{type(self).__name__} found no matrix in {name} that is {' or '.join(sorted(kinds))}; "
-                "expected a layer with one, or first and last true"
+                f"{type(self).__name__} found no matrix in {type(pl_module).__name__} that is "
+                f"{' or '.join(sorted(kinds))}; expected a layer with one, or first and last true"
             )
 
 

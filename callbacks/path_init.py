@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 from typing_extensions import override
 
-from lit_gfs.errors import UserError
+from lit_gfs.gradients.objective_shift import announce_initialization
 from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.init import Branching, PathReport, path_sensitive_
-from lit_gfs.metrics.module_protocol import write_scalars
+from lit_gfs.metrics.module_protocol import example_input, write_scalars
 
 
 class PathSensitiveInit(Callback):
@@ -76,9 +76,7 @@ class PathSensitiveInit(Callback):
         with torch.random.fork_rng(devices=[]):
             self.report = self.initialize_(pl_module)
         _broadcast(pl_module)
-        after = getattr(pl_module, "on_weights_initialized", None)
-        if callable(after):
-            after()
+        announce_initialization(pl_module)
         scalars = self._scalars(self.report)
         rank_zero_info(
             f"PathSensitiveInit: {', '.join(f'{tag} {value:g}' for tag, value in scalars.items())}"
@@ -94,12 +92,7 @@ class PathSensitiveInit(Callback):
         Raises:
             UserError: If the module has no ``example_input_array``, or an option does not suit it.
         """
-        example = pl_module.example_input_array
-        if example is None:
-            raise UserError(
-                f"PathSensitiveInit runs {type(pl_module).__name__}'s forward, but its example_input_array "
-                "is None; expected an example of what forward takes, such as torch.zeros(1, 8)"
-            )
+        example = example_input(pl_module, "PathSensitiveInit")
         return path_sensitive_(
             pl_module, example, self.mirrored, self.head_gain, self.growth, self.first_bias, self.branches
         )

@@ -11,11 +11,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from lit_gfs.callbacks.reset_intervention import example_of
 from lit_gfs.callbacks.unit_resets import UnitResets
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.activation_recorder import ACTIVATIONS, ActivationRecorder, named_weight_layers
+from lit_gfs.metrics.module_protocol import example_of
 from lit_gfs.networks.example_run import call, evaluating
 from lit_gfs.plasticity.unit_layers import UnitLayer, UnitMap
 from lit_gfs.utils.ranks import gather

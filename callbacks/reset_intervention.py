@@ -11,13 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from typing_extensions import override
 
 from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.path_init import PathSensitiveInit
 from lit_gfs.callbacks.weight_intervention import SteppedLayers, WeightIntervention
-from lit_gfs.errors import UserError
 from lit_gfs.optim.moments import kept_memory
 from lit_gfs.plasticity.fresh_weights import Fresh, draw_by, draw_layers, orthogonal_gains
 from lit_gfs.utils.seeding import derive_seed, run_seed
@@ -86,22 +84,6 @@ class ResetIntervention(WeightIntervention):
                 rank_zero_warn(
                     f"{type(self).__name__} resets weights, but {type(part.optimizer).__name__} keeps {kept}"
                 )
-
-
-def example_of(trainer: Trainer, pl_module: LightningModule, owner: str) -> Any:
-    """Return the module's ``example_input_array``, in its precision and on its device.
-
-    Raises:
-        UserError: If it is ``None``; the message begins with the owner's name.
-    """
-    example = pl_module.example_input_array
-    if example is None:
-        raise UserError(
-            f"{owner} runs {type(pl_module).__name__}'s forward, but its example_input_array is None; "
-            "expected an example of what forward takes, such as torch.zeros(1, 8)"
-        )
-    converted = trainer.precision_plugin.convert_input(example)
-    return tree_map(lambda leaf: leaf.to(pl_module.device) if isinstance(leaf, Tensor) else leaf, converted)
 
 
 def path_init_of(trainer: Trainer) -> PathSensitiveInit | None:

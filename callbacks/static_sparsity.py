@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lit_gfs.callbacks.weight_rule import WeightRuleIntervention
+from lit_gfs.gradients.objective_shift import announce_initialization
 from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.plasticity import static_sparsity as algorithm
 from lit_gfs.utils.seeding import run_seed
@@ -64,9 +65,7 @@ class StaticSparsity(WeightRuleIntervention):
             self.rule.load_state_dict(self._restored["state"])
         self._mask()
         if self._restored is None:
-            after = getattr(pl_module, "on_weights_initialized", None)
-            if callable(after):
-                after()
+            announce_initialization(pl_module)
             rank_zero_info(
                 f"StaticSparsity: {self.rule.zeros():.1%} of the numbers in {len(every)} matrices are 0"
             )

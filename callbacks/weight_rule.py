@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.weight_intervention import SteppedLayers, WeightIntervention
 from lit_gfs.errors import UserError
-from lit_gfs.metrics.module_protocol import layers_of
+from lit_gfs.metrics.module_protocol import example_of, layers_of
 from lit_gfs.networks.noise import sigmas_of
 from lit_gfs.optim.layer_positions import layer_positions
 from lit_gfs.plasticity.weight_rule import Rate, WeightRule, layer_of, named_weights
@@ -122,16 +122,15 @@ class WeightRuleIntervention(WeightIntervention):
         return [groups[index]["lr"] for index in self._groups[id(part)]]
 
     def _excluded(self, trainer: Trainer, pl_module: LightningModule) -> set[int]:
-        example = pl_module.example_input_array
-        if example is None:
+        if pl_module.example_input_array is None:
             raise UserError(
                 f"{type(self).__name__} runs {type(pl_module).__name__}'s forward to find first and last "
                 "layers, but its example_input_array is None; expected an example of what forward takes, "
                 "such as torch.zeros(1, 8), or first_layer and last_layer true"
             )
-        precision = trainer.precision_plugin
-        with precision.forward_context():
-            positions = layer_positions(pl_module, precision.convert_input(example))
+        example = example_of(trainer, pl_module, type(self).__name__)
+        with trainer.precision_plugin.forward_context():
+            positions = layer_positions(pl_module, example)
         kinds = {"first": self.first_layer, "last": self.last_layer, "hidden": True}
         return {id(layer) for layer, position in positions.items() if not kinds[position.kind]}
 

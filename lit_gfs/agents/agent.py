@@ -151,12 +151,16 @@ class Agent(Learner):
     # -- learning ----------------------------------------------------------------------------------------
 
     def annealed(self, optimizer: Optimizer, interval: Literal["epoch", "step"]) -> OptimizerLRScheduler:
-        """Let the learning rate fall to 0 over the run: a function of environment steps alone.
+        """Let the learning rate fall to 0 over the run, if ``anneal_learning_rate`` is true.
+
+        The rate is a function of environment steps alone.
 
         Args:
             optimizer: The optimizer whose learning rate falls.
             interval: Whether it falls after each Lightning epoch or after each optimizer step.
         """
+        if not self.anneal_learning_rate:
+            return optimizer
         schedule = LambdaLR(optimizer, lambda _: 1.0 - self.progress)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 

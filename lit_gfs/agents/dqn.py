@@ -174,7 +174,7 @@ class DQN(QLearningAgent):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over the online network and, where asked for, its schedule."""
         optimizer = make_optimizer(self.build_optimizer, self.q_network.parameters())
-        return self.annealed(optimizer, "step") if self.anneal_learning_rate else optimizer
+        return self.annealed(optimizer, "step")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep when the target network was last copied."""

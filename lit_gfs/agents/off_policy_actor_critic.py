@@ -64,8 +64,9 @@ class OffPolicyActorCritic(Agent):
 
     Actor and critics have encoders and trunks of their own and share nothing but the statistics of
     observations. So each part of the loss reaches the parameters of one part alone, and one optimizer, with a
-    group of parameters for each part, takes the step that an optimizer for each part would take. A subclass
-    sets `actor`, whose ``trunk`` and ``head`` callbacks read.
+    group of parameters for each part, takes the step that an optimizer for each part would take. Kron is the
+    exception where the policy learns in some steps alone, because it counts steps for all parts together. A
+    subclass sets `actor`, whose ``trunk`` and ``head`` callbacks read.
 
     Args:
         env_spec: The environment's spaces; the command line fills it in from the datamodule.
@@ -267,7 +268,7 @@ class OffPolicyActorCritic(Agent):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build one optimizer over all groups and, where asked for, its schedule."""
         optimizer = make_optimizer(self.build_optimizer, self.parameter_groups())
-        return self.annealed(optimizer, "step") if self.anneal_learning_rate else optimizer
+        return self.annealed(optimizer, "step")
 
 
 def parameter_group(module: nn.Module, learning_rate: float | None = None) -> dict[str, Any]:

@@ -397,7 +397,7 @@ class PPO(Agent):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""
         optimizer = make_optimizer(self.build_optimizer, self.actor_critic.parameters())
-        return self.annealed(optimizer, "epoch") if self.anneal_learning_rate else optimizer
+        return self.annealed(optimizer, "epoch")
 
     def schedule_values(self) -> dict[str, float]:
         """Return the learning rate and, for continuous actions, the mean standard deviation."""

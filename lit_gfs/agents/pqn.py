@@ -143,4 +143,4 @@ class PQN(QLearningAgent):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where asked for, the schedule over environment steps."""
         optimizer = make_optimizer(self.build_optimizer, self.q_network.parameters())
-        return self.annealed(optimizer, "epoch") if self.anneal_learning_rate else optimizer
+        return self.annealed(optimizer, "epoch")

@@ -19,11 +19,9 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import ReplayBuffer
 
 from lit_gfs.buffers.n_step import last_real, outcome
 from lit_gfs.buffers.ring import RingStorage
-from lit_gfs.buffers.writer import uniform_replay_buffer
 from lit_gfs.errors import UserError, require_positive
 
 _KEYS: dict[str, str | tuple[str, str]] = {
@@ -415,21 +413,6 @@ class FrameStackStorage(RingStorage):
         for name, column in self._columns.items():
             column[slots] = columns[name]
         self._frames[self._frame_ranges(begin, end)] = frames
-
-
-def frame_replay_buffer(capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
-    """Make a replay buffer of stacked frames that samples uniformly, with torch's global generator.
-
-    Args:
-        capacity: Most transitions kept.
-        num_envs: Number of environments.
-        batch_size: Transitions in a sample.
-
-    Returns:
-        A buffer whose ``extend`` takes rollouts ``(num_envs, T)`` and whose ``sample`` gives
-        ``(batch_size,)``.
-    """
-    return uniform_replay_buffer(FrameStackStorage(capacity, num_envs), batch_size)
 
 
 def _reserve(length: int, like: NDArray[Any]) -> NDArray[Any]:

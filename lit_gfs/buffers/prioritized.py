@@ -77,7 +77,7 @@ class PrioritizedSampler(Sampler):
         self._tree[slots] = self._largest**self._alpha
 
     def remove(self, slots: NDArray[np.int64]) -> None:
-        """Draw the transitions in these slots no more."""
+        """Exclude the transitions in these slots from all later draws."""
         self._writes[slots] += 1
         self._tree[slots] = 0.0
 

@@ -62,8 +62,8 @@ class TransitionStorage(RingStorage):
                 ``end_of_life``. Other keys are dropped.
 
         Returns:
-            The slots of the appended transitions, ``(num_envs * T,)``. Of a rollout larger than the ring,
-            only the last transitions are kept.
+            The slots of the appended transitions, ``(num_envs * T,)``. A rollout larger than the ring leaves
+            only its last transitions.
         """
         next_ = rollout["next"]
         optional = [key for key in _OPTIONAL if key in (self._next or next_.keys())]

@@ -63,8 +63,8 @@ def isotropy_penalty(features: Tensor, directions: Tensor, points: int = 17) -> 
 def mean_squared_change(values: Tensor, before: Tensor) -> Tensor:
     """Compute the mean squared difference of values now and before, over all their elements.
 
-    Of outputs, it is the churn that C-CHAIN reduces (Tang et al. 2025, arXiv 2506.00592); of features, it is
-    the loss of proximal feature optimization (Moalla et al. 2024, arXiv 2405.00662).
+    For outputs, this is the churn that C-CHAIN reduces (Tang et al. 2025, arXiv 2506.00592); for features, it
+    is the loss of proximal feature optimization (Moalla et al. 2024, arXiv 2405.00662).
 
     Args:
         values: Values of now, of any shape.

@@ -283,7 +283,7 @@ def value_distribution(loss: ValueLoss, v_min: float, v_max: float, atoms: int) 
         atoms: Atoms, or bins, of a distribution's support.
 
     Raises:
-        UserError: If the name is unknown, or the support is none.
+        UserError: If the name is unknown, or the support is empty.
     """
     require_one_of(get_args(ValueLoss), loss=loss)
     if loss == "c51":

@@ -1,4 +1,4 @@
-"""Announcement of a change of the objective to the callbacks.
+"""Announcements: of a change of the objective to callbacks, and of new weights to the module.
 
 Between two steps, the objective can change: the target network is synchronized, a new rollout begins, or
 labels are shuffled. Statistics of gradients then belong to another function. A LightningModule or a
@@ -22,3 +22,10 @@ def announce_objective_shift(trainer: Trainer, pl_module: LightningModule, reaso
         react = getattr(callback, "on_objective_shift", None)
         if callable(react):
             react(trainer, pl_module, reason)
+
+
+def announce_initialization(pl_module: LightningModule) -> None:
+    """Call the module's ``on_weights_initialized``, if it has one: its weights were drawn by a callback."""
+    after = getattr(pl_module, "on_weights_initialized", None)
+    if callable(after):
+        after()

@@ -1,4 +1,4 @@
-"""Further passes of a module's policy, beside that of its training step, with its own or other parameters."""
+"""Further passes of a module's policy outside its training step, with its own or other parameters."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from lit_gfs.metrics.activation_recorder import ACTIVATIONS
 class FeatureRecorder:
     """Records the input of a head, and that of an activation before it, as parts of autograd's graph.
 
-    Of several passes the first one that reaches the head counts. The hooks exist only while it records.
+    If several passes reach the head, the first one counts. The hooks exist only while it records.
 
     Args:
         head: The layer that reads the features.

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from lit_gfs.errors import UserError
 from lit_gfs.metrics.overview import overview_of
@@ -154,3 +155,32 @@ def tell_listeners(trainer: Trainer, step: int, scalars: Mapping[str, float]) ->
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if (listen := getattr(callback, "on_scalars", None)) is not None:
             listen(step, scalars)
+
+
+def example_input(pl_module: LightningModule, owner: str) -> Any:
+    """Return the module's ``example_input_array``.
+
+    Args:
+        pl_module: The module.
+        owner: The callback that runs the module's forward, for the message.
+
+    Raises:
+        UserError: If it is ``None``.
+    """
+    example = pl_module.example_input_array
+    if example is None:
+        raise UserError(
+            f"{owner} runs {type(pl_module).__name__}'s forward, but its example_input_array is None; "
+            "expected an example of what forward takes, such as torch.zeros(1, 8)"
+        )
+    return example
+
+
+def example_of(trainer: Trainer, pl_module: LightningModule, owner: str) -> Any:
+    """Return the module's ``example_input_array``, in its precision and on its device.
+
+    Raises:
+        UserError: If it is ``None``; the message begins with the owner's name.
+    """
+    converted = trainer.precision_plugin.convert_input(example_input(pl_module, owner))
+    return tree_map(lambda leaf: leaf.to(pl_module.device) if isinstance(leaf, Tensor) else leaf, converted)

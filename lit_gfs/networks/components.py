@@ -23,7 +23,7 @@ DEFAULT_SLOPE = 0.01
 class CReLU(nn.Module):
     """Concatenated ReLU (Shang et al. 2016): the positive and the negative part of each unit.
 
-    Of each unit, one of the two passes on a gradient, so no unit is dead. In continual deep RL it keeps
+    One of the two always passes on a gradient, so no unit is dead. In continual deep RL it keeps
     networks trainable (Abbas et al. 2023, arXiv 2303.07507).
     """
 

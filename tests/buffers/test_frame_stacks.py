@@ -12,12 +12,16 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import RandomSampler, ReplayBuffer, TensorDictReplayBuffer
 
-from lit_gfs.buffers.frame_stacks import FrameStackStorage, frame_replay_buffer
-from lit_gfs.buffers.writer import RolloutWriter
+from lit_gfs.buffers.frame_stacks import FrameStackStorage
+from lit_gfs.buffers.writer import RolloutWriter, uniform_replay_buffer
 from lit_gfs.errors import UserError
 
 STACK = 4
 SLACK = 0.03
+
+
+def frame_replay_buffer(capacity: int, num_envs: int, batch_size: int) -> ReplayBuffer:
+    return uniform_replay_buffer(FrameStackStorage(capacity, num_envs), batch_size)
 
 
 class Stream:
