@@ -38,10 +38,11 @@ class ResumablePass:
             self._on_last_batch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the pass."""
-        return {"position": self._position}
+        """Return the position in the pass, and its length."""
+        return {"position": self._position, "length": len(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the same pass."""
-        self._position = state_dict["position"]
+        """Go on in the same pass. If passes have another length now, this one is over."""
+        same_length = state_dict.get("length", len(self)) == len(self)  # older checkpoints do not tell
+        self._position = state_dict["position"] if same_length else len(self)
         self._is_restored = True

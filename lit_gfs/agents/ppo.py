@@ -268,23 +268,23 @@ class PPO(Agent):
         """Take the most probable action, or sample one where that was asked for."""
 
         def act(observation: Tensor) -> dict[str, Tensor]:
-            policy = self.policy(self.actor_critic.policy(observation))
-            return {"action": self._to_env(policy.sample() if self.sample_in_evaluation else policy.mode())}
+            actions = self.distribution(self.actor_critic.policy(observation))
+            return {"action": self._to_env(actions.sample() if self.sample_in_evaluation else actions.mode())}
 
         return Policy(act, ["action"])
 
     def _explore(self, observation: Tensor) -> dict[str, Tensor]:
         output, value_outputs = self.actor_critic(observation)
-        policy = self.policy(output)
-        sample = policy.sample()
+        actions = self.distribution(output)
+        sample = actions.sample()
         return {
             "action": self._to_env(sample),
             "sample": sample,
-            "log_prob": policy.log_prob(sample),
+            "log_prob": actions.log_prob(sample),
             "value": self.values.mean(value_outputs),
         }
 
-    def policy(self, output: Tensor) -> ActionDistribution:
+    def distribution(self, output: Tensor) -> ActionDistribution:
         """Return the distribution of actions that the policy head's output ``(*batch, n)`` stands for."""
         if self.env_spec.action_choices is not None:
             return MultiCategorical(output, self.env_spec.action_choices)
@@ -347,20 +347,20 @@ class PPO(Agent):
         """Return the loss of a minibatch of `process_rollout`'s transitions, ``(batch,)``."""
         # 1. The policy and the values of today, in the states of the batch.
         output, value_outputs = self.actor_critic(batch["observation"])
-        distribution = self.policy(output)
+        actions = self.distribution(output)
 
         # 2. The policy: actions become more probable by their advantage, within the trusted interval.
         advantage = batch["advantage"]
         if self.normalize_advantage:
             advantage = normalize_advantage(advantage)
         policy = clipped_policy_loss(
-            distribution.log_prob(batch["sample"]), batch["log_prob"], advantage, self.clip
+            actions.log_prob(batch["sample"]), batch["log_prob"], advantage, self.clip
         )
         # 3. The values move towards their targets.
-        critic = self._value_loss(value_outputs, batch["value_target"], batch["value"])
+        loss_of_values = self._value_loss(value_outputs, batch["value_target"], batch["value"])
         # 4. A bonus for entropy keeps the policy exploring.
-        entropy = distribution.entropy().mean()
-        loss = policy.loss + self.value_coefficient * critic - self.entropy_coefficient * entropy
+        entropy = actions.entropy().mean()
+        loss = policy.loss + self.value_coefficient * loss_of_values - self.entropy_coefficient * entropy
 
         # 5. A policy that has moved too far from the one that acted skips the rest of the rollout.
         if self.target_kl is not None and not self.is_probed:
@@ -369,7 +369,7 @@ class PPO(Agent):
         self.record(
             {
                 "loss/policy": policy.loss,
-                "loss/value": critic,
+                "loss/value": loss_of_values,
                 "loss/entropy": entropy,
                 "loss/approx_kl": policy.approx_kl,
                 "loss/clip_fraction": policy.clip_fraction,

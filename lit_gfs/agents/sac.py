@@ -125,29 +125,29 @@ class SAC(OffPolicyActorCritic):
 
         # 5. The critics: their values of the actions that were taken move towards the target.
         values = self.values(self.critics, observation, batch["action"])
-        critic = critic_loss(values, target)
+        loss_of_critics = critic_loss(values, target)
 
         # 6. The actor: its actions move towards higher values and more entropy. The gradient passes through
         #    the critics, but does not reach their weights.
         values_of_policy = self.values_of_policy(self.critics, observation, action)
-        actor = soft_policy_loss(values_of_policy, log_prob, temperature)
+        loss_of_actor = soft_policy_loss(values_of_policy, log_prob, temperature)
 
         # 7. The temperature rises while the policy has less entropy than its target. Neither of the last two
         #    losses reaches what the other trains, so their sum trains each part by its own loss.
-        entropy_weight = temperature_loss(temperature, log_prob, self.entropy_target)
+        loss_of_temperature = temperature_loss(temperature, log_prob, self.entropy_target)
 
         self.record(
             {
-                "loss/critic": critic,
-                "loss/actor": actor,
-                "loss/temperature": entropy_weight,
+                "loss/critic": loss_of_critics,
+                "loss/actor": loss_of_actor,
+                "loss/temperature": loss_of_temperature,
                 "loss/entropy": -log_prob,
                 "loss/q_value": values,
                 "loss/target": target,
                 "schedule/temperature": temperature,
             }
         )
-        return critic + actor + entropy_weight
+        return loss_of_critics + loss_of_actor + loss_of_temperature
 
     def policy(self, observation: Tensor) -> SquashedGaussian:
         """Return the distribution of actions in normalized observations ``(*batch, *shape)``."""

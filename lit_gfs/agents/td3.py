@@ -128,16 +128,16 @@ class TD3(OffPolicyActorCritic):
 
         # 5. The critics: their values of the actions that were taken move towards the target.
         values = self.values(self.critics, observation, batch["action"])
-        loss = critic = critic_loss(values, target)
-        recorded = {"loss/critic": critic, "loss/q_value": values, "loss/target": target}
+        loss = loss_of_critics = critic_loss(values, target)
+        recorded = {"loss/critic": loss_of_critics, "loss/q_value": values, "loss/target": target}
 
         # 6. The actor, in every `policy_delay`-th step: its actions move towards higher values. The gradient
         #    passes through the first critic, but does not reach its weights.
         if self.policy_is_due:
             action = self.act(self.actor, observation)
             value = self.values_of_policy(self.critics[:1], observation, action)[0]
-            recorded["loss/actor"] = actor = deterministic_policy_loss(value)
-            loss = critic + actor
+            recorded["loss/actor"] = loss_of_actor = deterministic_policy_loss(value)
+            loss = loss_of_critics + loss_of_actor
 
         self.record(recorded)
         return loss

@@ -73,7 +73,8 @@ def run_episodes(
                 cut[played[index], index] = too_long[index]
                 played[index] += 1
         if too_long.any():
-            state = env.reset(TensorDict({"_reset": too_long.unsqueeze(-1).to(env_device)}, [num_envs]))
+            # The other environments keep what they show.
+            state = env.reset(state.set("_reset", too_long.unsqueeze(-1).to(env_device)))
     by_name = {"episode_return": returns, "episode_length": lengths, "cut": cut}
     return TensorDict({name: values.flatten()[:episodes] for name, values in by_name.items()}, [episodes])
 

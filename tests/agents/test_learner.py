@@ -61,6 +61,21 @@ def test_the_probe_shows_all_environments_alike(num_envs: int, steps: int) -> No
         assert probe[:, 0].diff().max() <= -(-num_envs // 256)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_gives_observations_to_all_processes_and_pending_episodes_to_the_first(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    agent, seen = DQN(SPEC), torch.randn(5, 2)
+    monkeypatch.setattr(DQN, "global_rank", rank)
+
+    agent.on_load_checkpoint({"learner": {"class": "DQN", "seen": seen, "episodes": [[3.0, 4]]}})
+
+    probe = agent.probe_batch()
+    assert probe is not None
+    assert torch.equal(probe, seen)
+    assert agent._episodes == ([(3.0, 4)] if rank == 0 else [])
+
+
 def test_scores_are_logged_on_the_modules_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What joins several GPUs reduces nothing that is on a CPU."""
     agent = DQN(SPEC).to("meta")

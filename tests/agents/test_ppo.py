@@ -151,6 +151,39 @@ def test_evaluation_takes_the_mode() -> None:
     )
 
 
+def test_acting_bootstrapping_and_learning_see_standardized_observations() -> None:
+    torch.manual_seed(0)
+    agent, plain = PPO(DISCRETE, normalize_observation=True), PPO(DISCRETE)
+    plain.actor_critic.load_state_dict(agent.actor_critic.state_dict(), strict=False)
+    observation, norm = 7 + 3 * torch.randn(50, 2), agent.actor_critic.observation_norm
+    assert norm is not None
+    norm.observe(observation)
+    norm.commit()
+
+    logits, value = plain(norm(observation))
+
+    torch.testing.assert_close(agent(observation), (logits, value))
+    torch.testing.assert_close(agent.actor_critic.value(observation), value)
+    torch.testing.assert_close(agent.actor_critic.policy(observation), logits)
+    torch.testing.assert_close(agent.policy_head(agent.policy_features(observation)), logits)
+
+
+def test_the_explained_variance_is_a_share_of_that_of_the_targets() -> None:
+    torch.manual_seed(0)
+    agent, observation = PPO(DISCRETE), torch.randn(3, 4, 2)
+    no = torch.zeros(3, 4, dtype=torch.bool)
+    rollout = rollout_of(
+        agent, observation, observation=observation, reward=torch.randn(3, 4), done=no, terminated=no
+    )
+
+    processed = agent.process_rollout(rollout)
+
+    value, target = processed["value"], processed["value_target"]
+    expected = 1 - (target - value).var(correction=0) / target.var(correction=0)
+    recorded = agent.recorded.take()["loss/explained_variance"]
+    assert recorded == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_initial_policy_is_nearly_uniform_whatever_the_observation() -> None:
     logits = PPO(DISCRETE).actor_critic.policy(torch.randn(100, 2))
 

@@ -233,6 +233,35 @@ def test_layers_are_the_actors_first_and_targets_are_none() -> None:
     assert len(agent.networks()) == 5
 
 
+def test_the_head_reads_features_of_standardized_observations() -> None:
+    agent, observation = make_agent(normalize_observation=True), 7 + 3 * torch.randn(50, 3)
+    assert agent.observation_norm is not None
+    agent.observation_norm.observe(observation)
+    agent.observation_norm.commit()
+
+    means = agent.policy_head(agent.policy_features(observation))
+
+    torch.testing.assert_close(means, agent(observation)[0])
+
+
+def test_acting_and_learning_see_standardized_observations() -> None:
+    agent, plain, batch = make_agent(normalize_observation=True), make_agent(), continuous_batch(SPEC)
+    assert agent.observation_norm is not None
+    agent.observation_norm.observe(7 + 3 * torch.randn(50, 3))
+    agent.observation_norm.commit()
+    standardized = batch.clone()
+    for each in (standardized, standardized["next"]):
+        each["observation"] = agent.observation_norm(each["observation"])
+
+    def outcomes(agent: SAC, batch: TensorDict) -> list[Tensor]:
+        torch.manual_seed(3)
+        explored = agent.collection_policy().function(batch["observation"], 0.0)
+        greedy = agent.eval_policy().function(batch["observation"])
+        return [agent.loss(batch), explored["action"], greedy["action"]]
+
+    torch.testing.assert_close(outcomes(agent, batch), outcomes(plain, standardized))
+
+
 def test_actor_and_critics_have_sizes_of_their_own() -> None:
     agent = make_agent(critic_trunk=partial(SimbaTrunk, depth=5, width=8), critics=1)
 

@@ -61,6 +61,24 @@ def test_targets_take_the_smaller_value_of_a_noisy_action() -> None:
     torch.testing.assert_close(target, expected)
 
 
+def test_acting_and_learning_see_standardized_observations() -> None:
+    agent, plain, batch = make_agent(normalize_observation=True), make_agent(), continuous_batch(SPEC)
+    assert agent.observation_norm is not None
+    agent.observation_norm.observe(7 + 3 * torch.randn(50, 3))
+    agent.observation_norm.commit()
+    standardized = batch.clone()
+    for each in (standardized, standardized["next"]):
+        each["observation"] = agent.observation_norm(each["observation"])
+
+    def outcomes(agent: TD3, batch: TensorDict) -> list[Tensor]:
+        torch.manual_seed(3)
+        explored = agent.collection_policy().function(batch["observation"], 0.0)
+        greedy = agent.eval_policy().function(batch["observation"])
+        return [agent.loss(batch), explored["action"], greedy["action"]]
+
+    torch.testing.assert_close(outcomes(agent, batch), outcomes(plain, standardized))
+
+
 def test_ddpg_is_the_case_of_one_critic_without_delay_and_noise() -> None:
     agent, batch = make_agent(gamma=0.9, **DDPG), continuous_batch(SPEC)
     next_ = batch["next"]

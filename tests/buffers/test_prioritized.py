@@ -113,6 +113,18 @@ def test_new_transitions_have_the_largest_priority_so_far() -> None:
     assert max(priorities[:4]) <= 20.001
 
 
+def test_new_transitions_have_the_largest_priority_of_the_update_just_before() -> None:
+    torch.manual_seed(0)
+    buffer = make_buffer(TransitionStorage(8), alpha=1.0)
+    stream = VectorStream(2, seed=0)
+    buffer.extend(stream.rollout(2))
+    buffer.sample()
+    buffer.update_priorities(torch.full((8,), 20.0))
+    buffer.extend(stream.rollout(2))
+
+    assert buffer.priorities_state()["priorities"][4:].tolist() == pytest.approx([20.0] * 4)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_priority_that_is_not_finite_counts_as_the_largest(bad: float) -> None:
     torch.manual_seed(0)

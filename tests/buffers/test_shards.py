@@ -296,6 +296,21 @@ def test_shards_that_manifests_name_are_spared(tmp_path: Path) -> None:
     assert files(tmp_path / "replay") == [manifests[at]["pieces"][0]["file"] for at in (1, 3)]
 
 
+def test_shards_stay_although_the_checkpoint_that_names_them_was_not_written(tmp_path: Path) -> None:
+    shards, storage, stream = (
+        ReplayShards(tmp_path / "replay"),
+        FrameStackStorage(50, 1),
+        Stream(1, 0, 0.1, True),
+    )
+    storage.extend(stream.rollout(5))
+    shards.save(storage)
+    (shards.directory / "replay_000000000000-000000000009.pt").touch()  # there is something to remove
+    storage.extend(stream.rollout(5))
+
+    ReplayShards(tmp_path / "replay").require_intact(shards.save(storage))
+    assert len(files(shards.directory)) == 2
+
+
 def test_a_run_resumed_further_back_overwrites_nothing(tmp_path: Path) -> None:
     storage, stream = TransitionStorage(100), Stream(2, 0, 0.05, False)
     shards = ReplayShards(tmp_path / "replay")

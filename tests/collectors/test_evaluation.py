@@ -6,6 +6,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import Unbounded
 
 from lit_gfs.collectors.evaluation import run_episodes
+from lit_gfs.envs import make_env
 from support.fakes import CountingEnv
 
 POLICY = TensorDictModule(
@@ -48,3 +49,17 @@ def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(episodes: in
     assert played["episode_length"].tolist() == lengths
     assert played["episode_return"].tolist() == [length * (length + 1) / 2 for length in lengths]
     assert played["cut"].tolist() == [length == 10 for length in lengths]
+
+
+def test_environments_that_play_on_keep_what_they_show_when_another_episode_is_cut() -> None:
+    env, seen = make_env("CartPole-v1", 4, seed=0), []
+
+    def act(observation: torch.Tensor) -> torch.Tensor:
+        seen.append(observation.clone())
+        return torch.arange(4) // 2  # the pole falls at different times
+
+    run_episodes(env, TensorDictModule(act, ["observation"], ["action"]), 12, limit=9)
+
+    shown = torch.stack(seen)
+    assert len(shown) > 18
+    assert shown.abs().sum(-1).min() > 0

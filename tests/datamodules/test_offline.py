@@ -92,6 +92,26 @@ def test_the_run_ends_after_its_batches() -> None:
     assert passes == [[True, True, True], [True, True, False]]
 
 
+def test_a_pass_that_became_shorter_is_over_after_a_resume() -> None:
+    ends: list[int] = []
+    transitions = Transitions([numbered(0, 30)])
+    before = OfflineLoader(transitions, 4, seed=0, batches_per_epoch=10, total_batches=20)
+    for _ in range(7):
+        next(before)
+    now = OfflineLoader(
+        transitions,
+        4,
+        seed=0,
+        batches_per_epoch=5,
+        total_batches=20,
+        on_last_batch=lambda: ends.append(now.batches),
+    )
+    now.batches = before.batches
+    now.load_state_dict(before.state_dict())
+    assert [len(list(now)) for _ in range(3)] == [0, 5, 5]
+    assert ends == [12, 17]
+
+
 # -- sources ---------------------------------------------------------------------------------------------
 
 

@@ -256,6 +256,25 @@ def test_priorities_need_an_agent_that_sets_them(make_trainer: MakeTrainer) -> N
 
 
 @pytest.mark.usefixtures("counting_envs")
+def test_a_resumed_run_keeps_the_length_of_its_passes(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    class Save(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            lengths.append(len(trainer.train_dataloader))  # type: ignore[arg-type]
+
+        def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+            if trainer.global_step == 8:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+    lengths: list[int] = []
+    for eval_every, checkpoint in ((50, None), (20, tmp_path / "mid.ckpt")):
+        data = make_data(eval_every=eval_every)
+        make_trainer(callbacks=[Save()]).fit(DQN(data.env_spec), data, ckpt_path=checkpoint)
+
+    # The checkpoint lies deeper in its pass than a pass of the shorter length has batches.
+    assert lengths == [13, 13]
+
+
+@pytest.mark.usefixtures("counting_envs")
 def test_learning_must_start_before_the_run_ends() -> None:
     with pytest.raises(UserError, match=r"learning_starts is 120; expected 0 to 116"):
         make_data(learning_starts=120)

@@ -283,6 +283,26 @@ def test_the_loader_resumes_in_the_middle_of_a_rollout(make_trainer: MakeTrainer
         torch.testing.assert_close(got.to_dict(), want.to_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("counting_envs")
+@pytest.mark.parametrize("taken", [5, 6])
+def test_a_run_that_is_resumed_with_fewer_epochs_collects_on(
+    make_trainer: MakeTrainer, tmp_path: Path, taken: int
+) -> None:
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+            if trainer.global_step == taken:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+    data = make_data(epochs=2, minibatches=3, total_steps=64)
+    make_trainer(callbacks=[Save()], limit_val_batches=0).fit(PPO(data.env_spec), data)
+
+    fewer = make_data(epochs=1, minibatches=3, total_steps=64)
+    trainer = make_trainer(limit_val_batches=0, max_steps=taken + 50)
+    trainer.fit(PPO(fewer.env_spec), fewer, ckpt_path=tmp_path / "mid.ckpt")
+    assert fewer.env_steps == 64
+    assert trainer.global_step == taken + 3 * 3  # three more rollouts of 16
+
+
 def test_more_minibatches_than_transitions_are_refused() -> None:
     with pytest.raises(UserError, match="minibatches is 17, more than the 16 transitions"):
         make_data(minibatches=17)

@@ -142,6 +142,26 @@ def test_a_history_holds_the_actions_since_the_oldest_seed() -> None:
     assert state["actions"].tolist() == [[5, 15]]
 
 
+def test_a_loaded_history_goes_on_as_the_saved_one() -> None:
+    history, loaded = History(num_envs=2, steps_per_seed=3), History(num_envs=2, steps_per_seed=3)
+    history.begin_all(np.array([7, 8]))
+    for step in range(4):
+        history.record(np.array([step, 10 + step]))
+    history.begin(np.array([1]), np.array([9]))  # seeds of different ages
+    history.record(np.array([4, 14]))
+    saved = history.state()
+    assert saved is not None
+    loaded.load(saved)
+
+    for each in (history, loaded):
+        each.record(np.array([5, 15]))
+        assert each.due(np.array([True, True])).tolist() == [0]
+    first, second = history.state(), loaded.state()
+    assert first is not None
+    assert second is not None
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_seeds_follow_from_each_other_and_differ() -> None:
     history = History(num_envs=2, steps_per_seed=1)
     history.begin_all(np.array([7, 7]))

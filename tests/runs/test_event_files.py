@@ -95,3 +95,12 @@ def test_names_that_leave_the_directory_touch_nothing(tmp_path: Path) -> None:
         cut_event_files(directory, {name: 3, "events.out.tfevents.2": 3}, [])
 
     assert {path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()} == {10}
+
+
+def test_going_back_twice_loses_no_later_event(tmp_path: Path) -> None:
+    name, content = "events.out.tfevents.1.host", bytes(range(100))
+    (tmp_path / name).write_bytes(content)
+
+    for size in (50, 30, 100):
+        cut_event_files(tmp_path, {name: size}, [name])
+        assert (tmp_path / name).read_bytes() == content[:size]

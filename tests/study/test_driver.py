@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lit_gfs.errors import StorageFault
-from lit_gfs.study.cell.attempts import begin_attempt, forget_attempts, prepare
+from lit_gfs.study.cell.attempts import Attempt, begin_attempt, forget_attempts, prepare, seconds_in
 from lit_gfs.study.cell.planned import choose_cells, fit_command, read_results
 from lit_gfs.study.driver import run_cells
 from lit_gfs.study.launchers.local import LocalLauncher
@@ -113,6 +113,12 @@ def test_what_is_half_done_is_removed(tmp_path: Path) -> None:
 
     assert result.status == FINISHED
     assert not left_over.exists()
+
+
+def test_a_cells_clock_leaves_out_pauses_and_lost_work() -> None:
+    attempts = [Attempt(100.0, 0.0), Attempt(500.0, 30.0)]
+
+    assert [seconds_in(attempts, moment) for moment in (120.0, 500.0, 510.0)] == [20.0, 30.0, 40.0]
 
 
 def facts_of(place: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import filelock
 import optuna
@@ -210,7 +211,7 @@ class Trials:
                 )
 
     def _lock(self, number: int) -> filelock.BaseFileLock:
-        name = "-".join((*self.pair, str(number))).replace("/", "_")
+        name = "+".join(quote(part, safe="") for part in (*self.pair, str(number)))
         return filelock.FileLock(self._storage.locks / f"{name}.lock")
 
     def _claimed(self, trial: optuna.trial.Trial, lock: filelock.BaseFileLock) -> Claim:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torchrl.envs import EnvBase, check_env_specs
@@ -196,6 +196,19 @@ def test_a_restored_environment_goes_on_as_the_one_that_never_stopped(env_id: st
     assert other.restore(torch.load(file, weights_only=True))
 
     assert all(map(torch.equal, play(env, 70), play(other, 70)))
+
+
+def test_a_restored_environment_begins_episodes_where_it_is_asked_for() -> None:
+    env = countdown(2)
+    env.step(act(env.reset(), env))  # the first episode has ended, and the next one has begun
+    snapshot = env.snapshot()
+    assert snapshot is not None
+    env.restore(snapshot)
+    marks = env.observations["observation"][:, 1].clone()
+
+    env.reset(TensorDict({"_reset": torch.tensor([[True], [False]])}, [2]))
+
+    assert (env.observations["observation"][:, 1] == marks).tolist() == [False, True]
 
 
 def test_there_is_no_snapshot_before_a_reset_or_while_a_seed_waits() -> None:

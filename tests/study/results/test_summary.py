@@ -221,6 +221,16 @@ def test_one_seed_has_no_interval() -> None:
     assert figures["verdicts"]["ratio"] == "undefined"
 
 
+def test_a_speed_over_a_small_baseline_of_one_seed_has_no_interval() -> None:
+    plan = study()
+    statuses = {f"acrobot-base-baseline-seed_{seed}": "missing" for seed in range(1, 5)}
+    figures = headline(summarize(plan, table(plan, SPEED, statuses=statuses), resamples=50), "gfs")
+
+    for name in ("speed_up_over_base", "speed_up_over_base_seconds", "speed_up_to_base_score"):
+        assert (figures[name]["interval"], figures[name]["note"]) == (None, "one seed")
+    assert figures["speed_up"]["interval"] is not None
+
+
 def test_a_baseline_that_did_not_learn_has_no_speed() -> None:
     plan = study()
     known = table(plan, {**SPEED, ("baseline", "large"): (1.0, 0.01)})
@@ -291,6 +301,20 @@ def test_runs_that_never_rose_have_no_instability() -> None:
     assert headline(summary, "gfs")["stability_gain"]["note"] == "one of the two never learned"
     assert group(summary, "gfs")["instability"]["note"] == "never learned"
     assert group(summary, "gfs")["learned"] == 0
+
+
+def test_a_stability_gain_is_at_most_1_where_some_resamples_have_none() -> None:
+    plan = study()
+    lost = {"gfs": 0.1, "baseline": 0.4}
+
+    def steady(run: Run) -> Run:
+        is_steady = run.levels["recipe"] == "baseline" and run.levels["seed"] in "01"
+        return run._replace(instability=0.0 if is_steady else lost[run.levels["recipe"]])
+
+    figures = headline(summarize(plan, with_runs(table(plan, SPEED), steady)), "gfs")
+
+    # Many resamples of the baseline's 0, 0, l, l, l have a mean of 0, to which nothing can be compared.
+    assert figures["stability_gain"]["interval"] == [None, 1.0]
 
 
 def test_the_baseline_is_not_compared_with_itself() -> None:

@@ -27,7 +27,7 @@ from lit_gfs.study.launchers import options
 from lit_gfs.study.planning.search_section import Pair, Search
 from lit_gfs.study.search import command as search_command
 from lit_gfs.study.search.storage import Storage, hidden_password
-from lit_gfs.study.search.trials import Trials
+from lit_gfs.study.search.trials import Claim, Trials
 from support.command_line import refused, stopped
 from support.searched_fits import InThisProcess, score
 
@@ -372,3 +372,12 @@ def storage_mistake(url: str, capsys: pytest.CaptureFixture[str]) -> str:
         path.rmdir() if path.is_dir() else path.unlink()
     Path("runs").rmdir()
     return line
+
+
+def test_recipes_and_scales_whose_names_join_alike_have_locks_of_their_own(tmp_path: Path) -> None:
+    space: Any = {"rate": {"low": 1e-3, "high": 1e-1, "log": True, "step": None}}
+    search = Search(recipes={"a": space, "a-b": space}, trials=2, seeds=[1], tasks=["t"])
+    storage = Storage(tmp_path, None)
+    pairs = (Pair("a-b", "c"), Pair("a", "b-c"))
+    claims = [Trials(storage, "s", pair, search, {}).claim(2) for pair in pairs]
+    assert len({claim.lock.lock_file for claim in claims if isinstance(claim, Claim)}) == 2
