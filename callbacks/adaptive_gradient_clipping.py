@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
@@ -71,7 +70,7 @@ class AdaptiveGradientClipping(GradientIntervention):
         self.heads = []
         if not self.clip_heads:
             example = example_of(trainer, pl_module, type(self).__name__)
-            with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context():
                 last = set(last_layers(pl_module, example, count=1))
             self.heads = [name for name, layer in layers_of(pl_module).items() if layer in last]
         super().on_fit_start(trainer, pl_module)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
-from lit_gfs.errors import require_between
+from lit_gfs.errors import UserError, require_between
 
 
 class EMAWeights(EMAWeightAveraging):
@@ -88,7 +88,14 @@ class EMAWeights(EMAWeightAveraging):
             pl_module.configure_model()
             # Lightning would copy the module as a whole, with factories that cannot be copied, and leave the
             # copy where the module is before the strategy moves it.
-            self._average_model = _Average(_modules_of(pl_module), trainer.strategy.root_device, self.decay)
+            try:
+                modules, device = _modules_of(pl_module), trainer.strategy.root_device
+                self._average_model = _Average(modules, device, self.decay)
+            except RuntimeError as error:
+                raise UserError(
+                    f"EMAWeights cannot copy {type(pl_module).__name__}: {str(error).splitlines()[0]}; "
+                    "expected weights that are parameters, or torch.nn.utils.parametrizations"
+                ) from error
 
     @override
     def on_validation_batch_end(
@@ -191,6 +198,10 @@ class _Average(AveragedModel):
         """Move the average towards the weights of a module on the same device, or to them the first time."""
         averages: list[Tensor] = list(self.module.parameters())
         weights: list[Tensor] = list(model.parameters())
+        if any(average.dtype != weight.dtype for average, weight in zip(averages, weights, strict=True)):
+            # The precision may cast a module after it was copied. Weights and averages change places.
+            for average, weight in zip(averages, weights, strict=True):
+                average.data = average.data.to(weight.dtype)
         if self.n_averaged == 0:
             torch._foreach_copy_(averages, weights)
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lit_gfs.errors import UserError
 from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.metrics.module_protocol import example_of, trained_parameters, write_scalars
 from lit_gfs.networks.layers import own_parameters
@@ -62,6 +64,11 @@ class LayerwiseLearningRates(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning restores the optimizers after this hook, so a checkpoint finds the groups that it holds.
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+            raise UserError(
+                "LayerwiseLearningRates does not suit LBFGS, which has one group of parameters; expected "
+                "another optimizer"
+            )
         example = example_of(trainer, pl_module, "LayerwiseLearningRates")
         with trainer.precision_plugin.forward_context():
             positions = layer_positions(pl_module, example)

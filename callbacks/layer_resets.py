@@ -152,6 +152,6 @@ class LayerResets(ResetIntervention):
         if self.layers == "all":
             return named
         example = example_of(trainer, pl_module, "LayerResets")
-        with torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context():
             last = set(last_layers(pl_module, example, self.layers))
         return {name: layer for name, layer in named.items() if layer in last}

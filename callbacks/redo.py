@@ -106,7 +106,6 @@ class ReDo(UnitResets):
         try:
             with (
                 evaluating(pl_module),
-                torch.compiler.set_stance("force_eager"),  # compiled networks do not call hooks
                 isolate_rng(),
                 torch.no_grad(),
                 trainer.precision_plugin.forward_context(),

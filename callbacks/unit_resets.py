@@ -110,10 +110,8 @@ class UnitResets(ResetIntervention):
         return {"reset_units": every.sum(), "reset_share": every.mean()}
 
     def _find_units(self, trainer: Trainer, pl_module: LightningModule) -> UnitMap:
-        with torch.compiler.set_stance("force_eager"):
-            found = map_units(
-                pl_module, example_of(trainer, pl_module, type(self).__name__), layers_of(pl_module)
-            )
+        example = example_of(trainer, pl_module, type(self).__name__)
+        found = map_units(pl_module, example, layers_of(pl_module))
         split = [
             name
             for name, layer in found.layers.items()

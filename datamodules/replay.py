@@ -220,6 +220,11 @@ class ReplayDataModule(EnvDataModule):
                 "expected one of them to be 1"
             )
         total_steps = self.total_steps
+        if n_step > min(buffer_size, total_steps):
+            raise UserError(
+                f"n_step is {n_step}; expected at most buffer_size {buffer_size} and "
+                f"total_steps {total_steps}"
+            )
         if steps_per_update > total_steps:
             raise UserError(
                 f"steps_per_update is {steps_per_update}; expected at most total_steps {total_steps}"

@@ -272,7 +272,7 @@ class GradientFlowCLI(LightningCLI):
         config = self.config[self.subcommand]
         name = config.ckpt_path
         fresh = self.subcommand == "fit" and config.fresh_experience
-        if not name:
+        if name is None:
             if fresh:
                 raise UserError(
                     "--fresh_experience true is for a run that is resumed; expected --ckpt_path too"

@@ -161,7 +161,7 @@ def test_the_configuration_of_a_program_builds_the_same_run_again() -> None:
 
     group = RUN.parent
     assert_equal(saved_weights(group / "again/last.ckpt"), saved_weights(group / "first/last.ckpt"))
-    built = BuiltOnly(complete_arguments(["fit", "--config", config]))
+    built = BuiltOnly(complete_arguments(["fit", "--config", config, "--run.version=built"]))
     monitor = next(each for each in callbacks_of(built.trainer) if isinstance(each, RepresentationMonitor))
     assert monitor.tau == 0.1
 

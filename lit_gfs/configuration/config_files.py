@@ -83,7 +83,7 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
         directory = latest_run(**run) if checkpoint == LAST else find_run(directory_of(checkpoint))
         if directory is None:
             raise UserError(
-                f"--ckpt_path {checkpoint!r} has no {CONFIG_NAME} beside it; give one with --config"
+                f"--ckpt_path {checkpoint!r} has no intact {CONFIG_NAME} beside it; give one with --config"
             )
         # Insert it directly after the subcommand, so all other arguments override it.
         completed[1:1] = ["--config", str(directory / CONFIG_NAME)]

@@ -117,7 +117,7 @@ def _check_pair(model: NamedClass, data: NamedClass) -> None:
 
 def _check_monitors(model: Any, callbacks: list[NamedClass]) -> None:
     """Reject callbacks that monitor an unknown metric, unless a trusted callback could report it."""
-    scores = _scores(model)
+    scores = reported_scores(model)
     if not scores or any(is_trusted(part.cls.__module__) for part in callbacks):
         return
     if any(inspect.isclass(part.cls) and issubclass(part.cls, EMAWeightAveraging) for part in callbacks):
@@ -133,7 +133,7 @@ def _check_monitors(model: Any, callbacks: list[NamedClass]) -> None:
             )
 
 
-def _scores(model: Any) -> set[str]:
+def reported_scores(model: Any) -> set[str]:
     """Return the tags of all metrics that a model of this package reports; empty for other models."""
     if not inspect.isclass(model) or not model.__module__.startswith("lit_gfs."):
         return set()

@@ -165,8 +165,13 @@ def example_input(pl_module: LightningModule, owner: str) -> Any:
         owner: The callback that runs the module's forward, for the message.
 
     Raises:
-        UserError: If it is ``None``.
+        UserError: If it is ``None``, or the module has no forward.
     """
+    if getattr(pl_module.forward, "__func__", None) is LightningModule.forward:
+        raise UserError(
+            f"{owner} runs {type(pl_module).__name__}'s forward, but it has none; expected a method forward "
+            "that takes example_input_array"
+        )
     example = pl_module.example_input_array
     if example is None:
         raise UserError(

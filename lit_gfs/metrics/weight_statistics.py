@@ -39,7 +39,9 @@ def weight_statistics(
         largest, rank = now.new_full((), torch.nan), now.new_full((), torch.nan)
         if matrix is not None:
             wide = matrix.to(now.dtype)
-            largest = torch.linalg.matrix_norm(wide, 2)
+            is_finite = wide.isfinite().all()  # LAPACK refuses other numbers
+            largest = torch.linalg.matrix_norm(torch.where(is_finite, wide, 0.0), 2)
+            largest = torch.where(is_finite, largest, torch.nan)
             rank = torch.linalg.matrix_norm(wide, "fro").square() / largest.square()
         distance = torch.linalg.vector_norm(now - then.to(now)) / start
         rows.append(torch.stack([norm, distance.nan_to_num(torch.nan, torch.nan), largest, rank]))

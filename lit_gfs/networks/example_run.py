@@ -23,10 +23,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def call(module: nn.Module, example_input: Any) -> Any:
-    """Call a module with a tensor, a tuple of arguments or a dict of keywords."""
-    if isinstance(example_input, dict):
-        return module(**example_input)
-    return module(*example_input) if isinstance(example_input, tuple) else module(example_input)
+    """Call a module with a tensor, a tuple of arguments or a dict of keywords; compiled parts run eagerly."""
+    with torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
+        if isinstance(example_input, dict):
+            return module(**example_input)
+        return module(*example_input) if isinstance(example_input, tuple) else module(example_input)
 
 
 def device_of(module: nn.Module) -> torch.device:

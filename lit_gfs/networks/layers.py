@@ -46,6 +46,14 @@ def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def is_computed_by_hooks(layer: nn.Module) -> bool:
+    """Return whether the old ``nn.utils.weight_norm`` or ``spectral_norm`` computes a layer's weight."""
+    if is_parametrized(layer):
+        return False
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter)
+
+
 def as_matrix(weight: Tensor) -> Tensor:
     """View a weight as a matrix ``(outputs, inputs)``; a convolution's kernel positions count as inputs."""
     return weight.reshape(weight.shape[0], -1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gfs.networks import LinearHead, Network
+from lit_gfs.networks.layers import is_computed_by_hooks
 from lit_gfs.networks.noise import reset_sigmas_
 from lit_gfs.networks.orthogonal import orthogonal_
 from lit_gfs.utils.transfers import send
@@ -22,7 +23,9 @@ Fresh = dict[nn.Parameter, Tensor]
 
 def can_redraw(layer: nn.Module) -> bool:
     """Return whether `draw_layers` can draw a layer: its ``reset_parameters`` sets all of its parameters."""
-    if hasattr(layer, "parametrizations") or not callable(getattr(layer, "reset_parameters", None)):
+    if is_computed_by_hooks(layer) or hasattr(layer, "parametrizations"):
+        return False
+    if not callable(getattr(layer, "reset_parameters", None)):
         return False
     with _seeded(0):
         return not any(value.isnan().any() for value in _redrawn(layer).parameters())

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_gfs.networks.layers import is_computed_by_hooks
+
 Weights = Mapping[str, Tensor]
 """Weights by name, ``<layer>.<parameter>``."""
 
@@ -74,10 +76,12 @@ def named_weights(
 
     Returns:
         Parameters by ``<layer>.<parameter>``. Those from which a parametrization computes a weight are left
-        out: the weight is not theirs to change.
+        out: the weight is not theirs to change. So are layers whose weight is computed by hooks.
     """
     named = {}
     for layer, owned in parameters.items():
+        if is_computed_by_hooks(layers[layer]):
+            continue
         chosen = {id(parameter) for parameter in owned}
         for name, parameter in layers[layer].named_parameters(recurse=False):
             if id(parameter) in chosen:

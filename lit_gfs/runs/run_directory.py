@@ -98,8 +98,11 @@ class RunDirectory:
         if directory is None:
             return
         begun = _settings(directory / CONFIG_NAME)
-        settings = ("root", "name", "version")
-        if any(getattr(self, setting) not in (None, begun.get(setting)) for setting in settings):
+        here = {"root": self.root, "name": directory.parent.name, "version": directory.name}
+        if self.root is not None and Path(absolute_path(self.root)).resolve() != directory.parent.parent:
+            here["root"] = None
+        named = {setting: getattr(self, setting) for setting in here}
+        if any(value not in (None, begun.get(setting), here[setting]) for setting, value in named.items()):
             return
         self.root = os.path.relpath(directory.parent.parent, working_directory())
         self.name, self.version = directory.parent.name, directory.name
@@ -110,7 +113,7 @@ class RunDirectory:
         """Return the TensorBoard logger; the first process makes its directory.
 
         Raises:
-            UserError: If the directory cannot be made or written.
+            UserError: If the directory cannot be made or written, or holds the checkpoints of another run.
         """
         if self._logger is None:
             logger = TensorBoardLogger(
@@ -122,6 +125,7 @@ class RunDirectory:
             )
             self._logger = logger
             if is_first_process():
+                self._require_free(self.directory)
                 self._make(self.directory)
         return self._logger
 
@@ -140,6 +144,14 @@ class RunDirectory:
             place = event_directory(run)
             return None if place == run else place.name
         return self.label or None if self.version is None else None
+
+    def _require_free(self, directory: Path) -> None:
+        """Keep the checkpoints of a run that this one does not go on with."""
+        if not self._goes_on and os.path.isdir(directory) and any(directory.glob("*.ckpt")):
+            raise UserError(
+                f"--run.version {directory.name!r} is taken: {relative_path(directory)!r} has checkpoints of "
+                "a run; go on with --ckpt_path last, or choose another version"
+            )
 
     def _make(self, directory: Path) -> None:
         self._made = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]

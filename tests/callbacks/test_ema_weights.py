@@ -74,6 +74,23 @@ def test_validation_and_the_end_of_fitting_see_the_average_and_training_does_not
     assert not torch.allclose(weights(module.layer), module.history[-1])
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_weights_of_any_precision_are_averaged(precision: Any, make_trainer: MakeTrainer) -> None:
+    module = Regression()
+    trainer = make_trainer(max_epochs=2, callbacks=[EMAWeights(decay=0.8)], precision=precision)
+    trainer.fit(module, regression_batches(4), regression_batches(1))
+    assert weights(module.layer).dtype == module.history[-1].dtype != torch.float32
+    torch.testing.assert_close(weights(module.layer), average(module.history, 0.8))
+
+
+def test_weights_that_hooks_compute_are_refused_in_one_line(make_trainer: MakeTrainer) -> None:
+    module = Regression()
+    with pytest.warns(FutureWarning, match="deprecated"):
+        nn.utils.weight_norm(module.layer)
+    with pytest.raises(UserError, match="EMAWeights cannot copy Regression: Only Tensors"):
+        make_trainer(max_epochs=1, callbacks=[EMAWeights()]).fit(module, regression_batches(1))
+
+
 def test_buffers_and_frozen_parameters_are_not_averaged(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     module = Regression()
     trainer = make_trainer(max_epochs=2, callbacks=[EMAWeights(decay=0.8)])

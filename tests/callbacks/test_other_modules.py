@@ -13,7 +13,23 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.data import DataLoader
 
 from lit_gfs.agents import PPO
-from lit_gfs.callbacks import GradientNormalization, NaNGuard, PathSensitiveInit, TemporalGradientClipping
+from lit_gfs.callbacks import (
+    AdaptiveGradientClipping,
+    GradientNormalization,
+    LayerResets,
+    LayerwiseLearningRates,
+    NaNGuard,
+    ParsevalRegularization,
+    PathSensitiveInit,
+    ReGraMa,
+    ShrinkAndPerturb,
+    SpectralNormalization,
+    StaticSparsity,
+    TemporalGradientClipping,
+    WeightClipping,
+    WeightProjection,
+)
+from lit_gfs.errors import UserError
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.module_protocol import layers_of
 from support.specs import continuous_spec
@@ -51,7 +67,7 @@ class Net(LightningModule):
             self.network[2].weight.grad[0, 0] = torch.nan
 
     def on_train_batch_end(self, *arguments: Any) -> None:
-        self.taken.append(self.network[2].weight.detach().clone())
+        self.taken.append(self.get_submodule("network.2").weight.detach().clone())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.01)
@@ -128,3 +144,65 @@ def test_the_standard_deviation_of_ppo_is_scaled_like_a_layer() -> None:
     assert list(owned)[-1] != "ActorCritic"
     assert owned["log_std"] == [agent.actor_critic.log_std]
     assert sum(len(each) for each in owned.values()) == len(list(agent.parameters()))
+
+
+class WithoutFaults(Net):
+    """The same layers; all gradients are finite."""
+
+    def on_after_backward(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("make", [StaticSparsity, WeightClipping, WeightProjection, ShrinkAndPerturb])
+def test_a_weight_that_hooks_compute_is_left_alone(make: Callable[[], Callback]) -> None:
+    """If rows of its direction were zeros, the weight would be 0 / 0."""
+    module = WithoutFaults()
+    with pytest.warns(FutureWarning, match="deprecated"):
+        nn.utils.weight_norm(module.network[0])
+    before = [parameter.detach().clone() for parameter in module.network[0].parameters()]
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)  # type: ignore[method-assign]
+    fit(module, make())
+    for parameter, at_first in zip(module.network[0].parameters(), before, strict=True):
+        assert torch.equal(parameter, at_first)
+
+
+class WithoutForward(Net):
+    forward = LightningModule.forward
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.network(batch).square().mean()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        PathSensitiveInit,
+        LayerwiseLearningRates,
+        LayerResets,
+        ReGraMa,
+        ParsevalRegularization,
+        AdaptiveGradientClipping,
+        SpectralNormalization,
+    ],
+)
+def test_a_module_without_forward_is_told_so(make: Callable[[], Callback]) -> None:
+    with pytest.raises(UserError, match=r"runs WithoutForward's forward, but it has none; expected a method"):
+        fit(WithoutForward(), make())
+
+
+def test_a_compiled_network_is_initialized_and_read_eagerly() -> None:
+    module, plain = WithoutFaults(), WithoutFaults()
+    module.network = cast(Any, torch.compile(module.network, backend="eager"))
+    for each in (module, plain):
+        torch.manual_seed(0)
+        fit(each, PathSensitiveInit(), LayerwiseLearningRates())
+    for compiled, own in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(compiled, own)
+    torch.compiler.reset()
+
+
+def test_learning_rates_of_layers_do_not_suit_lbfgs() -> None:
+    module = Net()
+    module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters())  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="LayerwiseLearningRates does not suit LBFGS"):
+        fit(module, LayerwiseLearningRates())

@@ -43,3 +43,12 @@ def test_a_kernel_counts_as_a_matrix_of_its_outputs() -> None:
 def test_half_precision_is_measured_in_full() -> None:
     weight = torch.ones(2, 2, dtype=torch.bfloat16)
     assert weight_statistics({"a": [weight]}, {"a": [weight]})["stable_rank"].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_matrix_with_numbers_that_are_not_finite_has_no_statistics(value: float) -> None:
+    broken, whole = torch.eye(3), torch.eye(3)
+    broken[1, 2] = value
+    found = weight_statistics({"a": [broken], "b": [whole]}, {"a": [whole], "b": [whole]})
+    assert found["largest_singular_value"].isnan().tolist() == [True, False]
+    assert found["stable_rank"].isnan().tolist() == [True, False]

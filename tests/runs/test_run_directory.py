@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lit_gfs.errors import UserError
 from lit_gfs.runs.layout import CONFIG_HEADER
 from lit_gfs.runs.run_directory import RunDirectory
 
@@ -64,3 +65,14 @@ def test_only_the_first_process_makes_a_directory(monkeypatch: pytest.MonkeyPatc
     second.agree(told)
 
     assert second.logger().log_dir == first.logger().log_dir
+
+
+def test_the_checkpoints_of_another_run_are_not_overwritten(run: Path) -> None:
+    named = {"root": "runs", "name": "name", "version": "version_0"}
+    RunDirectory(**named).logger()  # a run that left no checkpoint can begin again
+    (run / "last.ckpt").touch()
+    with pytest.raises(UserError, match=r"--run.version 'version_0' is taken: 'runs/name/version_0' has"):
+        RunDirectory(**named).logger()
+    going_on = RunDirectory(**named)
+    going_on.resume_from(str(run / "last.ckpt"))
+    going_on.logger()

@@ -376,6 +376,19 @@ def test_the_options_of_every_shipped_study_are_known(name: str, capsys: pytest.
     assert capsys.readouterr().out.count("\npython -m lit_gfs fit ") == planned
 
 
+def test_a_score_that_no_agent_reports_is_told_before_the_first_cell(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = with_options()
+    study["score"] = {"tag": "eval/phase_acuracy"}
+    write(study)
+
+    line = mistake_of(RUN, capsys)
+
+    assert line.startswith("score.tag is 'eval/phase_acuracy'; expected one of eval/accuracy, eval/phase")
+    assert line.endswith("did you mean 'eval/phase_accuracy'?")
+
+
 def test_a_plan_names_configurations_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     study = with_options()
     study["factors"]["recipe"]["gfs"] = {"configs": ["recipes/gsf"]}

@@ -11,6 +11,13 @@ from lit_gfs.study.planning.sections import check_known, read_section
 
 REQUIRED_FACTORS = ("task", "scale", "recipe", "seed")
 
+_SET_BY_STUDY = {
+    "seed_everything": "; list seeds in factors.seed",
+    **dict.fromkeys(("run.root", "run.name", "run.version"), " for each cell"),
+    "ckpt_path": " for each cell",
+}
+"""Options that every cell has from its study, with advice for the user."""
+
 Where = Mapping[str, list[str]]
 """Levels by factor. They select the cells that have one of the levels of every named factor."""
 
@@ -96,6 +103,8 @@ def _read_levels(factor: str, content: Any) -> dict[str, Level]:
         if isinstance(name, bool) or name is None:
             raise UserError(f"{place} is no name in YAML; write it in quotes")
         level = levels[str(name)] = read_section(Level, section, place)
+        if own := next((option for option in level.options if option in _SET_BY_STUDY), None):
+            raise UserError(f"{place}.options has {own}, which the study itself sets{_SET_BY_STUDY[own]}")
         _check_normalization(factor, level, place)
     return levels
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lit_gfs.configuration.config_files import complete_arguments, find_config
-from lit_gfs.errors import UserError
+from lit_gfs.errors import UserError, nearest
 from lit_gfs.metrics.scores import human_normalized_score
 from lit_gfs.study.planning.plan import Cell, Study
+from lit_gfs.utils.trust import is_trusted
 
 
 def check_configs(study: Study) -> None:
@@ -52,6 +55,7 @@ def check_options(study: Study) -> None:
                 cli.parse_arguments(cli.parser, arguments)
         except UserError as error:
             raise UserError(f"cell {cell.name!r}: {error}") from error
+        _check_tags(study, cli.config.fit)
         _check_normalization(study, cell, cli.config.fit.data.init_args.get("env_id"))
 
 
@@ -71,6 +75,23 @@ def _representatives(study: Study) -> list[Cell]:
         combinations.add(combination)
         arguments.update(seeded)
     return chosen
+
+
+def _check_tags(study: Study, config: Any) -> None:
+    """Check that the agent reports the scores of an evaluation; callbacks of a user may report others."""
+    # Imported here because it imports PyTorch.
+    from lit_gfs.configuration.named_classes import named_classes
+    from lit_gfs.configuration.part_checks import reported_scores
+
+    parts = list(named_classes(config))
+    if any(is_trusted(part.cls.__module__) for part in parts):
+        return
+    known = {tag for part in parts if part.place == "model." for tag in reported_scores(part.cls)}
+    for key, tag in (("tag", study.score.tag), ("curve_tag", study.score.curve_tag)):
+        if known and tag.startswith("eval/") and tag not in known:
+            raise UserError(
+                f"score.{key} is {tag!r}; expected one of {', '.join(sorted(known))}{nearest(tag, known)}"
+            )
 
 
 def _check_normalization(study: Study, cell: Cell, env_id: str | None) -> None:

@@ -190,6 +190,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a seed twice": ({"factors__seed": [1, 1]}, r"factors.seed is \[1, 1\]; expected a list of different"),
     "no seeds": ({"factors__seed": []}, r"factors.seed is \[\]"),
     "an unquoted switch": ({"factors__scale": {True: {}}}, "factors.scale.True is no name in YAML; .*quotes"),
+    "a seed among options": (
+        {"factors__recipe__gfs": {"options": {"seed_everything": 4}}},
+        "gfs.options has seed_everything, which the study itself sets; list seeds in factors.seed",
+    ),
+    "a directory among options": (
+        {"factors__recipe__gfs": {"options": {"run.root": "/tmp"}}},
+        "factors.recipe.gfs.options has run.root, which the study itself sets for each cell",
+    ),
     "cells of one name": (
         {"factors__task": {"a b": {}, "a_b": {}}, "skip": None, "compare__tuned_on": []},
         "two cells are called 'a_b-plain-",
