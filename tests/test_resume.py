@@ -21,7 +21,7 @@ NETWORK = ["--model.trunk.width=16", "--model.trunk.depth=2"]
 QUIET = ["--trainer.enable_progress_bar=false", "--data.eval_episodes=2", "--trainer.log_every_n_steps=5"]
 EVERYTHING = [
     "--config=recipes/gfs",
-    "--gfs.gradient_normalization.momentum=0.9",
+    *("--gfs.gradient_normalization.reference=spectral", "--gfs.gradient_normalization.momentum=0.9"),
     "--gfs.layer_rates=LayerwiseLearningRates",
     "--gfs.gradient_flow.every_n_steps=4",
     "--gfs.representation=RepresentationMonitor",
@@ -564,7 +564,8 @@ def test_a_folder_with_a_configuration_of_the_users_own_is_no_run(run_of: Callab
     config = "# mine\n" + (run / "config.yaml").read_text()
     (own / "config.yaml").write_text(config)
 
-    main(["fit", "--config", str(own / "config.yaml"), "--ckpt_path", str(own / "saved" / "kept.ckpt")])
+    resumed = ["--ckpt_path", str(own / "saved" / "kept.ckpt"), "--run.version=mine"]
+    main(["fit", "--config", str(own / "config.yaml"), *resumed])
 
     assert (own / "config.yaml").read_text() == config
     assert sorted(path.name for path in own.iterdir()) == ["config.yaml", "saved"]
