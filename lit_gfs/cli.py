@@ -57,7 +57,7 @@ from lit_gfs.configuration.image_check import vectors_of
 from lit_gfs.configuration.instantiation_errors import foreseen_in, raised_in, refusal_in
 from lit_gfs.configuration.named_classes import option_names
 from lit_gfs.configuration.option_help import help_text, without_help
-from lit_gfs.configuration.parser_errors import one_line, without_contents
+from lit_gfs.configuration.parser_errors import one_line, with_whole_option, without_contents
 from lit_gfs.configuration.part_checks import check_parts
 from lit_gfs.configuration.run_text import run_text
 from lit_gfs.configuration.switches import with_typed_switches
@@ -199,7 +199,7 @@ class GradientFlowCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except UserError as error:
             line = one_line(str(error), parser, lambda: self._option_names(parser, args))
-            raise UserError(without_contents(line, args, contents)) from None
+            raise UserError(without_contents(with_whole_option(line, args), args, contents)) from None
         config = self.config[self.config["subcommand"]]
         for content in contents:
             check_empty_keys(content, config)

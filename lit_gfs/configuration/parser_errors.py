@@ -133,6 +133,21 @@ def one_line(
     return text
 
 
+def with_whole_option(line: str, arguments: Sequence[str]) -> str:
+    """Name the option that has no value as the user wrote it: the parser knows only its first part.
+
+    Args:
+        line: A line of `one_line`.
+        arguments: The command line.
+    """
+    option, found, _ = line.partition(" has no value")
+    for index, argument in enumerate(arguments):
+        is_last = arguments[index + 1 : index + 2] == [] or arguments[index + 1].startswith("--")
+        if found and is_last and argument.startswith(f"{option}.") and "=" not in argument:
+            return f"{argument} has no value"
+    return line
+
+
 def without_contents(line: str, arguments: Sequence[str], contents: Sequence[Mapping[str, Any]]) -> str:
     """Name a file instead of its content, where the option's value was its path.
 

@@ -171,6 +171,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--trust=a-b", r"--trust 'a-b' is no package"),
     ("--trust=jsonargparse", r"--trust jsonargparse: .*can't be allowed"),
     ("--trust", r"--trust has no value"),
+    ("--data.total_steps", r"--data.total_steps has no value"),
+    ("--model.trunk.depth", r"--model.trunk.depth has no value"),
     ("--config", r"--config has no value"),
     ("stray", r"stray is no known option"),
     ("--gfs.gradient_flow=3", r"gfs.gradient_flow is 3; expected true, false or GradientFlowMonitor"),
