@@ -95,6 +95,8 @@ def read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
         if not isinstance(content, dict):
             kind = "a list" if isinstance(content, list) else shown(content)
             raise UserError(f"--config {file!r} is {kind}; expected keys such as model, data and trainer")
+        if {"factors", "compare"} <= content.keys():
+            raise UserError(f"--config {file!r} is a study; run it with: study --config {file}")
         contents.append(content)
     return contents
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
 from lit_gfs.agents.learner import Learner
@@ -20,6 +22,8 @@ KINDS_OF_KEYS: dict[str, type] = {
     "optimizer": Optimizer,
 }
 """Base classes by the option that takes them."""
+_KINDS_OF_PARTS: dict[str, type] = {"callbacks": Callback, "logger": Logger}
+"""Base classes of the Trainer's parts, by its option."""
 _FEW = 8
 """The most classes that a message lists by name."""
 
@@ -53,6 +57,25 @@ def nearest_class(value: str, base: type) -> str:
         close = f": {', '.join(sorted(names))}"
     # By its full name: a library that may be imported has an optimizer of the same name.
     return close.replace("'Kron'", "'lit_gfs.optim.Kron'")
+
+
+def misspelt_part(key: str, shown: str) -> str:
+    """Describe the first class in a value that nothing is called, if one of another name is near.
+
+    Args:
+        key: Last part of the option, such as ``callbacks``.
+        shown: The user's value: a name, or text with ``'class_path': 'Name'`` in it.
+
+    Returns:
+        The name, what was expected and the nearest choice; an empty string where there is none.
+    """
+    kind = _KINDS_OF_PARTS.get(key)
+    if kind is None:
+        return ""
+    for name in re.findall(r"'class_path': '([\w.]+)'", shown) or [shown.strip("'")]:
+        if name.rpartition(".")[2] not in _names_of(kind) and (close := nearest_class(name, kind)):
+            return f"{name!r}; expected a class of {kind.__name__}{close}"
+    return ""
 
 
 def buildable(base: type) -> list[str]:

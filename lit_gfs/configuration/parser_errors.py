@@ -40,6 +40,7 @@ _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"does not accept (?:option|nested key|key) '([^']+)'")
 _MISSING = re.compile(r"the following arguments are required: ([\w., ]+?)(?= - |$)")
 _NO_VALUE = re.compile(r"argument (?:\S+/)?(--\S+): expected one argument")
+_NO_GROUP = re.compile(r"Unable to load config ['\"](.*?)['\"]")
 _RESTRICTED = re.compile(
     r"Not of type (PositiveInt|NonNegativeInt): (?:invalid literal .*?: '(.*?)'|(\S+) does not conform)"
 )
@@ -83,6 +84,8 @@ def one_line(
         # An argument of the same name belongs to another class.
         others = _classes().argument_names(named) - {name}
         return f"{key} is no known key{meant_options(name, below) or nearest(name, others)}"
+    if (found := _NO_GROUP.search(text)) and places:
+        return f"{places[0]} is {found[1]!r}; expected options below it, as in: --{places[0]}.<option>"
     if found := _AMBIGUOUS.search(text):
         return f"{path} is {found[1]!r}, which several classes are called; expected one of {found[2]}"
     if found := _RESTRICTED.search(text):
@@ -129,6 +132,8 @@ def one_line(
         names = found[1].replace(f"{subcommand}.", "").replace(", ", " and ")
         return f"{names} not given; name a configuration, as in: {subcommand} --config quickstart"
     if path and alternatives:
+        if misspelt := _classes().misspelt_part(path.rpartition(".")[2], alternatives[2]):
+            return f"{path} is {misspelt}"
         return f"{path} is {_typed_value(alternatives[2])!r}; expected {_describe(alternatives[1])}"
     return text
 

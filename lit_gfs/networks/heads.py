@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lit_gfs.errors import UserError
 from lit_gfs.networks.noise import factorized_noise, initial_sigmas, reset_sigmas_
+from lit_gfs.utils.memory import require_memory
 
 
 class LinearHead(nn.Linear):
@@ -20,13 +21,15 @@ class LinearHead(nn.Linear):
         gain: Singular value of the initial weight.
 
     Raises:
-        UserError: If the gain is negative.
+        UserError: If the gain is negative, or the weights do not fit into memory.
     """
 
     def __init__(self, in_features: int, out_features: int, gain: float = 1.0) -> None:
-        super().__init__(in_features, out_features)
         if gain < 0:
             raise UserError(f"a head's gain must not be negative, got {gain}")
+        weights = in_features * out_features
+        require_memory(f"weights of a head with {out_features:,} outputs", 4 * weights)
+        super().__init__(in_features, out_features)
         self.gain = gain
         nn.init.orthogonal_(self.weight, gain)
         nn.init.zeros_(self.bias)

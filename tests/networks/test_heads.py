@@ -73,3 +73,10 @@ def test_a_constant_does_not_move_between_the_streams() -> None:
     value, advantage = torch.randn(4, 1, 2), torch.randn(4, 3, 2)
 
     torch.testing.assert_close(dueling_sum(value, advantage + 5.0), dueling_sum(value, advantage))
+
+
+def test_a_head_beyond_the_memory_of_the_machine_is_refused_before_it_is_made() -> None:
+    with pytest.raises(
+        UserError, match=r"weights of a head with 1,000,000,000,000 outputs would take [\d,]+ GB"
+    ):
+        LinearHead(16, 10**12)

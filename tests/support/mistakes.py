@@ -171,6 +171,17 @@ OPTIONS: list[tuple[str, str]] = [
     ("--trust=a-b", r"--trust 'a-b' is no package"),
     ("--trust=jsonargparse", r"--trust jsonargparse: .*can't be allowed"),
     ("--trust", r"--trust has no value"),
+    (
+        "--trainer.callbacks+=EarlyStoping",
+        r"trainer.callbacks is 'EarlyStoping'; expected a class of Callback; did you mean 'EarlyStopping'",
+    ),
+    (
+        "--trainer.callbacks=[{class_path: ModelChekpoint}]",
+        r"trainer.callbacks is 'ModelChekpoint'; .*; did you mean 'ModelCheckpoint'",
+    ),
+    ("--trainer.logger=CSVLoger", r"'CSVLoger'; expected a class of Logger.*did you mean 'CSVLogger'"),
+    ("--trainer=null", r"trainer is 'null'; expected options below it, as in: --trainer\.<option>"),
+    ("--config=studies/smoke", r"smoke.yaml' is a study; run it with: study --config"),
     ("--data.total_steps", r"--data.total_steps has no value"),
     ("--model.trunk.depth", r"--model.trunk.depth has no value"),
     ("--config", r"--config has no value"),

@@ -103,10 +103,20 @@ def _read_levels(factor: str, content: Any) -> dict[str, Level]:
         if isinstance(name, bool) or name is None:
             raise UserError(f"{place} is no name in YAML; write it in quotes")
         level = levels[str(name)] = read_section(Level, section, place)
-        if own := next((option for option in level.options if option in _SET_BY_STUDY), None):
-            raise UserError(f"{place}.options has {own}, which the study itself sets{_SET_BY_STUDY[own]}")
+        require_free(level.options, f"{place}.options")
         _check_normalization(factor, level, place)
     return levels
+
+
+def require_free(options: Mapping[str, Any], place: str) -> None:
+    """Refuse options that the study sets for each cell.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for option in options:
+        if option in _SET_BY_STUDY:
+            raise UserError(f"{place} has {option}, which the study itself sets{_SET_BY_STUDY[option]}")
 
 
 def _check_normalization(factor: str, level: Level, place: str) -> None:

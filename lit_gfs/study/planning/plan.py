@@ -20,7 +20,14 @@ import yaml
 
 from lit_gfs.configuration.config_trust import take_trust
 from lit_gfs.errors import UserError
-from lit_gfs.study.planning.factors import Factors, Where, matches, read_factors, read_where
+from lit_gfs.study.planning.factors import (
+    Factors,
+    Where,
+    matches,
+    read_factors,
+    read_where,
+    require_free,
+)
 from lit_gfs.study.planning.search_section import Search, read_search
 from lit_gfs.study.planning.sections import check_known, read_section
 from lit_gfs.utils.atomic_files import replacing_text
@@ -29,6 +36,8 @@ from lit_gfs.utils.yaml_files import read_yaml
 STUDY_NAME = "study.yaml"
 MAX_CELLS = 100_000
 """Maximum number of cells of a study, including skipped ones."""
+_LONGEST_NAME = 200
+"""Bytes in the name of a cell, which is that of its directory and of lease files beside it."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +249,12 @@ def read_study(content: Any) -> Study:
         raise UserError("skip leaves no cell to run")
     if twice := [name for name, times in names.items() if times > 1]:
         raise UserError(f"two cells are called {min(twice)!r}; expected levels whose names differ in letters")
+    longest = max(names, key=lambda name: len(name.encode()))
+    if len(longest.encode()) > _LONGEST_NAME:
+        raise UserError(
+            f"a cell is called '{longest[:40]}...', in {len(longest.encode())} bytes; expected levels whose "
+            f"names have {_LONGEST_NAME} bytes together"
+        )
     return study
 
 
@@ -269,6 +284,7 @@ def _read_when(content: Any, factors: Factors, place: str) -> When:
     options = content["options"]
     if not isinstance(options, dict):
         raise UserError(f"{place}.options is {options!r}; expected values by option")
+    require_free(options, f"{place}.options")
     return When(read_where(content["where"], factors, f"{place}.where"), cast(dict[str, Any], options))
 
 

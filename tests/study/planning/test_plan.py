@@ -198,6 +198,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"factors__recipe__gfs": {"options": {"run.root": "/tmp"}}},
         "factors.recipe.gfs.options has run.root, which the study itself sets for each cell",
     ),
+    "a directory in when": (
+        {"when": [{"where": {"recipe": "gfs"}, "options": {"ckpt_path": "last.ckpt"}}]},
+        r"when\[0\].options has ckpt_path, which the study itself sets for each cell",
+    ),
+    "a name that is no file's": (
+        {"factors__task": {"t" * 220: {}}, "skip": None, "compare__tuned_on": []},
+        r"a cell is called 't{40}...', in \d+ bytes; expected levels whose names have 200 bytes together",
+    ),
     "cells of one name": (
         {"factors__task": {"a b": {}, "a_b": {}}, "skip": None, "compare__tuned_on": []},
         "two cells are called 'a_b-plain-",
