@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gfs.agents.learner import Learner
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
-from lit_gfs.errors import require_between
+from lit_gfs.errors import UserError, require_between
 from lit_gfs.functional.value_distributions import ValueDistribution, ValueLoss, value_distribution
 from lit_gfs.metrics.recent_observations import RecentObservations
 from lit_gfs.metrics.scores import human_normalized_score
@@ -81,6 +81,11 @@ class Agent(Learner):
     )
     """All that an evaluation may report, the last one of Atari games alone."""
 
+    action_low: Tensor
+    action_high: Tensor
+    action_center: Tensor
+    action_scale: Tensor
+
     def __init__(
         self,
         env_spec: EnvSpec,
@@ -108,6 +113,21 @@ class Agent(Learner):
         self._observations = RecentObservations(_PROBE_SIZE)
         self._saved_total_steps: int | None = None
         """The length of the run when its checkpoint was written."""
+
+    def register_action_bounds(self) -> None:
+        """Keep the bounds of continuous actions, and the map of [-1, 1] onto them, as buffers ``(dim,)``.
+
+        The map of a dimension without two bounds is the identity.
+        """
+        low, high = torch.tensor(self.env_spec.action_low), torch.tensor(self.env_spec.action_high)
+        has_bounds = (high - low).isfinite()
+        for name, value in (
+            ("action_low", low),
+            ("action_high", high),
+            ("action_center", torch.where(has_bounds, low + (high - low) / 2, 0)),
+            ("action_scale", torch.where(has_bounds, (high - low) / 2, 1)),
+        ):
+            self.register_buffer(name, value, persistent=False)
 
     def networks(self) -> list[nn.Module]:
         """List encoder, trunk and what is on top of them, for every such network."""
@@ -278,3 +298,15 @@ class Agent(Learner):
         if normalized is not None:
             scores["human_normalized_score"] = returns.new_tensor(normalized)
         self.report_evaluation({f"{prefix}/{name}": value for name, value in scores.items()})
+
+
+def require_normalizable(spec: EnvSpec, normalize_observation: bool) -> None:
+    """Check that observations may be standardized by running statistics: they must be vectors.
+
+    Raises:
+        UserError: If they are images, and ``normalize_observation`` is true.
+    """
+    if normalize_observation and spec.is_pixels:
+        raise UserError(
+            f"normalize_observation is for vectors, but {spec.env_id!r} shows images; expected false"
+        )

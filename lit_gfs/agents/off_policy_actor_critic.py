@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from lit_gfs.agents.agent import Agent
+from lit_gfs.agents.agent import Agent, require_normalizable
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between
@@ -86,10 +86,6 @@ class OffPolicyActorCritic(Agent):
     """
 
     actor: Network
-    action_low: Tensor
-    action_high: Tensor
-    action_center: Tensor
-    action_scale: Tensor
 
     def __init__(
         self,
@@ -109,18 +105,8 @@ class OffPolicyActorCritic(Agent):
         require_between(0, math.inf, critic_learning_rate=critic_learning_rate, random_steps=random_steps)
         if not 0 < target_tau <= 1:
             raise UserError(f"target_tau is {target_tau:g}; expected a number above 0 and at most 1")
-        if normalize_observation and env_spec.is_pixels:
-            raise UserError(
-                f"normalize_observation is for vectors, but {env_spec.env_id!r} shows images; expected false"
-            )
-        low, high = torch.tensor(env_spec.action_low), torch.tensor(env_spec.action_high)
-        for name, value in (
-            ("action_low", low),
-            ("action_high", high),
-            ("action_center", low + (high - low) / 2),
-            ("action_scale", (high - low) / 2),
-        ):
-            self.register_buffer(name, value, persistent=False)
+        require_normalizable(env_spec, normalize_observation)
+        self.register_action_bounds()
         self.observation_norm = RunningNorm(env_spec.observation_shape) if normalize_observation else None
         self.critics = nn.ModuleList(
             Critic(env_spec, self.build_encoder, critic_trunk or self.build_trunk, self.initialization)

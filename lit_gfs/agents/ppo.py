@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from lit_gfs.agents.agent import Agent
+from lit_gfs.agents.agent import Agent, require_normalizable
 from lit_gfs.collectors.policy import Policy
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_between, require_one_of
@@ -148,11 +148,6 @@ class PPO(Agent):
             are to be standardized by running statistics.
     """
 
-    action_low: Tensor
-    action_high: Tensor
-    action_center: Tensor
-    action_scale: Tensor
-
     needs_only_final_observations: ClassVar[bool] = True
 
     def __init__(
@@ -180,10 +175,7 @@ class PPO(Agent):
         require_between(
             0, math.inf, value_coefficient=value_coefficient, entropy_coefficient=entropy_coefficient
         )
-        if normalize_observation and env_spec.is_pixels:
-            raise UserError(
-                f"normalize_observation is for vectors, but {env_spec.env_id!r} shows images; expected false"
-            )
+        require_normalizable(env_spec, normalize_observation)
         self.values = self.value_distribution(value_loss)
         """How the network states values."""
         if clip_value is not None and self.values.size > 1:
@@ -212,15 +204,7 @@ class PPO(Agent):
         self.sample_in_evaluation = sample_in_evaluation
         self.rollout_exhausted = False
         if env_spec.action_low is not None:
-            low, high = torch.tensor(env_spec.action_low), torch.tensor(env_spec.action_high)
-            has_bounds = (high - low).isfinite()
-            for name, value in (
-                ("action_low", low),
-                ("action_high", high),
-                ("action_center", torch.where(has_bounds, low + (high - low) / 2, 0)),
-                ("action_scale", torch.where(has_bounds, (high - low) / 2, 1)),
-            ):
-                self.register_buffer(name, value, persistent=False)
+            self.register_action_bounds()
 
     @property
     def trunk(self) -> nn.Module:

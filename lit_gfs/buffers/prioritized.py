@@ -25,7 +25,7 @@ from torchrl.data.replay_buffers.storages import Storage
 
 from lit_gfs.buffers.ring import RingStorage
 from lit_gfs.buffers.sum_tree import SumTree
-from lit_gfs.buffers.writer import RolloutReplay, RolloutWriter
+from lit_gfs.buffers.writer import RolloutReplay, RolloutWriter, unchanged
 from lit_gfs.utils.transfers import fetch
 
 _LEAST = 1e-6
@@ -188,10 +188,6 @@ def prioritized_replay_buffer(
         storage=storage,
         sampler=sampler,
         writer=RolloutWriter(),
-        collate_fn=_unchanged,
+        collate_fn=unchanged,
         batch_size=batch_size,
     )
-
-
-def _unchanged(batch: TensorDict) -> TensorDict:
-    return batch

@@ -84,10 +84,11 @@ def uniform_replay_buffer(storage: Storage, batch_size: int) -> ReplayBuffer:
         storage=storage,
         sampler=RandomSampler(),
         writer=RolloutWriter(),
-        collate_fn=_unchanged,
+        collate_fn=unchanged,
         batch_size=batch_size,
     )
 
 
-def _unchanged(batch: TensorDict) -> TensorDict:
+def unchanged(batch: TensorDict) -> TensorDict:
+    """Collate nothing: a storage of this package already returns a batch."""
     return batch
