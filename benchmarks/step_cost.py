@@ -63,8 +63,8 @@ from lit_gfs.callbacks import (
     WeightProjection,
 )
 from lit_gfs.envs import EnvSpec
-from lit_gfs.gradients.loss_terms import own_training_step
 from lit_gfs.networks import PlainTrunk
+from lit_gfs.steps.loss_terms import own_training_step
 from lit_gfs.utils.library_noise import silence_library_noise
 
 ACTIONS = 6

@@ -22,7 +22,7 @@ class AdamResets(ResetIntervention):
     Adam's moments are averages over thousands of gradients. After a new target network, a new rollout or new
     labels these belong to another objective; see `lit_gfs.optim.moments.reset_adam_` for the two remedies.
     The agents of this package announce such changes. Any LightningModule or datamodule can do so with
-    `lit_gfs.gradients.objective_shift.announce_objective_shift`. Resets are no changes of the objective, so
+    `lit_gfs.steps.objective_shift.announce_objective_shift`. Resets are no changes of the objective, so
     none is announced.
 
     It writes ``intervention/<name>/resets``, the number of resets so far.

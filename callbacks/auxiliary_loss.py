@@ -12,10 +12,10 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.named_callback import NamedCallback
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.gradients.loss_terms import LossTerms
-from lit_gfs.gradients.step_guard import require_whole_gradients
 from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.metrics.recorded_means import RecordedMeans
+from lit_gfs.steps.loss_terms import LossTerms
+from lit_gfs.steps.step_guard import require_whole_gradients
 
 
 class AuxiliaryLoss(NamedCallback):

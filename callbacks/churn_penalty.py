@@ -14,9 +14,9 @@ from typing_extensions import override
 from lit_gfs.callbacks.auxiliary_loss import AuxiliaryLoss
 from lit_gfs.errors import require_between
 from lit_gfs.functional.auxiliary_losses import mean_squared_change
-from lit_gfs.gradients.parameter_snapshot import ParameterSnapshot
-from lit_gfs.gradients.second_pass import policy_outputs
 from lit_gfs.metrics.module_protocol import observations_of, optimized_parameters, require_policy_features
+from lit_gfs.steps.parameter_snapshot import ParameterSnapshot
+from lit_gfs.steps.second_pass import policy_outputs
 from lit_gfs.utils.ranks import gather
 from lit_gfs.utils.transfers import send
 

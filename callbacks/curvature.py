@@ -21,10 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from lit_gfs.errors import UserError
-from lit_gfs.gradients.loss_terms import own_training_step
 from lit_gfs.metrics.curvature import hutchinson_trace, largest_eigenvalue, loss_gradients
 from lit_gfs.metrics.module_protocol import trained_parameters, write_scalars
 from lit_gfs.metrics.pace import Interval, Pace, interval_in
+from lit_gfs.steps.loss_terms import own_training_step
 
 
 class CurvatureMonitor(Callback):

@@ -12,8 +12,6 @@ from typing_extensions import override
 from lit_gfs.callbacks.auxiliary_loss import AuxiliaryLoss
 from lit_gfs.errors import UserError
 from lit_gfs.functional.auxiliary_losses import mean_squared_change
-from lit_gfs.gradients.parameter_snapshot import ParameterSnapshot
-from lit_gfs.gradients.second_pass import run_aside
 from lit_gfs.metrics.feature_recorder import FeatureRecorder, last_activation
 from lit_gfs.metrics.module_protocol import (
     observations_of,
@@ -22,6 +20,8 @@ from lit_gfs.metrics.module_protocol import (
     policy_head,
     require_policy_features,
 )
+from lit_gfs.steps.parameter_snapshot import ParameterSnapshot
+from lit_gfs.steps.second_pass import run_aside
 
 
 class FeatureRegularization(AuxiliaryLoss):
@@ -33,7 +33,7 @@ class FeatureRegularization(AuxiliaryLoss):
     pass without gradients, in evaluation mode.
 
     The earlier parameters are those of the last shift of the objective that was announced
-    (`lit_gfs.gradients.objective_shift`), or of the first step. PPO and PQN announce each rollout before they
+    (`lit_gfs.steps.objective_shift`), or of the first step. PPO and PQN announce each rollout before they
     collect it, so they are the parameters of the policy that acted. DQN announces a copy to its target
     network, and a classifier its new labels. They are part of the checkpoint.
 

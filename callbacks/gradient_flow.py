@@ -15,8 +15,6 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.gradients.step_guard import unscale_gradients
-from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.figures import gradient_heat_map
 from lit_gfs.metrics.gradient_flow import max_min_ratio
 from lit_gfs.metrics.gradient_probe import GradientProbe, probes_for
@@ -25,6 +23,8 @@ from lit_gfs.metrics.module_protocol import layers_of, trains_policy, x_axis
 from lit_gfs.metrics.norm_history import NormHistory
 from lit_gfs.metrics.pace import Interval, Pace, interval_in
 from lit_gfs.metrics.unit_gradients import total_share
+from lit_gfs.steps.step_guard import unscale_gradients
+from lit_gfs.steps.step_witness import StepWitness
 
 _TOLERANCE = 1e-5
 """Relative rounding error between two norms of the same gradient."""

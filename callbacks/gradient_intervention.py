@@ -18,12 +18,12 @@ from lit_gfs.callbacks.nan_guard import NaNGuard
 from lit_gfs.errors import UserError
 from lit_gfs.gradients import LayerwiseScaling
 from lit_gfs.gradients.optimizer_scaling import OptimizerScaling
-from lit_gfs.gradients.step_guard import forget_skip, require_whole_gradients, unscale_gradients
-from lit_gfs.gradients.step_skipper import MOST_UNREAD, StepSkipper
-from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.layer_scalars import write_measurement
 from lit_gfs.metrics.module_protocol import layers_of, trained_parameters
+from lit_gfs.steps.step_guard import forget_skip, require_whole_gradients, unscale_gradients
+from lit_gfs.steps.step_skipper import MOST_UNREAD, StepSkipper
+from lit_gfs.steps.step_witness import StepWitness
 
 
 class GradientIntervention(NamedCallback):

@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.auxiliary_loss import AuxiliaryLoss
 from lit_gfs.functional.auxiliary_losses import squared_distance
-from lit_gfs.gradients.parameter_snapshot import ParameterSnapshot
 from lit_gfs.metrics.module_protocol import optimized_parameters
+from lit_gfs.steps.parameter_snapshot import ParameterSnapshot
 
 
 class L2Init(AuxiliaryLoss):

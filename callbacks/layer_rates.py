@@ -8,11 +8,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lit_gfs.errors import UserError
-from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.metrics.module_protocol import example_of, trained_parameters, write_scalars
 from lit_gfs.networks.layers import own_parameters
 from lit_gfs.optim.layer_positions import is_matrix, layer_positions
 from lit_gfs.optim.layer_rates import Rule, check_rule, rate_factors, scale_rates_
+from lit_gfs.steps.skipped_steps import listed
 
 
 class LayerwiseLearningRates(Callback):

@@ -18,13 +18,13 @@ from lit_gfs.callbacks.reset_intervention import (
 )
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.gradients.objective_shift import announce_initialization, announce_objective_shift
-from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.metrics.module_protocol import example_of, layers_of, unit_of, x_axis
 from lit_gfs.optim.kron import Kron
 from lit_gfs.optim.layer_positions import last_layers
 from lit_gfs.optim.moments import forget_
 from lit_gfs.plasticity.fresh_weights import can_redraw
+from lit_gfs.steps.objective_shift import announce_initialization, announce_objective_shift
+from lit_gfs.steps.skipped_steps import listed
 
 
 class LayerResets(ResetIntervention):

@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_gfs.errors import TrainingDiverged, UserError, require_between
-from lit_gfs.gradients.skipped_steps import SkippedSteps, listed, nonfinite_weights
-from lit_gfs.gradients.step_guard import forget_skip, require_whole_gradients
-from lit_gfs.gradients.step_skipper import MOST_UNREAD, StepSkipper
-from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.module_protocol import is_log_step, unit_of, write_scalars, x_axis
+from lit_gfs.steps.skipped_steps import SkippedSteps, listed, nonfinite_weights
+from lit_gfs.steps.step_guard import forget_skip, require_whole_gradients
+from lit_gfs.steps.step_skipper import MOST_UNREAD, StepSkipper
+from lit_gfs.steps.step_witness import StepWitness
 
 
 class NaNGuard(Callback):

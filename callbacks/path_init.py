@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 from typing_extensions import override
 
-from lit_gfs.gradients.objective_shift import announce_initialization
-from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.init import Branching, PathReport, path_sensitive_
 from lit_gfs.metrics.module_protocol import example_input, write_scalars
+from lit_gfs.steps.objective_shift import announce_initialization
+from lit_gfs.steps.skipped_steps import listed
 
 
 class PathSensitiveInit(Callback):

@@ -12,11 +12,11 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.unit_resets import UnitResets
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
-from lit_gfs.gradients.step_guard import unscale_gradients
-from lit_gfs.gradients.step_witness import StepWitness
 from lit_gfs.metrics.module_protocol import trained_parameters
 from lit_gfs.metrics.unit_gradients import gradient_scores
 from lit_gfs.plasticity.unit_layers import UnitLayer
+from lit_gfs.steps.step_guard import unscale_gradients
+from lit_gfs.steps.step_witness import StepWitness
 
 
 class ReGraMa(UnitResets):

@@ -8,9 +8,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lit_gfs.callbacks.weight_rule import WeightRuleIntervention
-from lit_gfs.gradients.objective_shift import announce_initialization
 from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.plasticity import static_sparsity as algorithm
+from lit_gfs.steps.objective_shift import announce_initialization
 from lit_gfs.utils.seeding import run_seed
 
 

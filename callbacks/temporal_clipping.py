@@ -24,7 +24,7 @@ class TemporalGradientClipping(GradientIntervention):
     objective itself may change: DQN synchronizes its target network, PPO or PQN collects a new rollout, or
     labels are shuffled. The statistics are then re-opened, so a legitimate jump does not count as a spike.
     The agents of this package and `LabelShuffleDataModule` announce such changes. Any LightningModule or
-    datamodule can do so with `lit_gfs.gradients.objective_shift.announce_objective_shift`.
+    datamodule can do so with `lit_gfs.steps.objective_shift.announce_objective_shift`.
 
     It writes below ``intervention/<name>/``: ``clipped_layers``, the share of clipped layers per step;
     ``scale``, the mean factor. With ``per_layer`` it also writes ``clipped/<layer>``, the share of steps in

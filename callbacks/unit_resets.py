@@ -16,12 +16,12 @@ from lit_gfs.callbacks.reset_intervention import (
 )
 from lit_gfs.callbacks.weight_intervention import SteppedLayers
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.gradients.skipped_steps import listed
 from lit_gfs.metrics.module_protocol import example_of, layers_of
 from lit_gfs.optim.moments import reset_moments_
 from lit_gfs.plasticity.fresh_weights import can_redraw
 from lit_gfs.plasticity.unit_layers import UnitLayer, UnitMap, map_units
 from lit_gfs.plasticity.unit_resets import reset_units_
+from lit_gfs.steps.skipped_steps import listed
 
 
 class UnitResets(ResetIntervention):

@@ -16,10 +16,10 @@ from typing_extensions import override
 
 from lit_gfs.callbacks.named_callback import NamedCallback
 from lit_gfs.errors import UserError
-from lit_gfs.gradients.step_guard import require_whole_gradients
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.module_protocol import layers_of, trained_parameters, write_scalars
 from lit_gfs.plasticity.taken_steps import has_gradients, skip_flag, undone_where
+from lit_gfs.steps.step_guard import require_whole_gradients
 
 
 @dataclass

@@ -12,12 +12,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_gfs.errors import UserError, require_between
-from lit_gfs.gradients.step_guard import require_whole_gradients
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.layer_scalars import write_measurement
 from lit_gfs.metrics.module_protocol import layers_of
 from lit_gfs.metrics.pace import Interval, Pace, interval_in
 from lit_gfs.metrics.weight_statistics import weight_statistics
+from lit_gfs.steps.step_guard import require_whole_gradients
 
 _TAGS = {
     "norm": "norm",

@@ -19,12 +19,12 @@ from lit_gfs.datamodules.shuffled_labels import (
 )
 from lit_gfs.envs import EnvSpec
 from lit_gfs.errors import UserError, require_one_of, require_positive
-from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.runs.trainer_checks import (
     require_evaluation_between_epochs,
     require_precision,
     require_whole_passes,
 )
+from lit_gfs.steps.objective_shift import announce_objective_shift
 from lit_gfs.utils.given_arguments import RemembersArguments
 from lit_gfs.utils.ranks import gather
 from lit_gfs.utils.seeding import generator_states, run_seed, set_generator_states

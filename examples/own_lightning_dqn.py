@@ -37,7 +37,7 @@ from lit_gfs.callbacks import (
     PathSensitiveInit,
     TemporalGradientClipping,
 )
-from lit_gfs.gradients.objective_shift import announce_objective_shift
+from lit_gfs.steps.objective_shift import announce_objective_shift
 
 Transition = tuple[np.ndarray, int, np.float32, np.ndarray, bool]
 

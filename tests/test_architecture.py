@@ -19,6 +19,7 @@ ORDER = (
     ("envs", "networks"),
     ("functional", "buffers", "metrics"),
     ("gradients", "init", "optim", "plasticity", "collectors"),
+    ("steps",),
     ("runs",),
     ("callbacks",),
     ("agents", "datamodules", "configs"),

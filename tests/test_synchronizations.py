@@ -33,7 +33,7 @@ WITH_A_TARGET_KL = "lit_gfs.agents.ppo.PPO._is_beyond"
 WHERE_SOMETHING_IS_WRITTEN = {
     "lit_gfs.metrics.recorded_means.RecordedMeans.take": "means of the record",
     "lit_gfs.agents.ppo.PPO.schedule_values": "the standard deviation of continuous actions",
-    "lit_gfs.gradients.step_skipper.StepSkipper.read": "which steps were skipped",
+    "lit_gfs.steps.step_skipper.StepSkipper.read": "which steps were skipped",
     "lit_gfs.callbacks.gradient_intervention.GradientIntervention._write": "factors of an intervention",
     "lit_gfs.callbacks.weight_intervention.WeightIntervention._write": "what changes of weights return",
     "lit_gfs.callbacks.reset_intervention.ResetIntervention.fresh_weights": "an initialization",

@@ -18,7 +18,6 @@ from lit_gfs.callbacks.ema_weights import EMAWeights
 from lit_gfs.callbacks.metric_writer import MetricWriter
 from lit_gfs.envs import EnvSpec
 from lit_gfs.gradients.global_norm import clip_global_norm
-from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.metrics.module_protocol import write_scalars
 from lit_gfs.metrics.recorded_means import RecordedMeans
 from lit_gfs.networks import EncoderFactory, Initialization, PlainTrunk, TrunkFactory, numbered_layers
@@ -26,6 +25,7 @@ from lit_gfs.optim.factory import OptimizerFactory
 from lit_gfs.optim.layer_rates import base_rate
 from lit_gfs.runs.exact_resume import ExactResume
 from lit_gfs.runs.resume_checks import require_same_class
+from lit_gfs.steps.objective_shift import announce_objective_shift
 from lit_gfs.utils.cuda_graphs import CannotCapture
 from lit_gfs.utils.given_arguments import RemembersArguments
 from lit_gfs.utils.lightning_overhead import LeanModule, drop_empty_hooks, remember_batch_hooks

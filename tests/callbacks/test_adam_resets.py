@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks import AdamResets, LayerResets
 from lit_gfs.errors import UserError
-from lit_gfs.gradients.objective_shift import announce_objective_shift
+from lit_gfs.steps.objective_shift import announce_objective_shift
 from support.intervened import fit
 from support.probed import Chain, sgd
 from support.training import MakeTrainer, replay_data, rollout_data, weights

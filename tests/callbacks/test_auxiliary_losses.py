@@ -26,7 +26,7 @@ from lit_gfs.callbacks import (
 )
 from lit_gfs.errors import UserError
 from lit_gfs.functional.auxiliary_losses import isotropy_penalty, parseval_penalty, unit_directions
-from lit_gfs.gradients.objective_shift import announce_objective_shift
+from lit_gfs.steps.objective_shift import announce_objective_shift
 from lit_gfs.utils.seeding import derive_seed
 from support.accelerator import ACCELERATOR
 from support.auxiliary import FeatureNet, fit

@@ -445,7 +445,7 @@ def test_a_step_reads_nothing_from_the_device_and_a_log_step_does(fused: bool) -
 
 @pytest.mark.filterwarnings("ignore:nan_guard")
 def test_what_is_read_late_is_accounted_for_in_order() -> None:
-    from lit_gfs.gradients.skipped_steps import Step
+    from lit_gfs.steps.skipped_steps import Step
 
     module, guard = make_net(), NaNGuard(patience=3)
     parameters = [module.first.weight, module.middle.weight]

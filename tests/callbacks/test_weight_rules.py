@@ -31,7 +31,6 @@ from lit_gfs.callbacks import (
 from lit_gfs.callbacks.named import INTERVENTIONS, in_order, key_of
 from lit_gfs.callbacks.weight_rule import WeightRuleIntervention
 from lit_gfs.errors import UserError
-from lit_gfs.gradients.objective_shift import announce_objective_shift
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.module_protocol import layers_of
 from lit_gfs.networks import NoisyLinear
@@ -40,6 +39,7 @@ from lit_gfs.plasticity.pull_to_init import PullToInit as PullRule
 from lit_gfs.plasticity.update_normalization import UpdateNormalization as NormalizationRule
 from lit_gfs.plasticity.update_rule import UpdateRule
 from lit_gfs.plasticity.weight_rule import named_weights
+from lit_gfs.steps.objective_shift import announce_objective_shift
 from support.intervened import Net, fit, make_net
 from support.training import quiet_trainer, regression_batches, weights
 

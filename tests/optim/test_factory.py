@@ -9,9 +9,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lit_gfs.gradients.step_guard import can_skip_exactly
 from lit_gfs.optim import Kron
 from lit_gfs.optim.factory import make_optimizer
+from lit_gfs.steps.step_guard import can_skip_exactly
 
 
 def steps(optimizer: torch.optim.Optimizer) -> None:

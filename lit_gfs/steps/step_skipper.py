@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_gfs.gradients.finiteness import all_finite, nonfinite_tensors
-from lit_gfs.gradients.skipped_steps import SkippedSteps, Step, owners, source_of_skip
-from lit_gfs.gradients.step_guard import loss_scaler, skip_step_where, unscale_gradients
 from lit_gfs.metrics.module_protocol import trained_parameters, unit_of, x_axis
+from lit_gfs.steps.skipped_steps import SkippedSteps, Step, owners, source_of_skip
+from lit_gfs.steps.step_guard import loss_scaler, skip_step_where, unscale_gradients
 
 MOST_UNREAD = 50
 """Number of unread steps on a device other than the CPU after which the host should read their flags."""

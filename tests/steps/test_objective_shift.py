@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_gfs.agents import DQN, PPO
 from lit_gfs.callbacks import TemporalGradientClipping
-from lit_gfs.gradients.objective_shift import announce_objective_shift
+from lit_gfs.steps.objective_shift import announce_objective_shift
 from support.training import replay_data, rollout_data
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gfs.gradients.step_guard import forget_skip, skip_step_where
+from lit_gfs.steps.step_guard import forget_skip, skip_step_where
 
 
 class OnDevice:

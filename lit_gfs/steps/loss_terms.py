@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_gfs.errors import UserError, nearest
-from lit_gfs.gradients.second_pass import is_compiled, uncompiled
 from lit_gfs.metrics.feature_recorder import FeatureRecorder, last_activation
 from lit_gfs.metrics.gradient_flow import parameters_by_layer
 from lit_gfs.metrics.module_protocol import (
@@ -24,6 +23,7 @@ from lit_gfs.metrics.module_protocol import (
     trained_parameters,
     trains_policy,
 )
+from lit_gfs.steps.second_pass import is_compiled, uncompiled
 
 INPUTS = ("module", "batch", "outputs", "parameters", "features", "pre_activations")
 """Everything that a term may ask for, by the names of its arguments."""

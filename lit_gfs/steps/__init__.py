@@ -1,0 +1,1 @@
+"""What surrounds an optimizer step under Lightning: guards, terms of a loss, announcements."""
