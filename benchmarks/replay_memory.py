@@ -24,7 +24,8 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from tensordict import TensorDict
 
-from lit_gfs.buffers.frame_stacks import frame_replay_buffer
+from lit_gfs.buffers.frame_stacks import FrameStackStorage
+from lit_gfs.buffers.writer import uniform_replay_buffer
 
 STACK = 4
 
@@ -122,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     num_envs, batch_size = arguments.num_envs, arguments.batch_size
-    buffer = frame_replay_buffer(arguments.transitions, num_envs, batch_size)
+    buffer = uniform_replay_buffer(FrameStackStorage(arguments.transitions, num_envs), batch_size)
     # One more round than fits, so that the rings wrap.
     steps = arguments.transitions // num_envs * 21 // 20
     played = min(arguments.played // num_envs, steps)
