@@ -17,7 +17,7 @@ from lit_gfs.networks import PlainTrunk
 from support.fakes import Records
 from support.specs import continuous_spec, discrete_spec
 from support.training import MakeTrainer, weights
-from support.transitions import continuous_batch
+from support.transitions import assert_standardizes, continuous_batch
 
 SPEC = continuous_spec(low=(-1.0, 0.0), high=(3.0, 1.0))
 LOW, HIGH = torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 1.0])
@@ -62,21 +62,8 @@ def test_targets_take_the_smaller_value_of_a_noisy_action() -> None:
 
 
 def test_acting_and_learning_see_standardized_observations() -> None:
-    agent, plain, batch = make_agent(normalize_observation=True), make_agent(), continuous_batch(SPEC)
-    assert agent.observation_norm is not None
-    agent.observation_norm.observe(7 + 3 * torch.randn(50, 3))
-    agent.observation_norm.commit()
-    standardized = batch.clone()
-    for each in (standardized, standardized["next"]):
-        each["observation"] = agent.observation_norm(each["observation"])
-
-    def outcomes(agent: TD3, batch: TensorDict) -> list[Tensor]:
-        torch.manual_seed(3)
-        explored = agent.collection_policy().function(batch["observation"], 0.0)
-        greedy = agent.eval_policy().function(batch["observation"])
-        return [agent.loss(batch), explored["action"], greedy["action"]]
-
-    torch.testing.assert_close(outcomes(agent, batch), outcomes(plain, standardized))
+    agent, plain = make_agent(normalize_observation=True), make_agent()
+    assert_standardizes(agent, plain, continuous_batch(SPEC))
 
 
 def test_ddpg_is_the_case_of_one_critic_without_delay_and_noise() -> None:
